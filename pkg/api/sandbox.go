@@ -1,0 +1,347 @@
+package api
+
+import "time"
+
+// SpawnRequest asks for a new sandbox. It is a closed schema: a field that is
+// not named here is an error.
+type SpawnRequest struct {
+	// Name is what people call the sandbox: 1 to 63 of [a-z0-9-], starting
+	// with a letter or digit. Unique among the caller's sandboxes. Generated when empty.
+	Name string `json:"name,omitempty"`
+
+	// Agent is the name of the agent the sandbox belongs to: same form as
+	// Name. "default" when empty.
+	Agent string `json:"agent,omitempty"`
+
+	// Profile names the isolation profile. "default" when empty.
+	Profile string `json:"profile,omitempty"`
+
+	// Image is a reference that was imported before, or its digest.
+	// The profile's image when empty.
+	Image string `json:"image,omitempty"`
+
+	// Command is the main command and its arguments. When it exits, the
+	// sandbox ends. When empty the sandbox stays, waiting for execs.
+	Command []string `json:"command,omitempty"`
+
+	// Env is added to the fixed minimum environment of every process.
+	Env map[string]string `json:"env,omitempty"`
+
+	// Workdir is where commands start: an absolute path in the sandbox.
+	// The first mount's target when empty, else the agent's home.
+	Workdir string `json:"workdir,omitempty"`
+
+	// TTY gives the main command a terminal.
+	TTY bool `json:"tty,omitempty"`
+
+	// Stdin keeps the main command's standard input open for attach.
+	// Otherwise it is /dev/null.
+	Stdin bool `json:"stdin,omitempty"`
+
+	// Mounts are host directories to show in the sandbox.
+	Mounts []Mount `json:"mounts,omitempty"`
+
+	// Limits override the profile's, downward or up to the profile's maximum.
+	Limits Limits `json:"limits,omitzero"`
+
+	// Rootfs is "readonly" or "ephemeral" (writable, discarded, at most
+	// Limits.Disk bytes). The profile's when empty.
+	Rootfs string `json:"rootfs,omitempty"`
+
+	// Network is "none": the sandbox has its own namespace with lo only.
+	Network string `json:"network,omitempty"`
+
+	// Runtime is "crun" or "runc". The daemon's default when empty.
+	Runtime string `json:"runtime,omitempty"`
+
+	// Labels are kept with the sandbox; creel does not interpret them.
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// Remove removes the sandbox when it has ended.
+	Remove bool `json:"remove,omitempty"`
+
+	// Timeout ends the main command after this long (exit 124, reason
+	// "timeout"). None when zero.
+	Timeout Duration `json:"timeout,omitzero"`
+
+	// Trace asks for the time each launch step took.
+	Trace bool `json:"trace,omitempty"`
+}
+
+// Mount is a host directory shown in the sandbox, nosuid and nodev, with the
+// caller's files owned by the agent.
+type Mount struct {
+	// Source is the host path, for display; the directory itself is FD.
+	Source string `json:"source"`
+
+	// FD is the index of the descriptor, among those sent with the request's
+	// bytes by SCM_RIGHTS, that is the directory. Required: creeld opens no
+	// path for a caller.
+	FD *int `json:"fd,omitempty"`
+
+	// Target is the absolute path in the sandbox.
+	Target string `json:"target"`
+
+	// ReadOnly refuses writes. Required to be true for a directory that host uid 0 owns.
+	ReadOnly bool `json:"readonly,omitempty"`
+}
+
+// Limits are what a sandbox may use. A zero field means the profile's value.
+type Limits struct {
+	// Memory is in bytes; swap is never added.
+	Memory Size `json:"memory,omitzero" toml:"memory"`
+	// CPUs is in processors: 1.5 is 150 ms of every 100 ms.
+	CPUs float64 `json:"cpus,omitzero" toml:"cpus"`
+	// Pids is the number of tasks (processes and threads).
+	Pids int64 `json:"pids,omitzero" toml:"pids"`
+	// Files is the number of open files per process.
+	Files int64 `json:"files,omitzero" toml:"files"`
+	// Disk is the bytes of the writable root (rootfs "ephemeral").
+	Disk Size `json:"disk,omitzero" toml:"disk"`
+	// Tmp is the bytes of all tmpfs mounts together; at most half of Memory.
+	Tmp Size `json:"tmp,omitzero" toml:"tmp"`
+	// IOWeight is the block I/O weight, 1 to 1000 (100 is neutral).
+	IOWeight int64 `json:"io_weight,omitzero" toml:"io_weight"`
+	// OutputRate is the bytes per second of output, averaged over 10 s,
+	// above which the sandbox ends with reason "output".
+	OutputRate Size `json:"output_rate,omitzero" toml:"output_rate"`
+	// TTL ends the sandbox this long after its start, reason "ttl".
+	TTL Duration `json:"ttl,omitzero" toml:"ttl"`
+	// Idle is how long a sandbox may be without exec, client and work.
+	Idle Duration `json:"idle,omitzero" toml:"idle"`
+	// OnIdle is "pause" or "stop" (reason "idle").
+	OnIdle string `json:"on_idle,omitempty" toml:"on_idle"`
+}
+
+// State is where a sandbox is in its life.
+type State string
+
+// The states; pkg/launcher has the table of moves.
+const (
+	StateCreating State = "creating"
+	StateRunning  State = "running"
+	StatePaused   State = "paused"
+	StateStopping State = "stopping"
+	StateStopped  State = "stopped"
+	StateRemoving State = "removing"
+	// StateUnknown is a sandbox whose clean-up failed; reconcile retries.
+	StateUnknown State = "unknown"
+)
+
+// Reason says what ended a sandbox or an exec. It comes from kernel files and
+// the daemon's clock, never from the sandbox.
+type Reason string
+
+// The reasons.
+const (
+	ReasonExited  Reason = "exited"  // the command ended by itself
+	ReasonStopped Reason = "stopped" // a caller asked
+	ReasonKilled  Reason = "killed"  // a caller asked for SIGKILL
+	ReasonOOM     Reason = "oom"
+	ReasonTTL     Reason = "ttl"
+	ReasonIdle    Reason = "idle"
+	ReasonOutput  Reason = "output"
+	ReasonTimeout Reason = "timeout" // the command's own --timeout
+	ReasonLost    Reason = "lost"    // its client went away
+	ReasonDied    Reason = "died"    // PID 1 ended unasked
+	ReasonDrift   Reason = "drift"   // isolation was found changed
+)
+
+// Sandbox is what the daemon knows of a sandbox.
+type Sandbox struct {
+	ID          string            `json:"id"` // 20 of [a-z2-7]
+	Name        string            `json:"name"`
+	Agent       string            `json:"agent"`
+	Profile     string            `json:"profile"`
+	Image       string            `json:"image"`
+	ImageDigest string            `json:"image_digest"`
+	Runtime     string            `json:"runtime"`
+	Rootfs      string            `json:"rootfs"`
+	Network     string            `json:"network"`
+	State       State             `json:"state"`
+	Reason      Reason            `json:"reason,omitempty"`
+	ExitCode    *int              `json:"exit_code,omitempty"` // 128+n for signal n
+	Command     []string          `json:"command,omitempty"`
+	Workdir     string            `json:"workdir"`
+	TTY         bool              `json:"tty,omitempty"`
+	Stdin       bool              `json:"stdin,omitempty"`
+	Mounts      []Mount           `json:"mounts,omitempty"`
+	Limits      Limits            `json:"limits"`
+	LimitsHit   map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, files, memory
+	Labels      map[string]string `json:"labels,omitempty"`
+	Caller      Caller            `json:"caller"`
+	PID         int               `json:"pid,omitempty"` // PID 1's pid on the host
+	HostUID     uint32            `json:"host_uid"`      // first host uid of the 65,536
+	Created     time.Time         `json:"created"`
+	Started     time.Time         `json:"started,omitzero"`
+	Ended       time.Time         `json:"ended,omitzero"`
+	Execs       int               `json:"execs"` // running now
+	Problem     string            `json:"problem,omitempty"`
+}
+
+// Caller is what the kernel said of the process that connected.
+type Caller struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// SpawnResult answers a spawn. The sandbox runs and is proven.
+type SpawnResult struct {
+	Sandbox  Sandbox  `json:"sandbox"`
+	Evidence Evidence `json:"evidence"`
+	Trace    []Step   `json:"trace,omitempty"`
+}
+
+// Step is one part of a launch and what it took.
+type Step struct {
+	Name  string  `json:"name"`
+	Start float64 `json:"start_ms"` // since the request was read
+	Took  float64 `json:"took_ms"`
+}
+
+// Evidence is what was read back from the kernel of one sandbox.
+type Evidence struct {
+	Sandbox  string    `json:"sandbox"`
+	Taken    time.Time `json:"taken"`
+	Why      string    `json:"why"` // spawn, reconcile, timer, request
+	OK       bool      `json:"ok"`
+	Controls []Control `json:"controls"`
+	// Weaker lists, in plain words, what this host cannot enforce.
+	Weaker []string `json:"weaker,omitempty"`
+}
+
+// Control is one promise: what was expected and what the kernel said.
+type Control struct {
+	Name     string `json:"name"` // e.g. "namespace.user", "seccomp.filter"
+	Expected string `json:"expected"`
+	Observed string `json:"observed"`
+	OK       bool   `json:"ok"`
+}
+
+// ExecRequest runs a command in a running sandbox.
+type ExecRequest struct {
+	Command []string          `json:"command"`
+	Env     map[string]string `json:"env,omitempty"`
+	Workdir string            `json:"workdir,omitempty"`
+	TTY     bool              `json:"tty,omitempty"`
+	Cols    uint16            `json:"cols,omitempty"`
+	Rows    uint16            `json:"rows,omitempty"`
+	Stdin   bool              `json:"stdin,omitempty"`
+	Timeout Duration          `json:"timeout,omitzero"`
+	// IO is "fds" (the daemon sends pipe ends by SCM_RIGHTS) or "framed". "framed" when empty.
+	IO string `json:"io,omitempty"`
+}
+
+// ExecResult is how a command ended.
+type ExecResult struct {
+	ID        string           `json:"id"`
+	ExitCode  int              `json:"exit_code"` // 128+n for signal n, 126 and 127 as shells, 124 timed out
+	Signal    int              `json:"signal,omitempty"`
+	Reason    Reason           `json:"reason"`
+	LimitsHit map[string]int64 `json:"limits_hit,omitempty"`
+	Error     string           `json:"error,omitempty"` // why it did not start
+	Took      Duration         `json:"took"`
+}
+
+// WaitResult is how a sandbox ended.
+type WaitResult struct {
+	ID        string           `json:"id"`
+	State     State            `json:"state"`
+	Reason    Reason           `json:"reason"`
+	ExitCode  int              `json:"exit_code"`
+	LimitsHit map[string]int64 `json:"limits_hit,omitempty"`
+}
+
+// StopRequest asks PID 1's main command to end, then kills.
+type StopRequest struct {
+	// Grace is how long to wait between SIGTERM and SIGKILL. 10s when absent.
+	Grace *Duration `json:"grace,omitempty"`
+}
+
+// KillRequest sends a signal to the main command (or, for KILL, ends all).
+type KillRequest struct {
+	// Signal is a name without SIG ("TERM") or a number. "KILL" when empty.
+	Signal string `json:"signal,omitempty"`
+}
+
+// Stats is what a sandbox uses now.
+type Stats struct {
+	ID            string    `json:"id"`
+	Name          string    `json:"name"`
+	Read          time.Time `json:"read"`
+	MemoryBytes   int64     `json:"memory_bytes"`
+	MemoryLimit   int64     `json:"memory_limit"`
+	MemoryPeak    int64     `json:"memory_peak"`
+	CPUSeconds    float64   `json:"cpu_seconds"`
+	ThrottledSecs float64   `json:"cpu_throttled_seconds"`
+	Pids          int64     `json:"pids"`
+	PidsLimit     int64     `json:"pids_limit"`
+	IOReadBytes   int64     `json:"io_read_bytes"`
+	IOWriteBytes  int64     `json:"io_write_bytes"`
+	OOMKills      int64     `json:"oom_kills"`
+}
+
+// FileInfo describes a file in a sandbox, as the agent sees it.
+type FileInfo struct {
+	Name    string    `json:"name"`
+	Size    int64     `json:"size"`
+	Mode    uint32    `json:"mode"` // permission bits
+	Type    string    `json:"type"` // file, dir, symlink, other
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	ModTime time.Time `json:"mod_time"`
+	Target  string    `json:"target,omitempty"` // of a symlink
+}
+
+// Image is an imported image.
+type Image struct {
+	Ref     string    `json:"ref"`
+	Digest  string    `json:"digest"`
+	Size    int64     `json:"size"` // unpacked bytes
+	Created time.Time `json:"created"`
+}
+
+// Event is one thing that happened.
+type Event struct {
+	Seq     uint64            `json:"seq"`
+	Time    time.Time         `json:"time"`
+	Type    string            `json:"type"` // e.g. sandbox.started, exec.ended, evidence.drift
+	Sandbox string            `json:"sandbox,omitempty"`
+	Name    string            `json:"name,omitempty"`
+	Fields  map[string]string `json:"fields,omitempty"`
+}
+
+// Version names the daemon and what it drives.
+type Version struct {
+	Creel      string `json:"creel"`
+	API        string `json:"api"` // "v1"
+	Go         string `json:"go"`
+	Kernel     string `json:"kernel"`
+	Containerd string `json:"containerd"`
+	Runtime    string `json:"runtime"`         // default runtime's name
+	RuntimeVer string `json:"runtime_version"` // and version
+	Cgroup     string `json:"cgroup"`          // v1 or v2
+}
+
+// Profile is a resolved isolation profile.
+type Profile struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Source      string `json:"source"` // embedded, or the file's path
+	TOML        string `json:"toml"`
+}
+
+// Check is one line of doctor.
+type Check struct {
+	Name   string `json:"name"`
+	Status string `json:"status"` // ok, weaker, missing, danger
+	Detail string `json:"detail"`
+	Cost   string `json:"cost,omitempty"` // what its absence costs
+	Fix    string `json:"fix,omitempty"`  // what to do
+}
+
+// Doctor is what the daemon sees of its host.
+type Doctor struct {
+	Checks    []Check  `json:"checks"`
+	Leftovers []string `json:"leftovers"`
+}

@@ -1,0 +1,106 @@
+// Package kerneltest lets a test say what it needs from the machine.
+//
+// A test that cannot run is skipped and names the need. A need that CI
+// promises (CREEL_TEST_REQUIRE, a comma-separated list of names) fails the
+// test instead: a skip must never look like a pass.
+package kerneltest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Need is a feature of the machine that a test depends on.
+type Need struct {
+	Name  string
+	Probe func() error // nil means the machine has it
+}
+
+// The needs known to this project.
+var (
+	Root = Need{"root", func() error {
+		if os.Geteuid() != 0 {
+			return errors.New("not running as root")
+		}
+		return nil
+	}}
+	// CgroupV1 and CgroupV2 are where the memory controller is.
+	CgroupV1 = Need{"cgroup-v1", func() error { return exists("/sys/fs/cgroup/memory/cgroup.procs") }}
+	CgroupV2 = Need{"cgroup-v2", func() error { return exists("/sys/fs/cgroup/cgroup.controllers") }}
+	// Systemd is systemd as PID 1.
+	Systemd = Need{"systemd", func() error { return exists("/run/systemd/system") }}
+	// IDMap is id-mapped mounts (mount_setattr, Linux 5.12).
+	IDMap = Need{"idmap", func() error {
+		if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); errors.Is(err, unix.ENOSYS) {
+			return errors.New("no mount_setattr(2)")
+		}
+		return nil
+	}}
+	// Bin is the directory of pinned binaries that "make tools" builds.
+	Bin = Need{"bin", func() error {
+		for _, b := range []string{"containerd", "containerd-shim-runc-v2", "crun", "runc"} {
+			if err := exists(filepath.Join(BinDir(), b)); err != nil {
+				return fmt.Errorf("%w; run \"make tools\"", err)
+			}
+		}
+		return nil
+	}}
+	// BaseImage is the agent image that "make image" builds.
+	BaseImage = Need{"base-image", func() error {
+		if err := exists(BaseImagePath()); err != nil {
+			return fmt.Errorf("%w; run \"make image\"", err)
+		}
+		return nil
+	}}
+)
+
+// BinDir is bin/ of this checkout, or CREEL_BIN.
+func BinDir() string {
+	if d := os.Getenv("CREEL_BIN"); d != "" {
+		return d
+	}
+	return filepath.Join(repo(), "bin")
+}
+
+// BaseImagePath is the OCI archive of the base agent image, or CREEL_BASE_IMAGE.
+func BaseImagePath() string {
+	if p := os.Getenv("CREEL_BASE_IMAGE"); p != "" {
+		return p
+	}
+	return filepath.Join(repo(), ".cache", "images", "base.oci.tar")
+}
+
+// Require skips the test if the machine lacks one of the needs, or fails it
+// if CREEL_TEST_REQUIRE promises that need.
+func Require(tb testing.TB, needs ...Need) {
+	tb.Helper()
+	promised := strings.Split(os.Getenv("CREEL_TEST_REQUIRE"), ",")
+	for _, n := range needs {
+		err := n.Probe()
+		switch {
+		case err == nil:
+		case slices.Contains(promised, n.Name):
+			tb.Fatalf("need %s is promised here: %v", n.Name, err)
+		default:
+			tb.Skipf("need %s: %v", n.Name, err)
+		}
+	}
+}
+
+func exists(path string) error {
+	_, err := os.Stat(path)
+	return err
+}
+
+func repo() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}

@@ -1,0 +1,71 @@
+// Package spec turns a resolved sandbox into an OCI runtime spec.
+//
+// It is pure: no I/O, no clock, no environment. The same sandbox always gives
+// the same spec, which is what the golden files under testdata compare; a
+// changed golden file is a security change and is reviewed as one.
+package spec
+
+import "github.com/creel-sandbox/creel/pkg/api"
+
+// Inside a sandbox.
+const (
+	// AgentUID and AgentGID are who the agent is, inside.
+	AgentUID = 1000
+	AgentGID = 1000
+	// RangeSize is the number of ids of each sandbox.
+	RangeSize = 65536
+	// InitPath is where creel-init is seen.
+	InitPath = "/dev/creel-init"
+	// Home is the agent's home directory.
+	Home = "/home/agent"
+
+	// MemoryReserve and PidsReserve are what the sandbox's cgroup may use
+	// beyond the agent's limits, so that PID 1 and a process that is being
+	// started are not in the way of an agent that uses all it may.
+	MemoryReserve = 8 << 20
+	PidsReserve   = 32
+)
+
+// Sandbox is a resolved, closed description of a sandbox: every default is
+// filled in, every limit checked. pkg/admission makes it.
+type Sandbox struct {
+	ID      string
+	HostUID uint32 // first host uid and gid of the range
+	Profile string
+	Runtime string // crun or runc
+
+	// CgroupsPath is the OCI cgroupsPath (cgroupfs driver).
+	CgroupsPath string
+	// NetNS is the path of the network namespace's file.
+	NetNS string
+	// InitSource is the host path of this sandbox's private copy of creel-init.
+	InitSource string
+
+	Hostname string
+	Limits   api.Limits
+	// ReadonlyRoot is false for rootfs "ephemeral".
+	ReadonlyRoot bool
+	// Mounts are staged directories: host path to bind, target inside.
+	Mounts []Mount
+	// Tmpfs are the sized tmpfs mounts.
+	Tmpfs []Tmpfs
+	// Devices says whether the host's cgroup can restrict devices.
+	MaskedPaths   []string
+	ReadonlyPaths []string
+}
+
+// Mount binds a staged tree.
+type Mount struct {
+	Source   string // under the daemon's run directory; already id-mapped
+	Target   string
+	ReadOnly bool
+}
+
+// Tmpfs is a sized tmpfs, nosuid and nodev.
+type Tmpfs struct {
+	Target string
+	Size   api.Size
+	Mode   uint32 // permission bits, sticky as 01777
+	Agent  bool   // owned by the agent rather than root inside
+	NoExec bool
+}
