@@ -49,9 +49,6 @@ type Sandbox struct {
 	Mounts []Mount
 	// Tmpfs are the sized tmpfs mounts.
 	Tmpfs []Tmpfs
-	// Devices says whether the host's cgroup can restrict devices.
-	MaskedPaths   []string
-	ReadonlyPaths []string
 }
 
 // Mount binds a staged tree.

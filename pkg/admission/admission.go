@@ -1,0 +1,300 @@
+// Package admission decides what a request becomes: one closed, resolved
+// sandbox with every default filled in, or an error that lists every mistake.
+//
+// It does no I/O. Nothing downstream reads the request again: what is not in
+// the result is not granted.
+package admission
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/spec"
+)
+
+// Bounds on a request. Together they keep every message to PID 1 below its
+// limit of 128 KiB.
+const (
+	maxArgs     = 4096
+	maxEnv      = 512
+	maxText     = 96 << 10 // bytes of arguments and environment together
+	maxLabels   = 64
+	maxLabelLen = 256
+	maxMounts   = 16
+	maxPath     = 1024
+)
+
+// Minimums below which an agent cannot start at all.
+const (
+	minMemory = 16 << 20
+	minPids   = 4
+	minFiles  = 64
+	minCPUs   = 0.01
+	minTmp    = 1 << 20
+)
+
+// Policy is what the daemon offers.
+type Policy struct {
+	Profiles       profile.Set
+	DefaultProfile string
+	DefaultRuntime string
+	Runtimes       []string
+}
+
+// Admitted is a request that may be launched.
+type Admitted struct {
+	Request api.SpawnRequest // with its defaults filled in
+	Profile *profile.Profile
+	Limits  api.Limits // resolved; no zero means "default" any more
+	Env     map[string]string
+	Tmpfs   []spec.Tmpfs
+}
+
+var (
+	nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	envRE  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,255}$`)
+	// imageRE is a reference as people type it: name[:tag][@digest].
+	imageRE = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9._/:@-]{0,255}$`)
+)
+
+// reserved are the paths no mount may cover or sit in: they are the kernel's,
+// creel's, or would change what the proof reads.
+var reserved = []string{"/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/boot"}
+
+// problems collects the mistakes of one request.
+type problems []api.Problem
+
+func (p *problems) add(field, value, format string, args ...any) {
+	*p = append(*p, api.Problem{Field: field, Value: clip(value), Want: fmt.Sprintf(format, args...)})
+}
+
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	e := api.Errorf(api.CodeInvalid, "the request has %d problem(s)", len(p))
+	e.Problems = p
+	return e
+}
+
+// clip keeps a wrong value from filling the answer.
+func clip(s string) string {
+	const most = 120
+	if len(s) <= most {
+		return s
+	}
+	for i := most; i > 0; i-- {
+		if utf8.RuneStart(s[i]) {
+			return s[:i] + "..."
+		}
+	}
+	return ""
+}
+
+// Resolve checks req against the profile it names. The error is an
+// *api.Error of class invalid_argument that lists every problem at once.
+func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
+	var ps problems
+	a := &Admitted{Request: req}
+	r := &a.Request
+	r.Profile = or(r.Profile, pol.DefaultProfile)
+	r.Agent = or(r.Agent, "default")
+	r.Runtime = or(r.Runtime, pol.DefaultRuntime)
+	r.Network = or(r.Network, "none")
+
+	p, err := pol.Profiles.Get(r.Profile)
+	if err != nil {
+		ps.add("profile", r.Profile, "one of %s", strings.Join(pol.Profiles.Names(), ", "))
+		return nil, ps.err() // without a profile nothing else can be judged
+	}
+	a.Profile = p
+	r.Image = or(r.Image, p.Image)
+	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
+
+	if r.Name != "" && !nameRE.MatchString(r.Name) {
+		ps.add("name", r.Name, "1 to 63 of a-z, 0-9 and -, starting with a letter or digit")
+	}
+	if !nameRE.MatchString(r.Agent) {
+		ps.add("agent", r.Agent, "1 to 63 of a-z, 0-9 and -, starting with a letter or digit")
+	}
+	if !imageRE.MatchString(r.Image) {
+		ps.add("image", r.Image, "a reference such as base, base:latest or sha256:…")
+	}
+	if !slices.Contains(pol.Runtimes, r.Runtime) {
+		ps.add("runtime", r.Runtime, "one of %s", strings.Join(pol.Runtimes, ", "))
+	}
+	if r.Network != "none" {
+		ps.add("network", r.Network, `"none"`)
+	}
+	if !slices.Contains(p.Rootfs, r.Rootfs) {
+		ps.add("rootfs", r.Rootfs, "one of %s in profile %s", strings.Join(p.Rootfs, ", "), p.Name)
+	}
+	checkLabels(&ps, r.Labels)
+	checkMounts(&ps, r.Mounts, p)
+	a.Limits = resolveLimits(&ps, r.Limits, p)
+	checkProcess(&ps, r.Command, r.Env, r.Workdir, len(r.Command) == 0)
+	if len(r.Command) == 0 {
+		for field, set := range map[string]bool{"tty": r.TTY, "stdin": r.Stdin, "timeout": r.Timeout != 0} {
+			if set {
+				ps.add(field, "", "only with a command")
+			}
+		}
+	}
+	if err := ps.err(); err != nil {
+		return nil, err
+	}
+	if r.Workdir == "" {
+		r.Workdir = spec.Home
+		if len(r.Mounts) > 0 {
+			r.Workdir = r.Mounts[0].Target
+		}
+	}
+	a.Env = Env(r.Env, r.TTY)
+	a.Tmpfs = spec.TmpfsOf(a.Limits.Tmp, r.Rootfs == "readonly")
+	return a, nil
+}
+
+// Exec checks an exec request; the error lists every problem.
+func Exec(req api.ExecRequest) error {
+	var ps problems
+	checkProcess(&ps, req.Command, req.Env, req.Workdir, false)
+	if req.IO != "" && req.IO != "fds" && req.IO != "framed" {
+		ps.add("io", req.IO, `"fds" or "framed"`)
+	}
+	return ps.err()
+}
+
+// Env is the whole environment of a process in a sandbox: a fixed minimum
+// and what the request adds. The image's environment and the daemon's are
+// never part of it.
+func Env(add map[string]string, tty bool) map[string]string {
+	env := map[string]string{
+		"PATH":    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME":    spec.Home,
+		"USER":    "agent",
+		"LOGNAME": "agent",
+		"SHELL":   "/bin/bash",
+		"LANG":    "C.UTF-8",
+	}
+	if tty {
+		env["TERM"] = "xterm-256color"
+	}
+	maps.Copy(env, add)
+	return env
+}
+
+func checkLabels(ps *problems, labels map[string]string) {
+	if len(labels) > maxLabels {
+		ps.add("labels", fmt.Sprint(len(labels)), "at most %d", maxLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		if v := labels[k]; k == "" || len(k) > maxLabelLen || len(v) > maxLabelLen || !printable(k) || !printable(v) {
+			ps.add("labels", k+"="+v, "printable, at most %d bytes each", maxLabelLen)
+		}
+	}
+}
+
+func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
+	if len(mounts) > maxMounts {
+		ps.add("mounts", fmt.Sprint(len(mounts)), "at most %d", maxMounts)
+		return
+	}
+	for i, m := range mounts {
+		field := fmt.Sprintf("mounts[%d].", i)
+		if m.FD == nil {
+			ps.add(field+"fd", "", "a descriptor of %s sent with the request; creeld opens no path for a caller (the creel command sends it for you)", clip(m.Source))
+		}
+		if !m.ReadOnly && !p.WritableMounts {
+			ps.add(field+"readonly", "false", "true: profile %s has no writable mounts", p.Name)
+		}
+		if want := badTarget(m.Target); want != "" {
+			ps.add(field+"target", m.Target, "%s", want)
+			continue
+		}
+		for j, o := range mounts[:i] {
+			if within(m.Target, o.Target) || within(o.Target, m.Target) {
+				ps.add(field+"target", m.Target, "not in, over or equal to mounts[%d].target", j)
+			}
+		}
+	}
+}
+
+// badTarget says what a mount target should be, or nothing if it is right.
+func badTarget(t string) string {
+	switch {
+	case !path.IsAbs(t) || path.Clean(t) != t || t == "/" || len(t) > maxPath || !printable(t):
+		return "an absolute, clean path other than /"
+	case within(spec.Home, t):
+		// A mount over /home would hide the home; one in it is fine.
+		return "not the agent's home or a directory that holds it"
+	}
+	for _, r := range reserved {
+		if within(t, r) || within(r, t) {
+			return "not in or over " + r
+		}
+	}
+	return ""
+}
+
+// within says whether p is dir or lies below it.
+func within(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
+
+func checkProcess(ps *problems, command []string, env map[string]string, workdir string, mayBeEmpty bool) {
+	if len(command) == 0 && !mayBeEmpty {
+		ps.add("command", "", "the command to run and its arguments")
+	}
+	if len(command) > maxArgs {
+		ps.add("command", fmt.Sprint(len(command)), "at most %d arguments", maxArgs)
+	}
+	if len(command) > 0 && command[0] == "" {
+		ps.add("command[0]", "", "a program's name or path")
+	}
+	text := 0
+	for i, arg := range command {
+		text += len(arg) + 1
+		if strings.ContainsRune(arg, 0) {
+			ps.add(fmt.Sprintf("command[%d]", i), arg, "no NUL byte")
+		}
+	}
+	if len(env) > maxEnv {
+		ps.add("env", fmt.Sprint(len(env)), "at most %d variables", maxEnv)
+	}
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		text += len(k) + len(env[k]) + 2
+		if !envRE.MatchString(k) {
+			ps.add("env", k, "a name of letters, digits and _ that does not start with a digit")
+		}
+		if strings.ContainsRune(env[k], 0) {
+			ps.add("env."+k, "", "no NUL byte")
+		}
+	}
+	if text > maxText {
+		ps.add("command", fmt.Sprintf("%d bytes", text), "command and env together at most %d bytes; put the rest in a file", maxText)
+	}
+	if workdir != "" && (!path.IsAbs(workdir) || len(workdir) > maxPath || strings.ContainsRune(workdir, 0)) {
+		ps.add("workdir", workdir, "an absolute path")
+	}
+}
+
+func printable(s string) bool {
+	for _, r := range s {
+		if r < 0x20 || r == 0x7f || r == utf8.RuneError || 0x80 <= r && r < 0xa0 {
+			return false
+		}
+	}
+	return true
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

@@ -1,0 +1,192 @@
+// Package profile reads isolation profiles: the named sets of limits and
+// choices that a request starts from. A profile is TOML; unknown keys are
+// errors, reported with line and column.
+//
+// What every sandbox gets (namespaces, no capabilities, no_new_privs, masked
+// paths) is not in a profile, so that no profile can leave it out.
+package profile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// Profile is one file.
+type Profile struct {
+	Version        int      `toml:"version"`
+	Name           string   `toml:"name"`
+	Description    string   `toml:"description"`
+	Image          string   `toml:"image"`
+	Seccomp        string   `toml:"seccomp"`
+	Rootfs         []string `toml:"rootfs"` // the first is the default
+	WritableMounts bool     `toml:"writable_mounts"`
+	Limits         Limits   `toml:"limits"`
+
+	// Source is "embedded" or the file's path; Text is its content.
+	Source string `toml:"-"`
+	Text   string `toml:"-"`
+}
+
+// Limits are the values a request starts from and those it may ask for.
+type Limits struct {
+	api.Limits
+	Max api.Limits `toml:"max"`
+}
+
+// maxFile is the most bytes a profile may have.
+const maxFile = 256 << 10
+
+var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// Parse reads and checks a profile. The error lists every problem; a syntax
+// error or unknown key has line and column.
+func Parse(text []byte) (*Profile, error) {
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("profile is longer than %d bytes", maxFile)
+	}
+	p := Profile{Text: string(text)}
+	dec := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	if err := dec.Decode(&p); err != nil {
+		return nil, explain(err)
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return &p, nil
+}
+
+// explain gives a TOML error its position.
+func explain(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var errs []error
+		for _, e := range strict.Errors {
+			row, col := e.Position()
+			errs = append(errs, fmt.Errorf("line %d, column %d: unknown key %q", row, col, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(errs...)
+	}
+	var dec *toml.DecodeError
+	if errors.As(err, &dec) {
+		row, col := dec.Position()
+		return fmt.Errorf("line %d, column %d: %w", row, col, err)
+	}
+	return err
+}
+
+func (p *Profile) check() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	if p.Version != 1 {
+		bad("version", "is %d; this creel reads version 1", p.Version)
+	}
+	if !nameRE.MatchString(p.Name) {
+		bad("name", "%q must be 1 to 63 of a-z, 0-9 and -, starting with a letter or digit", p.Name)
+	}
+	if !nameRE.MatchString(p.Seccomp) {
+		bad("seccomp", "%q must name a file in profiles/seccomp", p.Seccomp)
+	}
+	if len(p.Rootfs) == 0 {
+		bad("rootfs", `must list at least one of "readonly", "ephemeral"`)
+	}
+	for _, r := range p.Rootfs {
+		if r != "readonly" && r != "ephemeral" {
+			bad("rootfs", `%q must be "readonly" or "ephemeral"`, r)
+		}
+	}
+	l, m := p.Limits.Limits, p.Limits.Max
+	for _, f := range []struct {
+		name     string
+		val, max int64
+		required bool
+	}{
+		{"memory", int64(l.Memory), int64(m.Memory), true},
+		{"cpus", int64(l.CPUs * 1000), int64(m.CPUs * 1000), true},
+		{"pids", l.Pids, m.Pids, true},
+		{"files", l.Files, m.Files, true},
+		{"disk", int64(l.Disk), int64(m.Disk), slices.Contains(p.Rootfs, "ephemeral")},
+		{"io_weight", l.IOWeight, m.IOWeight, true},
+		{"output_rate", int64(l.OutputRate), int64(m.OutputRate), true},
+		{"ttl", int64(l.TTL), int64(m.TTL), false},
+		{"idle", int64(l.Idle), int64(m.Idle), false},
+	} {
+		if f.val < 0 || f.required && f.val == 0 {
+			bad("limits."+f.name, "must be more than zero")
+		}
+		if f.max != 0 && f.val > f.max {
+			bad("limits."+f.name, "is above limits.max.%s", f.name)
+		}
+	}
+	if l.Tmp > l.Memory/2 {
+		bad("limits.tmp", "must be at most half of limits.memory, or a full tmpfs is an OOM")
+	}
+	if l.OnIdle != "pause" && l.OnIdle != "stop" {
+		bad("limits.on_idle", `%q must be "pause" or "stop"`, l.OnIdle)
+	}
+	return errors.Join(errs...)
+}
+
+// Set is the profiles of a daemon by name.
+type Set map[string]*Profile
+
+// Load reads every NAME.toml of the embedded profiles and then of each
+// override directory, whose files win. A file that cannot be read or is wrong
+// is an error: a profile that silently fell back would be weaker than asked.
+func Load(embedded fs.FS, overrides ...fs.FS) (Set, error) {
+	set := Set{}
+	for i, fsys := range append([]fs.FS{embedded}, overrides...) {
+		names, err := fs.Glob(fsys, "*.toml")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			text, err := fs.ReadFile(fsys, name)
+			if err != nil {
+				return nil, fmt.Errorf("profile %s: %w", name, err)
+			}
+			p, err := Parse(text)
+			if err != nil {
+				return nil, fmt.Errorf("profile %s: %w", name, err)
+			}
+			if want := strings.TrimSuffix(path.Base(name), ".toml"); p.Name != want {
+				return nil, fmt.Errorf("profile %s: name is %q; the file must be called %s.toml", name, p.Name, p.Name)
+			}
+			p.Source = "embedded"
+			if i > 0 {
+				p.Source = name
+			}
+			set[p.Name] = p
+		}
+	}
+	return set, nil
+}
+
+// Get is the named profile, or an error that lists the names there are.
+func (s Set) Get(name string) (*Profile, error) {
+	if p, ok := s[name]; ok {
+		return p, nil
+	}
+	return nil, fmt.Errorf("no profile %q; there are %s", name, strings.Join(s.Names(), ", "))
+}
+
+// Names are sorted.
+func (s Set) Names() []string {
+	names := make([]string, 0, len(s))
+	for n := range s {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
