@@ -1,0 +1,156 @@
+package server
+
+import (
+	"context"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/peer"
+)
+
+// Caller is the process that connected, as the kernel recorded it.
+type Caller = peer.Cred
+
+// Service does what the routes ask for. pkg/launcher implements it.
+//
+// It decides who may see and do what: a sandbox that is not the caller's is
+// answered api.CodeNotFound, as if it did not exist. Errors that are not (or
+// do not wrap) an *api.Error reach the caller as api.CodeInternal with a
+// request id; their text goes to the log only.
+//
+// A ref is a sandbox's id, its name, or a unique prefix of its id.
+//
+// ctx ends when the client hangs up or the daemon stops. Methods are called
+// concurrently.
+type Service interface {
+	// Spawn launches a sandbox and returns when it is proven and running.
+	// dirs are the directories that came with the request, in the order of
+	// api.Mount.FD, each known to be a directory and close-on-exec. They are
+	// the server's: Spawn dups what it keeps beyond its return.
+	Spawn(ctx context.Context, c Caller, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error)
+	List(ctx context.Context, c Caller, opts ListOptions) ([]api.Sandbox, error)
+	Get(ctx context.Context, c Caller, ref string) (*api.Sandbox, error)
+	// Stop asks the main command to end, kills after grace, and waits.
+	Stop(ctx context.Context, c Caller, ref string, grace time.Duration) (*api.WaitResult, error)
+	// Kill sends sig to the main command; SIGKILL ends the whole sandbox.
+	Kill(ctx context.Context, c Caller, ref string, sig syscall.Signal) error
+	Pause(ctx context.Context, c Caller, ref string) error
+	Resume(ctx context.Context, c Caller, ref string) error
+	// Remove forgets an ended sandbox; with force it ends a running one first.
+	Remove(ctx context.Context, c Caller, ref string, force bool) error
+	// Wait returns when the sandbox has ended.
+	Wait(ctx context.Context, c Caller, ref string) (*api.WaitResult, error)
+
+	// Exec starts a command. The session outlives ctx; Session.Close ends it.
+	Exec(ctx context.Context, c Caller, ref string, req api.ExecRequest) (Session, error)
+	// Attach joins the main command. Session.Close ends only the attach.
+	Attach(ctx context.Context, c Caller, ref string, opts AttachOptions) (Session, error)
+	// Logs gives the kept output to emit, oldest first: stream is 1 (stdout)
+	// or 2 (stderr), p is at most 64 KiB and valid during the call. With
+	// Follow it ends when the sandbox does, else at the end of what is kept.
+	// It stops at, and returns, emit's error.
+	Logs(ctx context.Context, c Caller, ref string, opts LogOptions, emit func(stream byte, t time.Time, p []byte) error) error
+
+	// The file operations happen in the sandbox with the agent's rights.
+	// path is absolute. The server closes what ReadFile returns.
+	ReadFile(ctx context.Context, c Caller, ref, path string) (api.FileInfo, io.ReadCloser, error)
+	// WriteFile makes or replaces a file with the bytes of r; mode has
+	// permission bits only (0 to 0777), never set-ID bits.
+	WriteFile(ctx context.Context, c Caller, ref, path string, mode uint32, r io.Reader) error
+	// ListDir gives at most limit entries to emit, in the directory's own
+	// order, and says whether there were more.
+	ListDir(ctx context.Context, c Caller, ref, path string, limit int, emit func(api.FileInfo) error) (truncated bool, err error)
+	// StatFile does not follow a symbolic link at the end of path.
+	StatFile(ctx context.Context, c Caller, ref, path string) (*api.FileInfo, error)
+	Mkdir(ctx context.Context, c Caller, ref, path string, parents bool) error
+	RemoveFile(ctx context.Context, c Caller, ref, path string, recursive bool) error
+	RenameFile(ctx context.Context, c Caller, ref, from, to string) error
+
+	Stats(ctx context.Context, c Caller, ref string) (*api.Stats, error)
+	// Events gives the events after sequence number after that are still kept
+	// to emit, then each new one, until ctx ends or emit fails.
+	Events(ctx context.Context, c Caller, after uint64, emit func(api.Event) error) error
+
+	Images(ctx context.Context, c Caller) ([]api.Image, error)
+	Image(ctx context.Context, c Caller, ref string) (*api.Image, error)
+	// ImportImage reads an OCI or Docker archive. ref names it; when empty the
+	// archive's own name is used.
+	ImportImage(ctx context.Context, c Caller, ref string, r io.Reader) (*api.Image, error)
+	RemoveImage(ctx context.Context, c Caller, ref string) error
+
+	Profiles(ctx context.Context, c Caller) ([]api.Profile, error)
+	Profile(ctx context.Context, c Caller, name string) (*api.Profile, error)
+	// CheckProfile answers api.CodeInvalid with every problem of the profile.
+	CheckProfile(ctx context.Context, c Caller, toml []byte) error
+
+	// Evidence is what was proven of a sandbox, newest first. With fresh it is
+	// read back from the kernel now, and that is the first.
+	Evidence(ctx context.Context, c Caller, ref string, fresh bool) ([]api.Evidence, error)
+	// Doctor checks the host. user (a name or uid) and dir, where not empty,
+	// ask about that user and that directory.
+	Doctor(ctx context.Context, c Caller, user, dir string) (*api.Doctor, error)
+	Version(ctx context.Context) api.Version
+}
+
+// ListOptions select sandboxes. The zero value lists those that have not ended.
+type ListOptions struct {
+	// All includes those that have ended.
+	All bool
+	// Labels must all be there with these values.
+	Labels map[string]string
+	// State, where not empty, is the only state wanted; it implies All.
+	State api.State
+	// Agent, where not empty, is the only agent wanted.
+	Agent string
+}
+
+// AttachOptions say what of the main command is wanted.
+type AttachOptions struct {
+	// Replay sends the kept output before what comes.
+	Replay bool
+	// Stdin sends the client's input to the command. An error when it was
+	// spawned without stdin.
+	Stdin bool
+	// Cols and Rows are the client's terminal; 0 leaves the size alone.
+	Cols, Rows uint16
+}
+
+// LogOptions say what output is wanted.
+type LogOptions struct {
+	// Follow goes on with what comes.
+	Follow bool
+	// Tail is how many of the last lines; negative is all.
+	Tail int
+	// Since leaves out what is older. The zero time leaves out nothing.
+	Since time.Time
+}
+
+// Session is a running command with a client.
+//
+// In descriptor mode Files is not empty and Stdin, Stdout and Stderr are nil.
+// With a terminal Stderr is nil.
+type Session interface {
+	// ID is the exec's id, "main" for an attach.
+	ID() string
+	// Files are the pipe ends or the terminal for the client, in the order of
+	// stream.FDs. The server sends them once and then closes them.
+	Files() []*os.File
+	// Stdin is nil when there is none. A write blocks while the command does
+	// not read; Close, and Session.Close, end such a write.
+	Stdin() io.WriteCloser
+	// Stdout and Stderr end with io.EOF; Session.Close ends a blocked read.
+	Stdout() io.Reader
+	Stderr() io.Reader
+	Resize(cols, rows uint16) error
+	Signal(sig syscall.Signal) error
+	// Wait returns how the command ended. It may be called once only.
+	Wait(ctx context.Context) (api.ExecResult, error)
+	// Close releases the session. While the command runs it means that the
+	// client is lost: an exec's whole process tree is killed, an attach only
+	// ends. It does not wait long, and may be called again, also while other
+	// methods are running.
+	Close() error
+}
