@@ -1,0 +1,240 @@
+// Package netns makes the network namespaces of sandboxes: each holds the
+// loopback interface and nothing else, so there is no wire to leave by.
+//
+// A namespace is made by the daemon in the initial user namespace, not by the
+// runtime in the sandbox's: even root inside then has no capability over it
+// and cannot add a link, an address or a route. It is pinned nowhere. It lives
+// as long as the daemon's descriptor or a process in it, so a crash leaks none.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/thread"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// NS is a network namespace, held by a descriptor.
+type NS struct {
+	file  *os.File
+	inode uint64
+}
+
+// Create makes a network namespace with lo, up, and nothing else. It takes
+// less than a millisecond. The caller closes it when the sandbox runs in it
+// or has failed to.
+func Create() (*NS, error) {
+	var f *os.File
+	err := thread.Do(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := loUp(); err != nil {
+			return fmt.Errorf("set lo up: %w", err)
+		}
+		f, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	return hold(f)
+}
+
+// Open holds the network namespace of a process, for a daemon that was
+// restarted while the sandbox ran. It refuses one other than inode, which the
+// store remembers: the pid may be another process by now.
+func Open(pid int, inode uint64) (*NS, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	ns, err := hold(f)
+	if err != nil {
+		return nil, err
+	}
+	if ns.inode != inode {
+		_ = ns.Close()
+		return nil, fmt.Errorf("network namespace of pid %d is %d, not the sandbox's %d", pid, ns.inode, inode)
+	}
+	return ns, nil
+}
+
+func hold(f *os.File) (*NS, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("stat network namespace: %w", err)
+	}
+	return &NS{file: f, inode: st.Ino}, nil
+}
+
+// Inode names the namespace as /proc/PID/ns/net does. The number is unique
+// while the namespace exists.
+func (n *NS) Inode() uint64 { return n.inode }
+
+// File is the descriptor. It stays the namespace's.
+func (n *NS) File() *os.File { return n.file }
+
+// Path is a path to the namespace for an OCI spec. It can be opened by root in
+// this pid namespace until Close.
+func (n *NS) Path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
+
+// Close lets go of the namespace. The kernel destroys it when no process is
+// in it. Closing again does nothing.
+func (n *NS) Close() error {
+	if err := n.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// loUp sets lo up in the namespace of the calling thread.
+func loUp() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	// lo is the first interface of every namespace, hence number 1.
+	return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
+}
+
+// Check reads the namespace back through a socket opened in it.
+func Check(n *NS) []api.Control {
+	v := view{}
+	err := thread.Do(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		var err error
+		v, err = look()
+		return err
+	})
+	if err == nil {
+		v.owner, err = ownerOf(n.file)
+	}
+	if err != nil {
+		// What could not be read is not proven.
+		return []api.Control{{Name: "network.links", Expected: "readable", Observed: err.Error()}}
+	}
+	return v.controls()
+}
+
+// view is what a namespace contains, in words.
+type view struct {
+	links, routes []string
+	owner         string
+}
+
+func (v view) controls() []api.Control {
+	control := func(name, want, got string) api.Control {
+		return api.Control{Name: name, Expected: want, Observed: got, OK: want == got}
+	}
+	routes := strings.Join(v.routes, ", ")
+	if routes == "" {
+		routes = "none"
+	}
+	return []api.Control{
+		control("network.links", "lo (loopback, up)", strings.Join(v.links, ", ")),
+		control("network.routes", "none", routes),
+		control("network.owner", "initial user namespace", v.owner),
+	}
+}
+
+// look lists links, and routes that lead elsewhere than to loopback addresses.
+func look() (view, error) {
+	var v view
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return v, err
+	}
+	defer h.Close()
+	links, err := retry(h.LinkList)
+	if err != nil {
+		return v, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		v.links = append(v.links, describe(l))
+	}
+	// Table 0 with a table filter is every table, not only main.
+	routes, err := retry(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return v, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if !loopbackOnly(r) {
+			v.routes = append(v.routes, r.String())
+		}
+	}
+	return v, nil
+}
+
+func describe(l netlink.Link) string {
+	a := l.Attrs()
+	kind, state := l.Type(), "down"
+	if a.Flags&net.FlagLoopback != 0 {
+		kind = "loopback"
+	}
+	if a.Flags&net.FlagUp != 0 {
+		state = "up"
+	}
+	return fmt.Sprintf("%s (%s, %s)", a.Name, kind, state)
+}
+
+// loopbackOnly says whether r is one of the routes that the kernel itself
+// adds for lo: to 127/8 and ::1, on interface 1.
+func loopbackOnly(r netlink.Route) bool {
+	if r.LinkIndex != 1 || r.Gw != nil || r.Via != nil || len(r.MultiPath) > 0 || r.Encap != nil || r.Dst == nil {
+		return false
+	}
+	ones, bits := r.Dst.Mask.Size()
+	if bits == 32 {
+		return ones >= 8 && r.Dst.IP.IsLoopback()
+	}
+	return ones == 128 && r.Dst.IP.IsLoopback()
+}
+
+// retry repeats a dump that the kernel says it interrupted, which may be
+// incomplete.
+func retry[T any](list func() ([]T, error)) ([]T, error) {
+	for range 5 {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+	return nil, netlink.ErrDumpInterrupted
+}
+
+// ownerOf tells which user namespace has power over the namespace f.
+func ownerOf(f *os.File) (string, error) {
+	fd, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return "", fmt.Errorf("owner: %w", err)
+	}
+	defer unix.Close(fd)
+	var owner, ours unix.Stat_t
+	if err := unix.Fstat(fd, &owner); err != nil {
+		return "", fmt.Errorf("owner: %w", err)
+	}
+	if err := unix.Stat("/proc/self/ns/user", &ours); err != nil {
+		return "", fmt.Errorf("owner: %w", err)
+	}
+	if owner.Ino == ours.Ino && owner.Dev == ours.Dev {
+		return "initial user namespace", nil
+	}
+	return fmt.Sprintf("user namespace %d", owner.Ino), nil
+}
