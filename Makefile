@@ -1,0 +1,200 @@
+# creel: build, test and install. "make help" lists the targets.
+#
+# Everything that is downloaded or cached lies in .cache/, every binary in bin/;
+# "make clean" removes both. The first run needs a network for Debian packages
+# and Go modules, a second one needs none.
+
+include hack/versions.mk
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO     ?= go
+prefix ?= /usr/local
+CI     ?=
+
+# An ordinary user in a checkout of someone else's has only their own caches.
+ifeq ($(shell mkdir -p .cache 2>/dev/null && test -w .cache && echo yes),yes)
+export GOCACHE    ?= $(CURDIR)/.cache/go-build
+export GOMODCACHE ?= $(CURDIR)/.cache/go-mod
+endif
+export GOFLAGS ?= -buildvcs=false -modcacherw
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/creel-sandbox/creel/pkg/api.BuildVersion=$(VERSION)
+
+# Debian packages, by what they are for.
+DEPS_TOOLS := gcc libc6-dev make pkg-config libseccomp-dev libcap-dev python3 dpkg-dev ca-certificates git
+DEPS_IMAGE := mmdebstrap uidmap
+DEPS_VM    := qemu-system-x86 mmdebstrap e2fsprogs
+
+STAMPS := .cache/stamps
+IMAGE  := .cache/images/base.oci.tar
+
+.PHONY: FORCE
+FORCE:
+
+##@ Build
+
+.PHONY: deps deps-image deps-vm
+deps: preflight ## Install the Debian packages that building needs (as root, only what is missing)
+	@hack/debian.sh need $(DEPS_TOOLS)
+
+deps-image:
+	@hack/debian.sh need $(DEPS_IMAGE)
+
+deps-vm:
+	@hack/debian.sh need $(DEPS_VM)
+
+.PHONY: preflight
+preflight:
+	@command -v $(GO) >/dev/null || { echo "make: no Go in PATH: install the version that go.mod names" >&2; exit 1; }
+	@command -v apt-get >/dev/null || { echo "make: not a Debian system: apt-get not found" >&2; exit 1; }
+
+# A stamp is newer than the binary exactly when the pinned version has changed.
+$(STAMPS)/%:
+	@mkdir -p $(@D) bin
+	@touch $@
+
+CONTAINERD_BINS := bin/containerd bin/containerd-shim-runc-v2 bin/ctr
+
+.PHONY: tools
+tools: $(CONTAINERD_BINS) bin/crun bin/runc ## Build the pinned containerd, its shim, crun and runc into bin/
+
+# Static, so that what is built here runs on any Debian. The drivers left out
+# need libraries or kernel parts that creel does not use.
+$(CONTAINERD_BINS) &: $(STAMPS)/containerd-$(CONTAINERD_VERSION) | deps
+	@echo "building containerd $(CONTAINERD_VERSION) (some minutes the first time)"
+	@CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache/gobin $(GO) install -trimpath -tags no_btrfs,no_devmapper,no_zfs \
+		-ldflags '-s -w -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD_VERSION)' \
+		$(patsubst bin/%,github.com/containerd/containerd/v2/cmd/%@$(CONTAINERD_VERSION),$(CONTAINERD_BINS))
+	@for b in $(CONTAINERD_BINS); do mv -f .cache/gobin/$${b#bin/} $$b; touch $$b; done
+
+bin/runc: $(STAMPS)/runc-$(RUNC_VERSION) | deps
+	@echo "building runc $(RUNC_VERSION)"
+	@CGO_ENABLED=1 GOBIN=$(CURDIR)/.cache/gobin $(GO) install -trimpath -tags seccomp \
+		-ldflags '-s -w -X main.version=$(RUNC_VERSION:v%=%)' github.com/opencontainers/runc@$(RUNC_VERSION)
+	@mv -f .cache/gobin/runc $@
+	@touch $@
+
+bin/crun: $(STAMPS)/crun-$(CRUN_VERSION)-$(CRUN_SHA256) | deps
+	@echo "building crun $(CRUN_VERSION)"
+	@hack/crun.sh $(CRUN_SUITE) $(CRUN_VERSION) $(CRUN_SHA256) $(CURDIR)/$@
+
+# Our own programs. creeld checks its seccomp profiles with libseccomp when it
+# is there; the others are static, creel-init because it runs in any image.
+OURS := $(patsubst cmd/%,bin/%,$(wildcard cmd/creeld cmd/creel cmd/creel-init))
+
+.PHONY: build
+build: $(OURS) ## Build creeld, creel and creel-init into bin/
+
+bin/creeld: FORCE
+	@if pkg-config --exists libseccomp 2>/dev/null; \
+	then export CGO_ENABLED=1 tags=seccomp; else export CGO_ENABLED=0 tags=; fi; \
+	mkdir -p bin; $(GO) build -trimpath -tags "$$tags" -ldflags '$(LDFLAGS)' -o $@ ./cmd/creeld
+
+bin/creel bin/creel-init: FORCE
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
+
+.PHONY: cross
+cross: ## Check that everything builds for arm64
+	@CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -trimpath ./...
+
+.PHONY: image
+image: $(IMAGE) ## Make the base agent image with "creel image build"
+
+$(IMAGE): $(filter-out %_test.go,$(wildcard pkg/imagebuild/*.go)) | deps-image bin/creel
+	@echo "building the base agent image (two to four minutes the first time)"
+	@mkdir -p $(@D)
+	@bin/creel image build --output $@.new base
+	@mv -f $@.new $@
+
+##@ Test
+
+# What the machine of "make test" promises: a test that needs one of these and
+# does not find it fails instead of skipping.
+PROMISED := root,idmap,bin,base-image
+
+UNIT = $$($(GO) list ./... | grep -v /creel/integration)
+
+.PHONY: test
+test: ## All that CI runs, in order, with the time of each stage (as root)
+	@test "$$(id -u)" = 0 || { echo "make test: must run as root; make test-unit does not" >&2; exit 1; }
+	@CREEL_TEST_REQUIRE=$${CREEL_TEST_REQUIRE-$(PROMISED)} hack/stages.sh $(MAKE) \
+		deps! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-vm
+
+.PHONY: test-unit
+test-unit: ## Unit and golden tests, no cgo; any user
+	@CGO_ENABLED=0 $(GO) test $(UNIT)
+
+.PHONY: test-bare
+test-bare: ## "go build && go test" as an ordinary user in a fresh clone (as root)
+	@hack/bare.sh
+
+.PHONY: test-race
+test-race: ## The same tests under the race detector
+	@CGO_ENABLED=1 $(GO) test -race $(UNIT)
+
+.PHONY: test-fuzz-seeds
+test-fuzz-seeds: ## Fuzz targets with their seeds only
+	@CGO_ENABLED=0 $(GO) test -run '^Fuzz' $(UNIT)
+
+FUZZTIME ?= 60s
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (60s)
+	@hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: test-integration
+test-integration: tools build image ## Tests against a real containerd; T=Name runs one (as root)
+	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') ./integration/...
+
+.PHONY: test-vm
+test-vm: tools build image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
+	@$(GO) run ./integration/vm/run
+
+.PHONY: soak
+soak: tools build image ## Long forms of the tests, hours (as root)
+	@CREEL_SOAK=1 CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 6h ./integration/...
+	@hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: tools build image ## Measure, print and write build/bench.json (as root, on a quiet machine)
+	@mkdir -p build
+	@$(GO) run ./integration/bench -output build/bench.json
+
+.PHONY: lint
+lint: .cache/tools/golangci-lint-$(GOLANGCI_VERSION) ## go vet for both architectures, golangci-lint, size limits
+	@hack/limits.sh
+	@CGO_ENABLED=0 $(GO) vet ./...
+	@CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./...
+	@$< run ./...
+
+.PHONY: fmt
+fmt: .cache/tools/golangci-lint-$(GOLANGCI_VERSION) ## Format the sources
+	@$< fmt ./...
+
+.cache/tools/golangci-lint-$(GOLANGCI_VERSION):
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (some minutes the first time)"
+	@mkdir -p $(@D)
+	@CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache/gobin $(GO) install -trimpath \
+		github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@mv -f .cache/gobin/golangci-lint $@
+
+##@ Other
+
+.PHONY: install
+install: ## Install below prefix (/usr/local), DESTDIR first: binaries, units, completions
+	@hack/install.sh '$(DESTDIR)' '$(prefix)'
+
+.PHONY: clean
+clean: ## Remove all that was built, downloaded and cached
+	@rm -rf bin build .cache
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
