@@ -1,0 +1,84 @@
+package store
+
+import "github.com/creel-sandbox/creel/pkg/api"
+
+// PutSandbox is [Tx.PutSandbox] in a commit of its own.
+func (s *Store) PutSandbox(r Record) error {
+	return s.Update(func(t *Tx) error { return t.PutSandbox(r) })
+}
+
+// ModifySandbox reads a record, has fn change it and writes it back, in one
+// commit. Nothing is written if fn fails.
+func (s *Store) ModifySandbox(id string, fn func(*Record) error) (r Record, err error) {
+	err = s.Update(func(t *Tx) error {
+		if r, err = t.Sandbox(id); err != nil {
+			return err
+		}
+		if err := fn(&r); err != nil {
+			return err
+		}
+		return t.PutSandbox(r)
+	})
+	return r, err
+}
+
+// Sandbox is [Tx.Sandbox].
+func (s *Store) Sandbox(id string) (r Record, err error) {
+	err = s.View(func(t *Tx) error { r, err = t.Sandbox(id); return err })
+	return r, err
+}
+
+// Sandboxes is [Tx.Sandboxes]. fn must not call the store.
+func (s *Store) Sandboxes(fn func(Record) error) error {
+	return s.View(func(t *Tx) error { return t.Sandboxes(fn) })
+}
+
+// ByName is [Tx.ByName].
+func (s *Store) ByName(uid uint32, name string) (id string, err error) {
+	err = s.View(func(t *Tx) error { id, err = t.ByName(uid, name); return err })
+	return id, err
+}
+
+// DeleteSandbox is [Tx.DeleteSandbox] in a commit of its own.
+func (s *Store) DeleteSandbox(id string) error {
+	return s.Update(func(t *Tx) error { return t.DeleteSandbox(id) })
+}
+
+// AddEvidence is [Tx.AddEvidence] in a commit of its own.
+func (s *Store) AddEvidence(e api.Evidence) error {
+	return s.Update(func(t *Tx) error { return t.AddEvidence(e) })
+}
+
+// Evidence is [Tx.Evidence].
+func (s *Store) Evidence(id string) (es []api.Evidence, err error) {
+	err = s.View(func(t *Tx) error { es, err = t.Evidence(id); return err })
+	return es, err
+}
+
+// AddExec is [Tx.AddExec] in a commit of its own.
+func (s *Store) AddExec(id string, r api.ExecResult) error {
+	return s.Update(func(t *Tx) error { return t.AddExec(id, r) })
+}
+
+// Execs is [Tx.Execs].
+func (s *Store) Execs(id string) (rs []api.ExecResult, err error) {
+	err = s.View(func(t *Tx) error { rs, err = t.Execs(id); return err })
+	return rs, err
+}
+
+// AppendEvents is [Tx.AppendEvents] in a commit of its own.
+func (s *Store) AppendEvents(events []api.Event) error {
+	return s.Update(func(t *Tx) error { return t.AppendEvents(events) })
+}
+
+// Events is [Tx.Events].
+func (s *Store) Events(after uint64, limit int) (es []api.Event, err error) {
+	err = s.View(func(t *Tx) error { es, err = t.Events(after, limit); return err })
+	return es, err
+}
+
+// LastEvent is [Tx.LastEvent].
+func (s *Store) LastEvent() (seq uint64, err error) {
+	err = s.View(func(t *Tx) error { seq = t.LastEvent(); return nil })
+	return seq, err
+}

@@ -1,0 +1,239 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Record is all that is remembered of a sandbox: what callers see, and what
+// the daemon needs to find, check and undo it after a restart.
+type Record struct {
+	Sandbox api.Sandbox      `json:"sandbox"`
+	Request api.SpawnRequest `json:"request"`
+
+	// CgroupsPath is the OCI spec's.
+	CgroupsPath string `json:"cgroups_path,omitempty"`
+
+	// InitPID and InitStart name PID 1 as the host sees it: its pid and its
+	// start time in clock ticks since boot (field 22 of /proc/PID/stat), which
+	// tell it from a later process of that pid.
+	InitPID   int    `json:"init_pid,omitempty"`
+	InitStart uint64 `json:"init_start,omitempty"`
+
+	// BootID is /proc/sys/kernel/random/boot_id at the start: after a reboot
+	// no pid, inode or mount of the record means anything.
+	BootID string `json:"boot_id,omitempty"`
+
+	// NetNS is the inode of the network namespace.
+	NetNS uint64 `json:"netns,omitempty"`
+
+	// FilterDigest is the SHA-256 of the seccomp filter.
+	FilterDigest string `json:"filter_digest,omitempty"`
+
+	// NextExec counts the execs that were started.
+	NextExec uint64 `json:"next_exec,omitempty"`
+
+	// Mounts are the staged mounts, in the order they were made.
+	Mounts []Mount `json:"mounts,omitempty"`
+
+	// RootfsKind is how the writable layer is limited; empty when there is none.
+	RootfsKind string `json:"rootfs_kind,omitempty"`
+
+	// Undo names the steps of a clean-up that did not succeed yet.
+	Undo []string `json:"undo,omitempty"`
+}
+
+// Mount is one staged mount.
+type Mount struct {
+	Staged   string `json:"staged"` // path under the run directory
+	Target   string `json:"target"` // path in the sandbox
+	Dev      uint64 `json:"dev"`    // of the source, with Inode
+	Inode    uint64 `json:"inode"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+}
+
+// PutSandbox writes a record and reserves its name for its caller. If another
+// sandbox of the caller has the name, nothing is written and the error's code
+// is api.CodeConflict.
+func (t *Tx) PutSandbox(r Record) error {
+	id := r.Sandbox.ID
+	if id == "" {
+		return errors.New("store a sandbox: it has no id")
+	}
+	if err := t.rename(r); err != nil {
+		return err
+	}
+	return putJSON(t.tx.Bucket(bucketSandboxes), []byte(id), r)
+}
+
+func (t *Tx) rename(r Record) error {
+	names := t.tx.Bucket(bucketNames)
+	key := nameKey(r.Sandbox.Caller.UID, r.Sandbox.Name)
+	if owner := names.Get(key); owner != nil && string(owner) != r.Sandbox.ID && r.Sandbox.Name != "" {
+		return api.Errorf(api.CodeConflict, "name %q is taken by sandbox %s", r.Sandbox.Name, owner).
+			WithHint("choose another, or remove that sandbox")
+	}
+	old, err := t.Sandbox(r.Sandbox.ID)
+	if err == nil {
+		if k := nameKey(old.Sandbox.Caller.UID, old.Sandbox.Name); string(k) != string(key) {
+			if err := names.Delete(k); err != nil {
+				return err
+			}
+		}
+	} else if api.CodeOf(err) != api.CodeNotFound {
+		return err
+	}
+	if r.Sandbox.Name == "" {
+		return nil
+	}
+	return names.Put(key, []byte(r.Sandbox.ID))
+}
+
+// Sandbox reads a record. The error's code is api.CodeNotFound if there is none.
+func (t *Tx) Sandbox(id string) (Record, error) {
+	var r Record
+	v := t.tx.Bucket(bucketSandboxes).Get([]byte(id))
+	if v == nil {
+		return r, notFound(id)
+	}
+	if err := json.Unmarshal(v, &r); err != nil {
+		return Record{}, fmt.Errorf("record of sandbox %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Sandboxes calls fn for every record in the order of ids, until fn fails.
+func (t *Tx) Sandboxes(fn func(Record) error) error {
+	return t.tx.Bucket(bucketSandboxes).ForEach(func(k, v []byte) error {
+		var r Record
+		if err := json.Unmarshal(v, &r); err != nil {
+			return fmt.Errorf("record of sandbox %s: %w", k, err)
+		}
+		return fn(r)
+	})
+}
+
+// ByName is the id of the sandbox that a caller calls name. The error's code
+// is api.CodeNotFound if there is none.
+func (t *Tx) ByName(uid uint32, name string) (string, error) {
+	v := t.tx.Bucket(bucketNames).Get(nameKey(uid, name))
+	if v == nil || name == "" {
+		return "", notFound(name)
+	}
+	return string(v), nil
+}
+
+// DeleteSandbox removes a record, its name, its evidence and its exec results.
+// It succeeds when there is none. Events about it stay.
+func (t *Tx) DeleteSandbox(id string) error {
+	r, err := t.Sandbox(id)
+	if api.CodeOf(err) == api.CodeNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if r.Sandbox.Name != "" {
+		if err := t.tx.Bucket(bucketNames).Delete(nameKey(r.Sandbox.Caller.UID, r.Sandbox.Name)); err != nil {
+			return err
+		}
+	}
+	for _, name := range [][]byte{bucketEvidence, bucketExecs} {
+		b := t.tx.Bucket(name)
+		if b.Bucket([]byte(id)) == nil {
+			continue
+		}
+		if err := b.DeleteBucket([]byte(id)); err != nil {
+			return err
+		}
+	}
+	return t.tx.Bucket(bucketSandboxes).Delete([]byte(id))
+}
+
+// AddEvidence keeps evidence about a sandbox that has a record: the first,
+// which was taken before the agent ran, and the newest.
+func (t *Tx) AddEvidence(e api.Evidence) error {
+	b, err := t.perSandbox(bucketEvidence, e.Sandbox)
+	if err != nil {
+		return err
+	}
+	return appendBounded(b, e, MaxEvidence, 1)
+}
+
+// Evidence is what is kept about a sandbox, oldest first.
+func (t *Tx) Evidence(id string) ([]api.Evidence, error) {
+	return list[api.Evidence](t.tx.Bucket(bucketEvidence).Bucket([]byte(id)))
+}
+
+// AddExec keeps the result of an exec in a sandbox that has a record.
+func (t *Tx) AddExec(id string, r api.ExecResult) error {
+	b, err := t.perSandbox(bucketExecs, id)
+	if err != nil {
+		return err
+	}
+	return appendBounded(b, r, MaxExecs, 0)
+}
+
+// Execs are the results kept of a sandbox, oldest first.
+func (t *Tx) Execs(id string) ([]api.ExecResult, error) {
+	return list[api.ExecResult](t.tx.Bucket(bucketExecs).Bucket([]byte(id)))
+}
+
+// perSandbox is the bucket of a sandbox in another. It makes none for a
+// sandbox without a record, which nobody would delete.
+func (t *Tx) perSandbox(bucket []byte, id string) (*bolt.Bucket, error) {
+	if t.tx.Bucket(bucketSandboxes).Get([]byte(id)) == nil {
+		return nil, notFound(id)
+	}
+	return t.tx.Bucket(bucket).CreateBucketIfNotExists([]byte(id))
+}
+
+// appendBounded adds v under the next number and deletes the oldest beyond
+// limit, but never the first keep ones.
+func appendBounded(b *bolt.Bucket, v any, limit, keep uint64) error {
+	n, err := b.NextSequence()
+	if err != nil {
+		return err
+	}
+	if err := putJSON(b, number(n), v); err != nil {
+		return err
+	}
+	if n <= limit {
+		return nil
+	}
+	return b.Delete(number(n - limit + keep))
+}
+
+func list[T any](b *bolt.Bucket) ([]T, error) {
+	if b == nil {
+		return nil, nil
+	}
+	var out []T
+	err := b.ForEach(func(_, v []byte) error {
+		var t T
+		if err := json.Unmarshal(v, &t); err != nil {
+			return fmt.Errorf("read %T: %w", t, err)
+		}
+		out = append(out, t)
+		return nil
+	})
+	return out, err
+}
+
+func putJSON(b *bolt.Bucket, key []byte, v any) error {
+	j, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %T: %w", v, err)
+	}
+	return b.Put(key, j)
+}
+
+func nameKey(uid uint32, name string) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uid), name...)
+}
