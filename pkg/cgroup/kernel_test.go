@@ -1,0 +1,577 @@
+package cgroup_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+)
+
+// anyVersion is a host whose cgroups a test can use.
+var anyVersion = kerneltest.Need{Name: "cgroup", Probe: func() error {
+	return firstNil(kerneltest.CgroupV1.Probe(), kerneltest.CgroupV2.Probe())
+}}
+
+func firstNil(a, b error) error {
+	if a == nil {
+		return nil
+	}
+	return b
+}
+
+// The test binary is also what runs in the test's cgroups.
+func TestMain(m *testing.M) {
+	if what := os.Getenv("CREEL_CGROUP_HELPER"); what != "" {
+		helper(what)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// helper waits for a byte, so that the test can place it, then works.
+func helper(what string) {
+	in := bufio.NewReader(os.Stdin)
+	if _, err := in.ReadByte(); err != nil {
+		os.Exit(3)
+	}
+	what, arg, _ := strings.Cut(what, ":")
+	n, _ := strconv.Atoi(arg)
+	switch what {
+	case "sleep":
+	case "eat": // n MiB, touched
+		var keep [][]byte
+		for range n {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			keep = append(keep, b)
+		}
+		fmt.Println("ate", len(keep))
+	case "fork": // n sleepers, each its own session, re-parented when this one ends
+		failed := 0
+		for range n {
+			cmd := exec.Command("/bin/sleep", "1000")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			if cmd.Start() != nil {
+				failed++
+			}
+		}
+		fmt.Println("forked", n-failed, failed)
+		return
+	case "bomb":
+		fmt.Println("bombing")
+		cmd := exec.Command("/bin/sh", "-c", "b() { b | b & b; }; b")
+		cmd.Stderr = nil
+		_ = cmd.Run()
+		for {
+			_ = exec.Command("/bin/sh", "-c", "b() { b | b & b; }; b").Run()
+		}
+	}
+	time.Sleep(time.Hour)
+}
+
+// proc is a helper that is waiting for its byte.
+type proc struct {
+	*exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func start(t *testing.T, what string) *proc {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "CREEL_CGROUP_HELPER="+what, "GOMAXPROCS=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return &proc{cmd, in, bufio.NewReader(out)}
+}
+
+func (p *proc) run(t *testing.T) {
+	t.Helper()
+	if _, err := p.in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *proc) line(t *testing.T) string {
+	t.Helper()
+	s, err := p.out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("helper said %q: %v", s, err)
+	}
+	return strings.TrimSpace(s)
+}
+
+var limits = cgroup.Limits{Memory: 128 << 20, Pids: 600, CPUs: 1.5, IOWeight: 100}
+
+// detect gives a Host under a root of the test's own.
+func detect(t *testing.T) (*cgroup.Host, string) {
+	t.Helper()
+	kerneltest.Require(t, kerneltest.Root, anyVersion)
+	root := fmt.Sprintf("/creel-test-%d-%d", os.Getpid(), time.Now().UnixNano()%1e6)
+	h, err := cgroup.Detect(cgroup.Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, dir := range mounts() {
+			rmTree(t, dir+root)
+		}
+	})
+	return h, root
+}
+
+// mounts are the directories of every hierarchy.
+func mounts() []string {
+	if kerneltest.CgroupV2.Probe() == nil {
+		return []string{"/sys/fs/cgroup"}
+	}
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/*")
+	return dirs
+}
+
+func rmTree(t *testing.T, dir string) {
+	var dirs []string
+	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, p)
+		}
+		return nil
+	})
+	slices.Reverse(dirs)
+	for _, d := range dirs {
+		var err error
+		for range 100 {
+			if err = os.Remove(d); err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("left over: %v", err)
+		}
+	}
+}
+
+// runtime does what the OCI runtime does: the sandbox's cgroup with its
+// limits, PID 1 in it.
+func runtime(t *testing.T, h *cgroup.Host, root, id string, lim cgroup.Limits) *proc {
+	t.Helper()
+	pid1 := start(t, "sleep")
+	lim = lim.Sandbox()
+	quota, period := lim.CPUQuota()
+	mem := strconv.FormatInt(lim.Memory, 10)
+	set := func(dir string, kv ...string) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(kv); i += 2 {
+			if err := os.WriteFile(filepath.Join(dir, kv[i]), []byte(kv[i+1]), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid1.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := h.CgroupsPath(id)
+	if h.Version() == "v2" {
+		set("/sys/fs/cgroup"+path, "memory.max", mem, "memory.swap.max", "0", "pids.max", fmt.Sprint(lim.Pids),
+			"cpu.max", fmt.Sprintf("%d %d", quota, period))
+		return pid1
+	}
+	if path != root+"/"+id {
+		t.Errorf("CgroupsPath = %q, want %q", path, root+"/"+id)
+	}
+	v1 := "/sys/fs/cgroup/"
+	set(v1+"memory"+path, "memory.limit_in_bytes", mem, "memory.memsw.limit_in_bytes", mem)
+	set(v1+"pids"+path, "pids.max", fmt.Sprint(lim.Pids))
+	set(v1+"cpu"+path, "cpu.cfs_period_us", fmt.Sprint(period), "cpu.cfs_quota_us", fmt.Sprint(quota))
+	set(v1+"cpuacct" + path)
+	set(v1+"freezer" + path)
+	set(v1+"blkio" + path)
+	set(v1+"devices"+path, "devices.deny", "a")
+	set(v1+"devices"+path, "devices.allow", "c 1:3 rwm")
+	if err := os.MkdirAll(v1+"cpuset"+root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{root, path} {
+		for _, f := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+			b, err := os.ReadFile(v1 + "cpuset" + f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(v1+"cpuset"+d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(v1+"cpuset"+d+f, b, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set(v1 + "cpuset" + path)
+	return pid1
+}
+
+// open is a started and divided sandbox, removed at the test's end.
+func open(t *testing.T, lim cgroup.Limits) (*cgroup.Host, *cgroup.Sandbox, *proc) {
+	t.Helper()
+	h, root := detect(t)
+	pid1 := runtime(t, h, root, "sandbox1", lim)
+	t.Cleanup(func() {
+		if err := h.RemoveAll(context.Background(), "sandbox1"); err != nil {
+			t.Errorf("RemoveAll: %v", err)
+		}
+		if ids, err := h.List(); len(ids) != 0 || err != nil {
+			t.Errorf("after RemoveAll List = %q, %v, want none", ids, err)
+		}
+	})
+	s, err := h.Open("sandbox1", pid1.Process.Pid, lim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, s, pid1
+}
+
+// launch runs a helper in an exec of its own.
+func launch(t *testing.T, s *cgroup.Sandbox, id, what string) (*cgroup.Exec, *proc) {
+	t.Helper()
+	e, err := s.NewExec(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, what)
+	if err := e.Add(p.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	p.run(t)
+	return e, p
+}
+
+func pids(t *testing.T, e *cgroup.Exec) []int {
+	t.Helper()
+	p, err := e.Pids()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestOpen(t *testing.T) {
+	h, s, pid1 := open(t, limits)
+	if ids, err := h.List(); !slices.Equal(ids, []string{"sandbox1"}) || err != nil {
+		t.Errorf("List = %q, %v", ids, err)
+	}
+	names := map[string]bool{}
+	for _, c := range s.Controls() {
+		names[c.Name] = true
+		if !c.OK && c.Name != "cgroup.devices" { // no runtime attached a program in this test
+			t.Errorf("control %s: expected %q, observed %q", c.Name, c.Expected, c.Observed)
+		}
+	}
+	if !names["cgroup.pids.max"] || !names["cgroup.agent.pids.max"] || len(names) < 8 {
+		t.Errorf("controls are %v", names)
+	}
+	st, err := s.Stats()
+	if err != nil || st.MemoryLimit != limits.Memory || st.PidsLimit != limits.Pids || st.ID != "sandbox1" {
+		t.Errorf("Stats = %+v, %v", st, err)
+	}
+	again, err := h.Reopen("sandbox1", pid1.Process.Pid, limits)
+	if err != nil || len(again.Controls()) != len(s.Controls()) {
+		t.Errorf("Reopen: %v", err)
+	}
+	if _, err := h.Reopen("sandbox2", 1, limits); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Reopen of nothing: %v, want ErrNotExist", err)
+	}
+}
+
+// A limit that was changed behind our back is seen.
+func TestControlsSeeDrift(t *testing.T) {
+	h, s, _ := open(t, limits)
+	dir := "/sys/fs/cgroup" + h.CgroupsPath("sandbox1")
+	if h.Version() == "v1" {
+		dir = "/sys/fs/cgroup/pids" + h.CgroupsPath("sandbox1")
+	}
+	stranger := start(t, "sleep")
+	if err := os.WriteFile(dir+"/agent/pids.max", []byte("max"), 0); err != nil {
+		t.Fatal(err)
+	}
+	bad := 0
+	for _, c := range s.Controls() {
+		if c.Name == "cgroup.agent.pids.max" && !c.OK && c.Observed == "max" {
+			bad++
+		}
+	}
+	if bad != 1 {
+		t.Errorf("lifted agent limit not seen: %+v", s.Controls())
+	}
+	if err := os.WriteFile(dir+"/init/cgroup.procs", []byte(strconv.Itoa(stranger.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := s.Pending(); !slices.Equal(p, []int{stranger.Process.Pid}) || err != nil {
+		t.Errorf("Pending = %v, %v, want the stranger %d", p, err, stranger.Process.Pid)
+	}
+}
+
+func TestKill500(t *testing.T) {
+	h, s, pid1 := open(t, limits)
+	e, p := launch(t, s, "many", "fork:500")
+	neighbour, _ := launch(t, s, "other", "sleep")
+	if got := p.line(t); got != "forked 500 0" {
+		t.Fatalf("helper: %s", got)
+	}
+	_ = p.Wait() // its 500 children are orphans in sessions of their own now
+	if n := len(pids(t, e)); n != 500 {
+		t.Fatalf("%d processes in the exec, want 500", n)
+	}
+	began := time.Now()
+	if err := e.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	t.Logf("%s: killed 500 in %v", h.Version(), took)
+	if took > 400*time.Millisecond { // 100 ms on a quiet machine; this one may be busy
+		t.Errorf("kill took %v", took)
+	}
+	if n := len(pids(t, e)); n != 0 {
+		t.Errorf("%d processes left", n)
+	}
+	if err := e.Remove(); err != nil {
+		t.Error(err)
+	}
+	if len(pids(t, neighbour)) != 1 || pid1.Process.Signal(syscall.Signal(0)) != nil {
+		t.Error("the kill hit a neighbour or PID 1")
+	}
+	if got := s.Execs(); !slices.Equal(got, []string{"other"}) {
+		t.Errorf("Execs = %q", got)
+	}
+}
+
+func TestKillForkBomb(t *testing.T) {
+	lim := limits
+	lim.Pids = 200
+	_, s, pid1 := open(t, lim)
+	e, p := launch(t, s, "bomb", "bomb")
+	p.line(t)
+	waitFor(t, "the bomb to meet its limit", func() bool { return e.Hits()["pids"] > 0 })
+	if p, err := s.Pending(); len(p) != 0 || err != nil {
+		t.Errorf("Pending = %v, %v", p, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	began := time.Now()
+	if err := e.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("killed the bomb in %v", time.Since(began))
+	if err := e.Remove(); err != nil {
+		t.Error(err)
+	}
+	if s.Hits()["pids"] == 0 {
+		t.Error("the refused forks of a removed exec are forgotten")
+	}
+	if pid1.Process.Signal(syscall.Signal(0)) != nil {
+		t.Error("PID 1 died of a fork bomb")
+	}
+}
+
+func TestOOM(t *testing.T) {
+	lim := limits
+	lim.Memory = 64 << 20
+	_, s, pid1 := open(t, lim)
+	told := make(chan string, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if err := s.WatchOOM(ctx, func(id string) { told <- id }); err != nil {
+		t.Fatal(err)
+	}
+	small, _ := launch(t, s, "small", "sleep")
+	// The bystander shares the exec that goes over: it ends with it.
+	e, p := launch(t, s, "big", "eat:200")
+	_ = p.Wait()
+	select {
+	case id := <-told:
+		if id != "big" {
+			t.Errorf("told of exec %q", id)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("no OOM was told of")
+	}
+	waitFor(t, "the exec to end", func() bool { return len(pids(t, e)) == 0 })
+	if e.OOMKills() < 1 || e.Hits()["memory"] < 1 {
+		t.Errorf("OOMKills = %d, Hits = %v", e.OOMKills(), e.Hits())
+	}
+	if small.OOMKills() != 0 || len(pids(t, small)) != 1 {
+		t.Error("the neighbour was hit")
+	}
+	if pid1.Process.Signal(syscall.Signal(0)) != nil {
+		t.Error("PID 1 was hit")
+	}
+	if err := e.Remove(); err != nil {
+		t.Error(err)
+	}
+	if s.Hits()["memory"] < 1 {
+		t.Error("the OOM kill of a removed exec is forgotten")
+	}
+}
+
+// A bystander of the process that went over ends with it: an exec ends whole.
+func TestOOMEndsTheWholeExec(t *testing.T) {
+	lim := limits
+	lim.Memory = 64 << 20
+	_, s, _ := open(t, lim)
+	if err := s.WatchOOM(t.Context(), func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := launch(t, s, "both", "sleep")
+	eater := start(t, "eat:200")
+	if err := e.Add(eater.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	eater.run(t)
+	waitFor(t, "both to end", func() bool { return len(pids(t, e)) == 0 })
+	if e.OOMKills() < 1 {
+		t.Error("the exec ended without an OOM kill")
+	}
+}
+
+func TestFreeze(t *testing.T) {
+	_, s, _ := open(t, limits)
+	e, p := launch(t, s, "one", "fork:20")
+	other, _ := launch(t, s, "two", "sleep")
+	p.line(t)
+	_ = p.Wait()
+	if err := s.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid := pids(t, e)[0]
+	waitFor(t, "the agent to stop", func() bool { return strings.Contains("DS", state(t, pid)) })
+	// An exec of a paused sandbox can be killed alone.
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := e.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if len(pids(t, e)) != 0 || len(pids(t, other)) != 1 {
+		t.Error("the kill left something or hit the neighbour")
+	}
+	if err := s.Thaw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Kill(ctx); err != nil { // the whole, while paused
+		t.Fatal(err)
+	}
+	if len(pids(t, other)) != 0 {
+		t.Error("a paused exec outlived the sandbox")
+	}
+}
+
+func state(t *testing.T, pid int) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(b), ") ")
+	return after[:1]
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 15 s for %s", what)
+		}
+	}
+}
+
+// What a crash left is found and ended by name alone.
+func TestRemoveAllOfAStranger(t *testing.T) {
+	h, root := detect(t)
+	p := runtime(t, h, root, "half-made", limits)
+	if err := h.RemoveAll(t.Context(), "half-made"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err == nil {
+		t.Error("its process was not killed")
+	}
+	if err := h.RemoveAll(t.Context(), "half-made"); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	for _, bad := range []string{"", "..", "a/b", "A", "-x"} {
+		if h.RemoveAll(t.Context(), bad) == nil {
+			t.Errorf("id %q is accepted", bad)
+		}
+	}
+}
+
+func BenchmarkExec(b *testing.B) {
+	t := &testing.T{}
+	kerneltest.Require(b, kerneltest.Root, anyVersion)
+	h, err := cgroup.Detect(cgroup.Options{Root: fmt.Sprintf("/creel-test-bench-%d", os.Getpid())})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer h.Close()
+	pid1 := runtime(t, h, fmt.Sprintf("/creel-test-bench-%d", os.Getpid()), "sandbox1", limits)
+	defer func() {
+		_ = h.RemoveAll(context.Background(), "sandbox1")
+		for _, dir := range mounts() {
+			rmTree(t, dir+fmt.Sprintf("/creel-test-bench-%d", os.Getpid()))
+		}
+	}()
+	s, err := h.Open("sandbox1", pid1.Process.Pid, limits)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range b.N {
+		b.StopTimer()
+		cmd := exec.Command("/bin/sleep", "100")
+		_ = cmd.Start()
+		b.StartTimer()
+		e, err := s.NewExec(strconv.Itoa(i))
+		if err == nil {
+			err = e.Add(cmd.Process.Pid)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = e.Remove()
+		b.StartTimer()
+	}
+}
