@@ -1,0 +1,100 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// Images lists the images that the caller may use.
+func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+	var out []api.Image
+	err := c.call(ctx, request{method: http.MethodGet, path: route("images")}, &out)
+	return out, err
+}
+
+// Image returns one image by reference or digest.
+func (c *Client) Image(ctx context.Context, ref string) (*api.Image, error) {
+	var out api.Image
+	if err := c.call(ctx, request{method: http.MethodGet, path: imageRoute(ref)}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// ImportImage sends an OCI or Docker archive. ref names the image; when it is
+// empty the archive's own name is used.
+func (c *Client) ImportImage(ctx context.Context, ref string, archive io.Reader) (*api.Image, error) {
+	r := request{method: http.MethodPost, path: route("images"), body: io.NopCloser(archive), size: -1}
+	if ref != "" {
+		r.query = url.Values{"ref": {ref}}
+	}
+	var out api.Image
+	if err := c.call(ctx, r, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// RemoveImage forgets an image. Sandboxes that run from it keep it until they end.
+func (c *Client) RemoveImage(ctx context.Context, ref string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: imageRoute(ref)}, nil)
+}
+
+// imageRoute keeps a reference's slashes: its route matches the rest of the path.
+func imageRoute(ref string) string {
+	return route(append([]string{"images"}, strings.Split(ref, "/")...)...)
+}
+
+// Profiles lists the isolation profiles.
+func (c *Client) Profiles(ctx context.Context) ([]api.Profile, error) {
+	var out []api.Profile
+	err := c.call(ctx, request{method: http.MethodGet, path: route("profiles")}, &out)
+	return out, err
+}
+
+// Profile returns one profile, resolved.
+func (c *Client) Profile(ctx context.Context, name string) (*api.Profile, error) {
+	var out api.Profile
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("profiles", name)}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// CheckProfile has the daemon check a profile's TOML against its schema and
+// this host. What is wrong comes back as one *api.Error with every problem.
+func (c *Client) CheckProfile(ctx context.Context, toml []byte) error {
+	r := request{method: http.MethodPost, path: route("profiles", "check"), body: strings.NewReader(string(toml)), size: int64(len(toml))}
+	return c.call(ctx, r, nil)
+}
+
+// Doctor returns what the daemon sees of its host. user (a name or uid) and
+// dir, where not empty, ask about that user and that directory as well.
+func (c *Client) Doctor(ctx context.Context, user, dir string) (*api.Doctor, error) {
+	q := url.Values{}
+	if user != "" {
+		q.Set("user", user)
+	}
+	if dir != "" {
+		q.Set("dir", dir)
+	}
+	var out api.Doctor
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("doctor"), query: q}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Version names the daemon and what it drives.
+func (c *Client) Version(ctx context.Context) (*api.Version, error) {
+	var out api.Version
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("version")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}

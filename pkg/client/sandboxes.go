@@ -1,0 +1,243 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// Spawn launches a sandbox; it runs and is proven when Spawn returns.
+//
+// Each mount's Source is opened here, with this process's own rights, and
+// sent as a descriptor; a Source that cannot be opened is reported with the
+// others before anything is sent. req itself is not changed.
+func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
+	mounts, dirs, err := openSources(req.Mounts)
+	defer closeAll(dirs)
+	if err != nil {
+		return nil, err
+	}
+	req.Mounts = mounts
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	// A connection of its own: the descriptors belong to exactly this request.
+	w, err := c.openWire(ctx, wireRequest{
+		method: http.MethodPost, target: route("sandboxes"), body: body, dirs: dirs,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	var out api.SpawnResult
+	if err := json.NewDecoder(io.LimitReader(w.answer.Body, maxAnswer)).Decode(&out); err != nil {
+		return nil, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
+	}
+	return &out, nil
+}
+
+// openSources opens every mount's source directory. O_PATH asks for no right
+// on the directory beyond reaching it; what the sandbox may do there is
+// decided by the daemon from the descriptor. The path is resolved by the
+// kernel for this process, symbolic links included: the user named it.
+func openSources(mounts []api.Mount) ([]api.Mount, []*os.File, error) {
+	out := make([]api.Mount, len(mounts))
+	var dirs []*os.File
+	var problems []api.Problem
+	for i, m := range mounts {
+		f, err := openDir(m.Source)
+		if err != nil {
+			problems = append(problems, api.Problem{
+				Field: fmt.Sprintf("mounts[%d].source", i), Value: m.Source, Want: wantDir(err),
+			})
+			continue
+		}
+		n := len(dirs)
+		dirs = append(dirs, f)
+		m.FD = &n
+		out[i] = m
+	}
+	if len(problems) > 0 {
+		return nil, dirs, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: problems}
+	}
+	return out, dirs, nil
+}
+
+func openDir(path string) (*os.File, error) {
+	if path == "" {
+		return nil, unix.ENOENT
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func wantDir(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		return "a directory; a single file cannot be mounted, mount the directory that holds it"
+	case errors.Is(err, unix.ENOENT):
+		return "a directory that exists; create it first"
+	case errors.Is(err, unix.EACCES):
+		return "a directory that you can reach (permission denied)"
+	}
+	return "a directory that can be opened (" + err.Error() + ")"
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// List returns the caller's sandboxes, or everyone's when all is set and the
+// caller may see them.
+func (c *Client) List(ctx context.Context, all bool) ([]api.Sandbox, error) {
+	r := request{method: http.MethodGet, path: route("sandboxes")}
+	if all {
+		r.query = url.Values{"all": {"true"}}
+	}
+	var out []api.Sandbox
+	err := c.call(ctx, r, &out)
+	return out, err
+}
+
+// Inspect returns one sandbox. Like every ref, it is an id, a name, or the
+// start of an id that no other sandbox shares.
+func (c *Client) Inspect(ctx context.Context, ref string) (*api.Sandbox, error) {
+	var out api.Sandbox
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes", ref)}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Remove removes a sandbox that has ended; with force, a running one too.
+func (c *Client) Remove(ctx context.Context, ref string, force bool) error {
+	r := request{method: http.MethodDelete, path: route("sandboxes", ref)}
+	if force {
+		r.query = url.Values{"force": {"true"}}
+	}
+	return c.call(ctx, r, nil)
+}
+
+// Stop asks the main command to end and kills the sandbox after the grace
+// (nil means the daemon's default). It returns when the sandbox has ended.
+func (c *Client) Stop(ctx context.Context, ref string, grace *time.Duration) error {
+	var in api.StopRequest
+	if grace != nil {
+		d := api.Duration(*grace)
+		in.Grace = &d
+	}
+	return c.post(ctx, ref, "stop", in)
+}
+
+// Kill sends a signal, by name without SIG or by number, to the main command;
+// "KILL" or "" ends the whole sandbox.
+func (c *Client) Kill(ctx context.Context, ref, signal string) error {
+	return c.post(ctx, ref, "kill", api.KillRequest{Signal: signal})
+}
+
+// Pause freezes every process of the sandbox.
+func (c *Client) Pause(ctx context.Context, ref string) error {
+	return c.post(ctx, ref, "pause", struct{}{})
+}
+
+// Resume thaws a paused sandbox.
+func (c *Client) Resume(ctx context.Context, ref string) error {
+	return c.post(ctx, ref, "resume", struct{}{})
+}
+
+func (c *Client) post(ctx context.Context, ref, verb string, in any) error {
+	return c.call(ctx, request{method: http.MethodPost, path: route("sandboxes", ref, verb), in: in}, nil)
+}
+
+// Wait returns when the sandbox has ended, at once if it had already.
+func (c *Client) Wait(ctx context.Context, ref string) (*api.WaitResult, error) {
+	var out api.WaitResult
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes", ref, "wait")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Stats returns what the sandbox uses now.
+func (c *Client) Stats(ctx context.Context, ref string) (*api.Stats, error) {
+	var out api.Stats
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes", ref, "stats")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Evidence returns the last proof of the sandbox's isolation; with fresh, it
+// is read from the kernel again first.
+func (c *Client) Evidence(ctx context.Context, ref string, fresh bool) (*api.Evidence, error) {
+	r := request{method: http.MethodGet, path: route("sandboxes", ref, "evidence")}
+	if fresh {
+		r.query = url.Values{"fresh": {"true"}}
+	}
+	var out api.Evidence
+	if err := c.call(ctx, r, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Events calls fn for each event after the sequence number since (0: from
+// now on) until fn fails, the context ends or the daemon stops.
+func (c *Client) Events(ctx context.Context, since uint64, fn func(api.Event) error) error {
+	r := request{method: http.MethodGet, path: route("events")}
+	if since > 0 {
+		r.query = url.Values{"since": {strconv.FormatUint(since, 10)}}
+	}
+	body, err := c.do(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	return readSSE(ctx, body, fn)
+}
+
+// maxLine bounds one event or list line.
+const maxLine = 1 << 20
+
+// readSSE reads the data lines of a server-sent event stream. creeld writes
+// each event's JSON on one data line.
+func readSSE(ctx context.Context, r io.Reader, fn func(api.Event) error) error {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(make([]byte, 0, 4096), maxLine)
+	const prefix = "data:"
+	for sc.Scan() {
+		line := sc.Bytes()
+		if len(line) < len(prefix) || string(line[:len(prefix)]) != prefix {
+			continue // event:, id:, retry: and comments that keep the connection alive
+		}
+		var ev api.Event
+		if err := json.Unmarshal(line[len(prefix):], &ev); err != nil {
+			return fmt.Errorf("decode event: %w", err)
+		}
+		if err := fn(ev); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return sc.Err()
+}
