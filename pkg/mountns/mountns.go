@@ -91,8 +91,10 @@ func HostInode() (uint64, error) {
 }
 
 // Unpin removes the pin of runDir, so that the namespace ends with its last
-// process. Nothing pinned is success. It works from the namespace itself,
-// after Enter, and from the host's.
+// process, and what Enter mounted on runDir, so that it can be removed.
+// Nothing pinned is success. It works from the host's namespace and, after
+// Enter, from the private one, where everything mounted below runDir goes: it
+// is for taking a daemon off a machine, not for its restart.
 func Unpin(runDir string) error {
 	errc := make(chan error, 1)
 	go func() {
@@ -105,10 +107,27 @@ func Unpin(runDir string) error {
 		}
 		errc <- unpin(runDir)
 	}()
-	if err := <-errc; err != nil {
+	err := <-errc
+	if err == nil && Host() != nil {
+		err = detach(runDir)
+	}
+	if err != nil {
 		return fmt.Errorf("unpin mount namespace: %w", err)
 	}
 	return nil
+}
+
+// detach takes all that is mounted on path away.
+func detach(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // not a mount point
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
 }
 
 func unpin(runDir string) error {
@@ -121,15 +140,8 @@ func unpin(runDir string) error {
 	}
 	dir := filepath.Join(runDir, pinDir)
 	for _, p := range []string{filepath.Join(dir, pinFile), dir} {
-		// A crash while pinning may have left more than one mount on it.
-		for {
-			err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("unmount %s: %w", p, err)
-			}
+		if err := detach(p); err != nil {
+			return err
 		}
 	}
 	if err := os.Remove(filepath.Join(dir, pinFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -263,6 +275,10 @@ func build(runDir string) error {
 	// First of all: an unmount in a shared namespace would be the host's too.
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts slaves: %w", err)
+	}
+	// The pin's mount point is the host's affair.
+	if err := detach(filepath.Join(runDir, pinDir)); err != nil {
+		return err
 	}
 	if err := unix.Mount(runDir, runDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", runDir, err)

@@ -85,6 +85,9 @@ func helper(dir string) error {
 		if err := mountns.Unpin(dir); err != nil {
 			return err
 		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(f)
 }
@@ -215,8 +218,8 @@ func TestUnpinFromInside(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Root)
 	dir := runDir(t)
 	run(t, dir, unpinEnv+"=1")
-	if _, err := os.Stat(filepath.Join(dir, "mnt", "ns")); err == nil {
-		t.Error("the pin is still there")
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the run directory is still there")
 	}
 	if strings.Contains(mountTable(t), "run\\040dir") {
 		t.Error("the pin's mount point is still mounted on the host")

@@ -1,0 +1,219 @@
+package runtime_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+	"github.com/creel-sandbox/creel/pkg/runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// env is a private containerd of one test.
+type env struct {
+	*runtime.Supervised
+	cfg runtime.Config
+}
+
+// start runs a private containerd that the test's end stops; it fails the
+// test if the containerd leaves mounts behind.
+func start(t testing.TB) *env {
+	t.Helper()
+	kerneltest.Require(t, kerneltest.Root, kerneltest.Bin, kerneltest.IDMap)
+	dir, err := os.MkdirTemp(scratch, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	e := &env{cfg: runtime.Config{
+		Bin:   kerneltest.BinDir(),
+		Root:  filepath.Join(dir, "r"),
+		State: filepath.Join(dir, "s"),
+	}}
+	t.Cleanup(func() {
+		if left := mountsBelow(t, dir); len(left) > 0 {
+			t.Errorf("mounts left: %q", left)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	e.up(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(e.cfg.Root, "containerd.log"))
+			t.Logf("containerd.log:\n%s", b)
+		}
+		e.down(t)
+	})
+	return e
+}
+
+func (e *env) up(t testing.TB) {
+	t.Helper()
+	s, err := runtime.Start(t.Context(), e.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Supervised = s
+}
+
+func (e *env) down(t testing.TB) {
+	t.Helper()
+	if err := e.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func mountsBelow(t testing.TB, dir string) []string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if p := strings.Fields(line)[4]; strings.HasPrefix(p, dir) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// busybox is a static program with a shell, for images.
+func busybox(t testing.TB) []byte {
+	t.Helper()
+	for _, p := range []string{os.Getenv("CREEL_TEST_BUSYBOX"), "/bin/busybox", filepath.Join(kerneltest.BinDir(), "busybox")} {
+		if b, err := os.ReadFile(p); err == nil {
+			return b
+		}
+	}
+	t.Skip("need busybox: install busybox-static")
+	return nil
+}
+
+// file is an entry of a layer.
+type file struct {
+	tar.Header
+	body string
+}
+
+func dirs(names ...string) []file {
+	var out []file
+	for _, n := range names {
+		out = append(out, file{Header: tar.Header{Name: n + "/", Typeflag: tar.TypeDir, Mode: 0o755}})
+	}
+	return out
+}
+
+// layer makes a tar of the files.
+func layer(t testing.TB, files ...file) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		h := f.Header
+		h.Size = int64(len(f.body))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, f.body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// busyboxLayer is a root file system with a shell.
+func busyboxLayer(t testing.TB) []byte {
+	files := dirs("bin", "dev", "proc", "sys", "etc", "tmp", "run", "home", "home/agent")
+	files = append(files, file{Header: tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, body: string(busybox(t))})
+	for _, n := range []string{"sh", "sleep", "cat", "stat", "id", "touch"} {
+		files = append(files, file{Header: tar.Header{Name: "bin/" + n, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}})
+	}
+	return layer(t, files...)
+}
+
+// archive is an OCI archive of the layers.
+func archive(t testing.TB, ref string, layers ...[]byte) []byte {
+	t.Helper()
+	var files []file
+	blob := func(b []byte) map[string]any {
+		sum := sha256.Sum256(b)
+		hexsum := hex.EncodeToString(sum[:])
+		files = append(files, file{Header: tar.Header{Name: "blobs/sha256/" + hexsum, Typeflag: tar.TypeReg, Mode: 0o644}, body: string(b)})
+		return map[string]any{"digest": "sha256:" + hexsum, "size": len(b)}
+	}
+	enc := func(v any) []byte {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	var descs, diffs []any
+	for _, l := range layers {
+		d := blob(l)
+		d["mediaType"] = "application/vnd.oci.image.layer.v1.tar"
+		descs = append(descs, d)
+		diffs = append(diffs, d["digest"])
+	}
+	cfg := blob(enc(map[string]any{
+		"architecture": goarch, "os": "linux",
+		"config": map[string]any{"User": "0", "Labels": map[string]string{"containerd.io/restart.loguri": "binary:///bin/sh"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+	}))
+	cfg["mediaType"] = "application/vnd.oci.image.config.v1+json"
+	m := blob(enc(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": cfg, "layers": descs}))
+	m["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
+	m["annotations"] = map[string]string{"io.containerd.image.name": ref}
+	files = append(files,
+		file{Header: tar.Header{Name: "oci-layout", Typeflag: tar.TypeReg, Mode: 0o644}, body: `{"imageLayoutVersion":"1.0.0"}`},
+		file{Header: tar.Header{Name: "index.json", Typeflag: tar.TypeReg, Mode: 0o644}, body: string(enc(map[string]any{"schemaVersion": 2, "manifests": []any{m}}))},
+	)
+	return layer(t, files...)
+}
+
+// spec is a small sandbox: every namespace, no capability, no network.
+func spec(id string, hostUID uint32, args ...string) *specs.Spec {
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: hostUID, Size: runtime.RangeSize}}
+	mem := int64(64 << 20)
+	return &specs.Spec{
+		Version: "1.0.2",
+		Root:    &specs.Root{Path: "rootfs", Readonly: true},
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/bin"},
+			User:            specs.User{UID: 1000, GID: 1000},
+			Capabilities:    &specs.LinuxCapabilities{},
+			NoNewPrivileges: true,
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=64k"}},
+			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", "size=1m"}},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: "/creel-test/" + id,
+			UIDMappings: ids, GIDMappings: ids,
+			Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &mem}},
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+				{Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+			},
+		},
+	}
+}

@@ -1,0 +1,98 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Labels on images, written by Import alone: an image without them was not
+// checked by us and is not used.
+const (
+	labelChain = LabelPrefix + "chain" // name of the unpacked image's top snapshot
+	labelSize  = LabelPrefix + "size"  // unpacked bytes
+)
+
+// chain is an unpacked image.
+type chain struct {
+	id     string // its top snapshot
+	digest digest.Digest
+}
+
+// NormalizeRef is the full form of a reference: "base" becomes
+// "docker.io/library/base:latest". A digest stays as it is.
+func NormalizeRef(ref string) (string, error) {
+	if d, err := digest.Parse(ref); err == nil {
+		return d.String(), nil
+	}
+	n, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", &api.Error{Code: api.CodeInvalid, Message: "image reference", Problems: []api.Problem{
+			{Field: "image", Value: ref, Want: "a name such as base, team/tools:1.2 or sha256:… (" + err.Error() + ")"},
+		}}
+	}
+	return reference.TagNameOnly(n).String(), nil
+}
+
+// familiar is the short form of a normalised reference, for people.
+func familiar(ref string) string {
+	n, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(n)
+}
+
+// missing is the error for an image that is not there.
+func missing(ref string) error {
+	return api.Errorf(api.CodeNotFound, "image %q is not here", ref).
+		WithHint("get it with \"creel image import FILE\" or make one with \"creel image build\"; \"creel image ls\" lists what is here")
+}
+
+// Resolve gives the digest of a reference's manifest.
+func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
+	ch, err := c.resolve(ctx, ref)
+	return ch.digest.String(), err
+}
+
+// resolve finds the unpacked image of a reference or digest.
+func (c *Client) resolve(ctx context.Context, ref string) (chain, error) {
+	name, err := NormalizeRef(ref)
+	if err != nil {
+		return chain{}, err
+	}
+	img, err := c.lookup(ctx, name)
+	if err != nil {
+		if errdefs.IsNotFound(err) {
+			return chain{}, missing(ref)
+		}
+		return chain{}, wrap(err, "image "+ref)
+	}
+	id := img.Labels[labelChain]
+	if id == "" {
+		return chain{}, api.Errorf(api.CodeConflict, "image %q was not imported by creel", ref).
+			WithHint("import it with \"creel image import FILE\", which checks it")
+	}
+	return chain{id: id, digest: img.Target.Digest}, nil
+}
+
+func (c *Client) lookup(ctx context.Context, name string) (images.Image, error) {
+	if !strings.HasPrefix(name, "sha256:") {
+		return c.imgs.Get(ctx, name)
+	}
+	found, err := c.imgs.List(ctx, "target.digest=="+name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	if len(found) == 0 {
+		return images.Image{}, fmt.Errorf("digest %s: %w", name, errdefs.ErrNotFound)
+	}
+	return found[0], nil
+}
