@@ -7,14 +7,28 @@ import "golang.org/x/sys/unix"
 // a jump or a fall past the end) gives KillProcess: what cannot be understood
 // is not allowed. It ends always, because jumps only go forward.
 func Simulate(f Filter, d Data) Action {
-	a, _ := run(f, d)
+	a, _, _ := run(f, d)
 	return a
 }
 
-// run also counts the instructions executed.
-func run(f Filter, d Data) (Action, int) {
+// Steps is how many instructions the kernel executes to decide the call.
+func (f Filter) Steps(d Data) int {
+	_, n, _ := run(f, d)
+	return n
+}
+
+// Constant says whether the verdict on a number is found without looking at
+// an argument. The kernel then keeps an allow in a bitmap and does not run
+// the filter (seccomp_cache_prepare, Linux 5.11).
+func (f Filter) Constant(arch, nr uint32) bool {
+	_, _, looked := run(f, Data{Arch: arch, Nr: nr})
+	return !looked
+}
+
+// run also counts the instructions executed, and says whether one of them
+// loaded anything but arch and nr.
+func run(f Filter, d Data) (a Action, n int, looked bool) {
 	var acc uint32
-	n := 0
 	for pc := uint64(0); pc < uint64(len(f)); pc++ {
 		n++
 		i := f[pc]
@@ -22,9 +36,10 @@ func run(f Filter, d Data) (Action, int) {
 		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
 			v, ok := d.word(i.K)
 			if !ok {
-				return KillProcess, n
+				return KillProcess, n, looked
 			}
 			acc = v
+			looked = looked || i.K != offNr && i.K != offArch
 		case unix.BPF_ALU | unix.BPF_AND | unix.BPF_K:
 			acc &= i.K
 		case unix.BPF_JMP | unix.BPF_JA:
@@ -34,12 +49,12 @@ func run(f Filter, d Data) (Action, int) {
 		case unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K:
 			pc += branch(acc >= i.K, i)
 		case unix.BPF_RET | unix.BPF_K:
-			return Action(i.K), n
+			return Action(i.K), n, looked
 		default:
-			return KillProcess, n
+			return KillProcess, n, looked
 		}
 	}
-	return KillProcess, n
+	return KillProcess, n, looked
 }
 
 func branch(yes bool, i unix.SockFilter) uint64 {

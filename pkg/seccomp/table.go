@@ -1,6 +1,11 @@
 package seccomp
 
-import "golang.org/x/sys/unix"
+import (
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // machine is what a filter has to know of an architecture.
 type machine struct {
@@ -25,4 +30,9 @@ const noCall = ^uint32(0)
 func Number(arch, syscall string) (uint32, bool) {
 	nr, ok := machines[arch].numbers[syscall]
 	return nr, ok
+}
+
+// Names is every system call of an architecture that the tables know, sorted.
+func Names(arch string) []string {
+	return slices.Sorted(maps.Keys(machines[arch].numbers))
 }
