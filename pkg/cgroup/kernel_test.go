@@ -127,7 +127,7 @@ func (p *proc) line(t *testing.T) string {
 	return strings.TrimSpace(s)
 }
 
-var limits = cgroup.Limits{Memory: 128 << 20, Pids: 600, CPUs: 1.5, IOWeight: 100}
+var limits = cgroup.Limits{Memory: 512 << 20, Pids: 1000, CPUs: 1.5, IOWeight: 100}
 
 // detect gives a Host under a root of the test's own.
 func detect(t *testing.T) (*cgroup.Host, string) {
