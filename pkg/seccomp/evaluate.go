@@ -12,7 +12,7 @@ type Data struct {
 // what a compiled filter must agree with; tests compare the two.
 func (p *Profile) Evaluate(arch string, d Data) Action {
 	m, ok := machines[arch]
-	if !ok || d.Arch != m.audit || m.x32 && d.Nr&x32Bit != 0 && d.Nr != noCall {
+	if !ok || d.Arch != m.audit || m.x32 && d.Nr >= x32Bit && d.Nr != noCall {
 		return KillProcess
 	}
 	for _, c := range p.clauses(arch)[d.Nr] {

@@ -19,7 +19,7 @@ var machines = map[string]machine{
 	"arm64": {audit: unix.AUDIT_ARCH_AARCH64, numbers: arm64Numbers},
 }
 
-// x32Bit marks calls of the x32 ABI.
+// x32Bit marks calls of the x32 ABI; no other call has a number as high.
 const x32Bit = 0x40000000
 
 // noCall is what programs pass for a call their headers do not know,
