@@ -154,7 +154,7 @@ test-integration: tools build image ## Tests against a real containerd; T=Name r
 
 .PHONY: test-vm
 test-vm: tools build image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
-	@$(GO) run ./integration/vm/run
+	@$(GO) run ./integration/vm/run -suite $(VM_SUITE) -qemu-floor $(QEMU_FLOOR)
 
 .PHONY: soak
 soak: tools build image ## Long forms of the tests, hours (as root)
