@@ -73,6 +73,14 @@ func helper(what string) {
 		}
 		fmt.Println("forked", n-failed, failed)
 		return
+	case "detect": // says where it is and where sandboxes would be
+		h, err := cgroup.Detect(cgroup.Options{Root: arg})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		own, _ := os.ReadFile("/proc/self/cgroup")
+		fmt.Println(strings.TrimSpace(string(own)), h.CgroupsPath("box"), h.Weaker())
 	case "bomb":
 		fmt.Println("bombing")
 		cmd := exec.Command("/bin/sh", "-c", "b() { b | b & b; }; b")
@@ -206,7 +214,7 @@ func runtime(t *testing.T, h *cgroup.Host, root, id string, lim cgroup.Limits) *
 	path := h.CgroupsPath(id)
 	if h.Version() == "v2" {
 		set("/sys/fs/cgroup"+path, "memory.max", mem, "memory.swap.max", "0", "pids.max", fmt.Sprint(lim.Pids),
-			"cpu.max", fmt.Sprintf("%d %d", quota, period))
+			"cpu.max", fmt.Sprintf("%d %d", quota, period), "io.weight", fmt.Sprint(1+(lim.IOWeight-10)*9999/990))
 		return pid1
 	}
 	if path != root+"/"+id {
@@ -216,9 +224,9 @@ func runtime(t *testing.T, h *cgroup.Host, root, id string, lim cgroup.Limits) *
 	set(v1+"memory"+path, "memory.limit_in_bytes", mem, "memory.memsw.limit_in_bytes", mem)
 	set(v1+"pids"+path, "pids.max", fmt.Sprint(lim.Pids))
 	set(v1+"cpu"+path, "cpu.cfs_period_us", fmt.Sprint(period), "cpu.cfs_quota_us", fmt.Sprint(quota))
-	set(v1+"cpuacct" + path)
-	set(v1+"freezer" + path)
-	set(v1+"blkio" + path)
+	set(v1 + "cpuacct" + path)
+	set(v1 + "freezer" + path)
+	set(v1 + "blkio" + path)
 	set(v1+"devices"+path, "devices.deny", "a")
 	set(v1+"devices"+path, "devices.allow", "c 1:3 rwm")
 	if err := os.MkdirAll(v1+"cpuset"+root, 0o755); err != nil {
@@ -344,6 +352,7 @@ func TestControlsSeeDrift(t *testing.T) {
 
 func TestKill500(t *testing.T) {
 	h, s, pid1 := open(t, limits)
+	began := time.Now()
 	e, p := launch(t, s, "many", "fork:500")
 	neighbour, _ := launch(t, s, "other", "sleep")
 	if got := p.line(t); got != "forked 500 0" {
@@ -353,13 +362,15 @@ func TestKill500(t *testing.T) {
 	if n := len(pids(t, e)); n != 500 {
 		t.Fatalf("%d processes in the exec, want 500", n)
 	}
-	began := time.Now()
+	spawned := time.Since(began)
+	began = time.Now()
 	if err := e.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(began)
-	t.Logf("%s: killed 500 in %v", h.Version(), took)
-	if took > 400*time.Millisecond { // 100 ms on a quiet machine; this one may be busy
+	t.Logf("%s: killed 500 in %v, started in %v", h.Version(), took, spawned)
+	// 100 ms on a quiet machine. A busy or emulated one is as slow in starting them.
+	if took > max(100*time.Millisecond, spawned/2) {
 		t.Errorf("kill took %v", took)
 	}
 	if n := len(pids(t, e)); n != 0 {
