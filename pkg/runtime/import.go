@@ -1,0 +1,330 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	gort "runtime"
+	"strconv"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/image"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// MountPoints are where every sandbox has something mounted: an image may
+// lack them, but not make them, or their parents, anything but directories
+// (CVE-2026-41579: an image whose /dev is a link).
+var MountPoints = []string{"/dev", "/proc", "/sys", "/etc", "/tmp", "/run", "/var/tmp", "/home/agent"}
+
+// importLease is how long a crashed import's content can stay.
+const importLease = 6 * time.Hour
+
+// Import reads an OCI or docker archive, checks it (package image), unpacks
+// it and gives it the name ref, or the archive's own when ref is empty. An
+// image of that name before is replaced. When it is refused, error code
+// api.CodeInvalid, nothing of it stays.
+func (c *Client) Import(ctx context.Context, r io.Reader, ref string, lim image.Limits) (_ api.Image, err error) {
+	if ref != "" {
+		if ref, err = NormalizeRef(ref); err != nil {
+			return api.Image{}, err
+		}
+	}
+	// The lease keeps the collector from what is half done, and its removal
+	// sends the collector for what was not kept.
+	lm := c.cd.LeasesService()
+	lease, err := lm.Create(ctx, leases.WithID("import-"+rand.Text()), leases.WithExpiration(importLease))
+	if err != nil {
+		return api.Image{}, wrap(err, "lease for import")
+	}
+	ctx = leases.WithLease(ctx, lease.ID)
+	defer func() {
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if derr := gone(lm.Delete(dctx, lease, leases.SynchronousDelete)); derr != nil {
+			err = errors.Join(err, wrap(derr, "end of import"))
+		}
+	}()
+	store := &contentStore{cs: c.cd.ContentStore(), prefix: lease.ID}
+	img, err := image.ReadArchive(ctx, r, gort.GOARCH, lim, store)
+	if err != nil {
+		return api.Image{}, refused(err)
+	}
+	if ref == "" {
+		if ref, err = nameOf(img.Name); err != nil {
+			return api.Image{}, err
+		}
+	}
+	tree, err := scan(ctx, store, img, lim)
+	if err != nil {
+		return api.Image{}, refused(err)
+	}
+	ch, err := c.unpack(ctx, store, img)
+	if err != nil {
+		return api.Image{}, err
+	}
+	if err := c.checkRoot(ctx, ch); err != nil {
+		return api.Image{}, refused(err)
+	}
+	return c.record(ctx, ref, img, ch, tree.Bytes())
+}
+
+// nameOf normalises what an archive calls its image.
+func nameOf(name string) (string, error) {
+	if name == "" {
+		return "", &api.Error{Code: api.CodeInvalid, Message: "image reference", Problems: []api.Problem{
+			{Field: "ref", Want: "a name for the image; the archive has none"},
+		}}
+	}
+	return NormalizeRef(name)
+}
+
+// refused gives the image's own faults the class of a wrong request.
+func refused(err error) error {
+	if errors.Is(err, image.ErrRefused) {
+		return api.Errorf(api.CodeInvalid, "%w", err)
+	}
+	return wrap(err, "import")
+}
+
+// scan looks at every layer before anything is unpacked.
+func scan(ctx context.Context, store *contentStore, img *image.Image, lim image.Limits) (*image.Tree, error) {
+	tree := image.NewTree(lim)
+	for _, l := range img.Layers {
+		r, err := store.Open(ctx, l.Digest)
+		if err != nil {
+			return nil, err
+		}
+		err = tree.Add(ctx, r, l)
+		r.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return tree, tree.Check(MountPoints...)
+}
+
+// unpack has containerd make the snapshots. It checks each layer's diff id,
+// so that it unpacks the bytes that were scanned.
+func (c *Client) unpack(ctx context.Context, store *contentStore, img *image.Image) (chain, error) {
+	desc := ocispec.Descriptor{MediaType: img.ManifestType, Digest: digest.Digest(img.ManifestDigest), Size: int64(len(img.Manifest))}
+	labels := map[string]string{"containerd.io/gc.ref.content.config": img.Config}
+	var diffs []digest.Digest
+	for i, l := range img.Layers {
+		labels["containerd.io/gc.ref.content.l."+strconv.Itoa(i)] = l.Digest
+		diffs = append(diffs, digest.Digest(l.DiffID))
+	}
+	if err := store.manifest(ctx, desc, img.Manifest, labels); err != nil {
+		return chain{}, wrap(err, "manifest")
+	}
+	i := containerd.NewImageWithPlatform(c.cd, images.Image{Name: img.ManifestDigest, Target: desc}, platforms.All)
+	if err := i.Unpack(ctx, snapshotter); err != nil {
+		return chain{}, wrap(err, "unpack image")
+	}
+	return chain{id: identity.ChainID(diffs).String(), digest: desc.Digest}, nil
+}
+
+// record makes the image known by its name.
+func (c *Client) record(ctx context.Context, ref string, img *image.Image, ch chain, size int64) (api.Image, error) {
+	in := images.Image{
+		Name:   ref,
+		Target: ocispec.Descriptor{MediaType: img.ManifestType, Digest: ch.digest, Size: int64(len(img.Manifest))},
+		Labels: map[string]string{labelChain: ch.id, labelSize: strconv.FormatInt(size, 10)},
+	}
+	out, err := c.imgs.Create(ctx, in)
+	if errdefs.IsAlreadyExists(err) {
+		out, err = c.imgs.Update(ctx, in)
+	}
+	if err != nil {
+		return api.Image{}, wrap(err, "image "+ref)
+	}
+	return describe(out), nil
+}
+
+// checkRoot looks at the unpacked image itself, as the runtime will see it:
+// what was foreseen from the layers is not taken for granted.
+func (c *Client) checkRoot(ctx context.Context, ch chain) (err error) {
+	key := "check-" + rand.Text()
+	mounts, err := c.snaps.View(ctx, key, ch.id)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(c.opts.State, "check-")
+	if err != nil {
+		return errors.Join(err, c.snaps.Remove(ctx, key))
+	}
+	defer func() {
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, mount.UnmountAll(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), os.Remove(dir), gone(c.snaps.Remove(dctx, key)))
+	}()
+	if err := mount.All(mounts, dir); err != nil {
+		return fmt.Errorf("mount the unpacked image: %w", err)
+	}
+	return realDirs(dir, MountPoints)
+}
+
+// realDirs refuses a root in which one of the paths is there by way of, or
+// is itself, anything but a directory.
+func realDirs(root string, paths []string) error {
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, p := range paths {
+		f, err := unix.Openat2(fd, "."+p, &unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV,
+		})
+		switch {
+		case err == nil:
+			unix.Close(f)
+		case errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EXDEV):
+			return fmt.Errorf("%w: %s of the unpacked image is not a real directory", image.ErrRefused, p)
+		default:
+			return fmt.Errorf("open %s of the unpacked image: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// Images lists the images that were imported.
+func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+	all, err := c.imgs.List(ctx)
+	if err != nil {
+		return nil, wrap(err, "list images")
+	}
+	var out []api.Image
+	for _, i := range all {
+		if i.Labels[labelChain] != "" {
+			out = append(out, describe(i))
+		}
+	}
+	return out, nil
+}
+
+// Image describes the image of a reference or digest.
+func (c *Client) Image(ctx context.Context, ref string) (api.Image, error) {
+	if _, err := c.resolve(ctx, ref); err != nil {
+		return api.Image{}, err
+	}
+	name, err := NormalizeRef(ref)
+	if err != nil {
+		return api.Image{}, err
+	}
+	i, err := c.lookup(ctx, name)
+	if err != nil {
+		return api.Image{}, wrap(err, "image "+ref)
+	}
+	return describe(i), nil
+}
+
+// RemoveImage forgets a reference, or every reference to a digest. Sandboxes
+// that run from the image keep what they need of it.
+func (c *Client) RemoveImage(ctx context.Context, ref string) error {
+	name, err := NormalizeRef(ref)
+	if err != nil {
+		return err
+	}
+	for {
+		i, err := c.lookup(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return missing(ref)
+		}
+		if err != nil {
+			return wrap(err, "image "+ref)
+		}
+		if err := gone(c.imgs.Delete(ctx, i.Name, images.SynchronousDelete())); err != nil {
+			return wrap(err, "remove image "+ref)
+		}
+		if i.Name == name {
+			return nil
+		}
+		if _, err := c.lookup(ctx, name); errdefs.IsNotFound(err) {
+			return nil
+		}
+	}
+}
+
+func describe(i images.Image) api.Image {
+	size, _ := strconv.ParseInt(i.Labels[labelSize], 10, 64)
+	return api.Image{Ref: familiar(i.Name), Digest: i.Target.Digest.String(), Size: size, Created: i.CreatedAt}
+}
+
+// contentStore is containerd's content store as package image sees it.
+type contentStore struct {
+	cs     content.Store
+	prefix string
+	n      int
+}
+
+var _ image.Store = (*contentStore)(nil)
+
+// Put keeps size bytes of r.
+func (s *contentStore) Put(ctx context.Context, r io.Reader, size int64) (_ string, err error) {
+	s.n++
+	ref := s.prefix + "-" + strconv.Itoa(s.n)
+	w, err := content.OpenWriter(ctx, s.cs, content.WithRef(ref))
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		w.Close()
+		if err != nil {
+			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			err = errors.Join(err, gone(s.cs.Abort(dctx, ref)))
+		}
+	}()
+	h := digest.Canonical.Digester()
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, h.Hash())}, io.LimitReader(r, size), make([]byte, 1<<20))
+	if err != nil {
+		return "", err
+	}
+	if n != size {
+		return "", io.ErrUnexpectedEOF
+	}
+	if err := w.Commit(ctx, size, h.Digest()); err != nil && !errdefs.IsAlreadyExists(err) {
+		return "", err
+	}
+	return h.Digest().String(), nil
+}
+
+// Open reads a blob.
+func (s *contentStore) Open(ctx context.Context, d string) (io.ReadCloser, error) {
+	ra, err := s.cs.ReaderAt(ctx, ocispec.Descriptor{Digest: digest.Digest(d)})
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{content.NewReader(ra), ra}, nil
+}
+
+// manifest keeps the manifest, with what it refers to for the collector.
+func (s *contentStore) manifest(ctx context.Context, d ocispec.Descriptor, raw []byte, labels map[string]string) error {
+	if _, err := s.Put(ctx, bytes.NewReader(raw), d.Size); err != nil {
+		return err
+	}
+	_, err := s.cs.Update(ctx, content.Info{Digest: d.Digest, Labels: labels}, "labels")
+	return err
+}

@@ -1,0 +1,137 @@
+package runtime_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/image"
+	"github.com/creel-sandbox/creel/pkg/runtime"
+)
+
+func importBusybox(t testing.TB, e *env) {
+	t.Helper()
+	_, err := e.Client().Import(t.Context(), bytes.NewReader(archive(t, "busybox", busyboxLayer(t))), "", image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stored lists the blobs and snapshot directories that containerd holds.
+func stored(t *testing.T, e *env) []string {
+	t.Helper()
+	var out []string
+	for _, d := range []string{"io.containerd.content.v1.content/blobs/sha256", "io.containerd.content.v1.content/ingest", "io.containerd.snapshotter.v1.overlayfs/snapshots"} {
+		err := filepath.WalkDir(filepath.Join(e.cfg.Root, "containerd", d), func(p string, de fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil && filepath.Base(filepath.Dir(p)) == filepath.Base(d) {
+				out = append(out, p)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
+
+func TestImport(t *testing.T) {
+	e := start(t)
+	c := e.Client()
+	img, err := c.Import(t.Context(), bytes.NewReader(archive(t, "other", busyboxLayer(t), layer(t, dirs("work")...))), "tools:1", image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Ref != "tools:1" || !strings.HasPrefix(img.Digest, "sha256:") || img.Size < 1000 {
+		t.Errorf("imported %+v", img)
+	}
+	list, err := c.Images(t.Context())
+	if err != nil || len(list) != 1 || list[0] != img {
+		t.Errorf("images %+v (%v), want the one imported", list, err)
+	}
+	for _, ref := range []string{"tools:1", "docker.io/library/tools:1", img.Digest} {
+		if d, err := c.Resolve(t.Context(), ref); err != nil || d != img.Digest {
+			t.Errorf("Resolve(%q) = %q, %v", ref, d, err)
+		}
+	}
+	_, err = c.Resolve(t.Context(), "nothere")
+	if api.CodeOf(err) != api.CodeNotFound || !strings.Contains(err.Error(), "creel image import") {
+		t.Errorf("missing image: %v", err)
+	}
+	if err := c.RemoveImage(t.Context(), img.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if left := stored(t, e); len(left) > 0 {
+		t.Errorf("left of a removed image: %q", left)
+	}
+	if err := c.RemoveImage(t.Context(), "tools:1"); api.CodeOf(err) != api.CodeNotFound {
+		t.Errorf("second removal: %v", err)
+	}
+}
+
+func TestImportRefusedLeavesNothing(t *testing.T) {
+	e := start(t)
+	c := e.Client()
+	link := func(name, to string) []byte {
+		return layer(t, file{Header: tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to, Mode: 0o777}})
+	}
+	good := busyboxLayer(t)
+	tests := []struct {
+		name   string
+		layers [][]byte
+		want   string
+	}{
+		{"device", [][]byte{good, layer(t, file{Header: tar.Header{Name: "dev/sda", Typeflag: tar.TypeBlock, Devmajor: 8, Mode: 0o666}})}, "device node"},
+		{"dev link", [][]byte{link("dev", "/tmp")}, "/dev is not a real directory"},
+		{"etc link in a later layer", [][]byte{good, layer(t, file{Header: tar.Header{Name: ".wh.etc", Typeflag: tar.TypeReg}}), link("etc", "proc")}, "/etc is not a real directory"},
+		{"climbing name", [][]byte{layer(t, file{Header: tar.Header{Name: "a/../../b", Typeflag: tar.TypeReg}})}, "climbs"},
+		{"bad layer", [][]byte{bytes.Repeat([]byte("x"), 2048)}, "layer"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := c.Import(t.Context(), bytes.NewReader(archive(t, "bad", tt.layers...)), "bad", image.DefaultLimits)
+			if api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v (%s), want invalid_argument with %q", err, api.CodeOf(err), tt.want)
+			}
+			if left := stored(t, e); len(left) > 0 {
+				t.Errorf("left of a refused image: %q", left)
+			}
+		})
+	}
+	cut := archive(t, "cut", good)
+	if _, err := c.Import(t.Context(), bytes.NewReader(cut[:len(cut)/2]), "cut", image.DefaultLimits); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("half an archive: %v", err)
+	}
+	if left := stored(t, e); len(left) > 0 {
+		t.Errorf("left of half an archive: %q", left)
+	}
+}
+
+func TestNormalizeRef(t *testing.T) {
+	tests := []struct {
+		in, want string
+		code     api.Code
+	}{
+		{in: "base", want: "docker.io/library/base:latest"},
+		{in: "team/base:1.2", want: "docker.io/team/base:1.2"},
+		{in: "localhost:5000/x", want: "localhost:5000/x:latest"},
+		{in: "sha256:" + strings.Repeat("a", 64), want: "sha256:" + strings.Repeat("a", 64)},
+		{in: "", code: api.CodeInvalid},
+		{in: "Base", code: api.CodeInvalid},
+		{in: "../x", code: api.CodeInvalid},
+	}
+	for _, tt := range tests {
+		got, err := runtime.NormalizeRef(tt.in)
+		if got != tt.want || (tt.code != "" && api.CodeOf(err) != tt.code) || (tt.code == "" && err != nil) {
+			t.Errorf("NormalizeRef(%q) = %q, %v", tt.in, got, err)
+		}
+	}
+}
