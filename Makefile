@@ -168,10 +168,12 @@ bench: tools build image ## Measure, print and write build/bench.json (as root, 
 
 .PHONY: lint
 lint: .cache/tools/golangci-lint-$(GOLANGCI_VERSION) ## go vet for both architectures, golangci-lint, size limits
-	@hack/limits.sh
-	@CGO_ENABLED=0 $(GO) vet ./...
-	@CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./...
-	@$< run ./...
+	@bad=0; \
+	hack/limits.sh || bad=1; \
+	CGO_ENABLED=0 $(GO) vet ./... || bad=1; \
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./... || bad=1; \
+	GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/golangci-lint $< run ./... || bad=1; \
+	exit $$bad
 
 .PHONY: fmt
 fmt: .cache/tools/golangci-lint-$(GOLANGCI_VERSION) ## Format the sources
