@@ -17,8 +17,9 @@ type report struct {
 	failures int // as the machine counted them: test binaries, not tests
 
 	suites  []suite
-	last    string // the last line that was neither a verdict nor a marker
-	journal bool   // inside the journal at the end
+	running string            // the test that the next lines are of
+	said    map[string]string // test -> its last line
+	journal bool              // inside the journal at the end
 }
 
 // suite is one test binary, or the step "service".
@@ -37,6 +38,8 @@ type result struct {
 	seconds string
 	reason  string // of a SKIP: what it said last
 }
+
+var runningLine = regexp.MustCompile(`^=== (?:RUN|NAME|CONT|PAUSE) +(\S+)$`)
 
 var verdictLine = regexp.MustCompile(`^( *)--- (PASS|FAIL|SKIP): (\S+) \(([0-9.]+)s\)$`)
 
@@ -74,20 +77,32 @@ func (r *report) line(s string) string {
 	}
 	m := verdictLine.FindStringSubmatch(s)
 	if m == nil {
-		if t := strings.TrimSpace(s); t != "" && !strings.HasPrefix(t, "===") {
-			r.last = t
-		}
+		r.note(s)
 		return ""
 	}
 	res := result{verdict: m[2], name: m[3], seconds: m[4]}
 	if res.verdict == "SKIP" {
-		res.reason = r.last
+		res.reason = r.said[res.name]
 	}
 	cur.tests = append(cur.tests, res)
 	if m[1] != "" && res.verdict == "PASS" {
 		return ""
 	}
 	return strings.TrimRight(fmt.Sprintf("  %s %s (%ss) %s", res.verdict, res.name, res.seconds, res.reason), " ")
+}
+
+// note remembers what a test says, for the case that it skips.
+func (r *report) note(s string) {
+	if m := runningLine.FindStringSubmatch(s); m != nil {
+		r.running = m[1]
+		return
+	}
+	if t := strings.TrimSpace(s); t != "" {
+		if r.said == nil {
+			r.said = map[string]string{}
+		}
+		r.said[r.running] = t
+	}
 }
 
 func (r *report) end(rest string) string {
