@@ -1,0 +1,363 @@
+// Package logs keeps the output of a sandbox's main command.
+//
+// Bytes go from the command's pipes to files by splice(2), without passing the
+// daemon's memory: at any moment they are either in the pipe, which PID 1 of
+// the sandbox holds open, or in a file. So a daemon that is killed loses none;
+// the next one opens the log and captures the same pipe. A terminal cannot be
+// spliced: up to 32 KiB of its output that were read and not yet written are
+// lost with the daemon.
+//
+// A log is a directory of generations, of which the newest two are kept:
+//
+//	gen-N/stdout.log   raw bytes (of a terminal: everything)
+//	gen-N/stderr.log   raw bytes
+//	gen-N/index        a header, then a record for each piece: time, stream, length
+//
+// The index is what puts the two streams in order. A piece that a crash left
+// without its record is given one, with the file's time, by the next Open.
+package logs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The streams. Lost is not captured: it is how Read tells that older output
+// is no longer there.
+const (
+	Lost   byte = 0
+	Stdout byte = 1
+	Stderr byte = 2
+)
+
+// DefaultMax is the most a log keeps.
+const DefaultMax = 64 << 20
+
+// Options of a log. The zero value is good.
+type Options struct {
+	// Max is how many bytes are kept at most, index included; DefaultMax when
+	// 0. When half of it is full a new generation begins, and the one before
+	// the last goes.
+	Max int64
+}
+
+// Log is the log of one sandbox. Its methods may be called from several
+// goroutines at once. One process at a time may have it open.
+type Log struct {
+	dir  string
+	max  int64
+	rate rate
+
+	mu      sync.Mutex
+	gen     uint64 // the generation written to
+	files   [3]*os.File
+	sizes   [3]int64      // what the index has of each stream; [0] is the index's own size
+	pending [3]record     // pieces in their file whose record could not be written
+	base    uint64        // bytes of the generations before gen
+	changed chan struct{} // closed and replaced when there is more
+	closed  bool
+}
+
+const (
+	magic      = "creelog1"
+	headerSize = 16 // magic, bytes in all generations before
+	recordSize = 16 // unix ns int64, length uint32, stream, 3 zero bytes
+)
+
+var fileNames = [3]string{"index", "stdout.log", "stderr.log"}
+
+// record is one piece of output.
+type record struct {
+	at     int64 // ns
+	length uint32
+	stream byte
+}
+
+func (r record) encode() []byte {
+	b := make([]byte, recordSize)
+	binary.BigEndian.PutUint64(b, uint64(r.at))
+	binary.BigEndian.PutUint32(b[8:], r.length)
+	b[12] = r.stream
+	return b
+}
+
+func decode(b []byte) (record, error) {
+	r := record{int64(binary.BigEndian.Uint64(b)), binary.BigEndian.Uint32(b[8:]), b[12]}
+	if (r.stream != Stdout && r.stream != Stderr) || b[13]|b[14]|b[15] != 0 {
+		return r, errors.New("index record is damaged")
+	}
+	return r, nil
+}
+
+// Open opens the log in dir, which is made when missing (0700; its parent must
+// exist), and repairs what a crash left. Close it when all output has ended.
+func Open(dir string, o Options) (*Log, error) {
+	if o.Max <= 0 {
+		o.Max = DefaultMax
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	l := &Log{dir: dir, max: o.Max, changed: make(chan struct{})}
+	gens, err := l.generations()
+	if err != nil {
+		return nil, err
+	}
+	if len(gens) > 0 {
+		err = l.resume(gens[len(gens)-1])
+	}
+	if len(gens) == 0 || errors.Is(err, errDamaged) {
+		err = l.begin()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("log %s: %w", dir, err), l.Close())
+	}
+	return l, nil
+}
+
+// errDamaged is a generation that cannot be written on; it can be read.
+var errDamaged = errors.New("damaged generation")
+
+func (l *Log) genDir(n uint64) string { return filepath.Join(l.dir, fmt.Sprintf("gen-%08d", n)) }
+
+// generations are the numbers of those there are, ascending.
+func (l *Log) generations() ([]uint64, error) {
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	var out []uint64
+	for _, e := range entries {
+		s, ok := strings.CutPrefix(e.Name(), "gen-")
+		if n, err := strconv.ParseUint(s, 10, 64); ok && err == nil {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// begin starts the next generation and drops those before the last one. The
+// caller holds mu, or nobody else has the log yet. On an error the current
+// generation stays as it is.
+func (l *Log) begin() error {
+	files, err := l.makeGen()
+	if err != nil {
+		return err
+	}
+	closeAll(l.files[:])
+	l.base += uint64(l.sizes[Stdout] + l.sizes[Stderr])
+	l.files, l.sizes, l.gen = files, [3]int64{headerSize, 0, 0}, l.gen+1
+	return l.prune()
+}
+
+// makeGen makes the next generation's files.
+func (l *Log) makeGen() (files [3]*os.File, err error) {
+	base := l.base + uint64(l.sizes[Stdout]+l.sizes[Stderr])
+	// Made under another name, so that a generation always has its header.
+	tmp := filepath.Join(l.dir, "new")
+	if err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
+		return files, err
+	}
+	defer func() {
+		if err != nil {
+			closeAll(files[:])
+		}
+	}()
+	for i, name := range fileNames {
+		files[i], err = os.OpenFile(filepath.Join(tmp, name), os.O_CREATE|os.O_EXCL|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return files, err
+		}
+	}
+	header := binary.BigEndian.AppendUint64([]byte(magic), base)
+	if _, err := files[0].WriteAt(header, 0); err != nil {
+		return files, err
+	}
+	return files, os.Rename(tmp, l.genDir(l.gen+1))
+}
+
+// prune keeps two generations.
+func (l *Log) prune() error {
+	gens, err := l.generations()
+	if err != nil {
+		return err
+	}
+	for _, n := range gens {
+		if n+1 < l.gen {
+			if err := os.RemoveAll(l.genDir(n)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close() // nothing is buffered
+		}
+	}
+}
+
+// resume goes on with a generation, giving records to bytes without one. It
+// answers errDamaged when bytes are missing that the index has, as after a
+// power failure.
+func (l *Log) resume(gen uint64) error {
+	l.gen = gen
+	var actual [3]int64
+	var mtime [3]time.Time
+	for i, name := range fileNames {
+		f, err := os.OpenFile(filepath.Join(l.genDir(gen), name), os.O_RDWR|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return errDamaged
+		}
+		if err != nil {
+			return err
+		}
+		l.files[i] = f
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		actual[i], mtime[i] = st.Size(), st.ModTime()
+	}
+	base, err := readHeader(l.files[0])
+	if err != nil {
+		return errors.Join(errDamaged, err)
+	}
+	sums, records, err := readIndex(l.files[0], math.MaxInt64)
+	if err != nil {
+		return errors.Join(errDamaged, err)
+	}
+	l.base, l.sizes = base, sums
+	l.sizes[0] = headerSize + records*recordSize
+	for _, stream := range []byte{Stdout, Stderr} {
+		missing := actual[stream] - l.sizes[stream]
+		if missing < 0 {
+			return errDamaged
+		}
+		for missing > 0 {
+			n := min(missing, 1<<30)
+			if err := l.addLocked(record{mtime[stream].UnixNano(), uint32(n), stream}); err != nil {
+				return err
+			}
+			missing -= n
+		}
+	}
+	return l.prune()
+}
+
+// readHeader is the bytes of all generations before an index's own.
+func readHeader(f *os.File) (base uint64, err error) {
+	var header [headerSize]byte
+	if _, err := f.ReadAt(header[:], 0); err != nil || string(header[:8]) != magic {
+		return 0, errors.Join(fmt.Errorf("log index %s has no header", f.Name()), err)
+	}
+	return binary.BigEndian.Uint64(header[8:]), nil
+}
+
+// readIndex adds up an index, to the size limit at most: the bytes of each
+// stream and the whole records.
+func readIndex(f *os.File, limit int64) (sums [3]int64, records int64, err error) {
+	buf := make([]byte, 4096*recordSize)
+	for {
+		at := headerSize + records*recordSize
+		n, _ := f.ReadAt(buf[:max(0, min(int64(len(buf)), limit-at))], at)
+		n -= n % recordSize // a record that a crash cut off is written over
+		if n == 0 {
+			return sums, records, nil
+		}
+		for b := range slices.Chunk(buf[:n], recordSize) {
+			r, err := decode(b)
+			if err != nil {
+				return sums, records, err
+			}
+			sums[r.stream] += int64(r.length)
+			records++
+		}
+	}
+}
+
+// addLocked records a piece that is in its file already.
+func (l *Log) addLocked(r record) error {
+	if _, err := l.files[0].WriteAt(r.encode(), l.sizes[0]); err != nil {
+		return fmt.Errorf("log index: %w", err)
+	}
+	l.sizes[0] += recordSize
+	l.sizes[r.stream] += int64(r.length)
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return nil
+}
+
+// Bytes is how much output was ever captured, output no longer kept included.
+func (l *Log) Bytes() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.base + uint64(l.sizes[Stdout]+l.sizes[Stderr])
+}
+
+// Rate is the output in bytes per second, averaged over the last 10 s; only
+// what this process captured counts.
+func (l *Log) Rate() float64 { return l.rate.perSecond(time.Now()) }
+
+// Close ends the log: Read with Follow returns at the end of what there is.
+// Captures must have returned. The log can still be read.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	close(l.changed)
+	closeAll(l.files[:])
+	return nil
+}
+
+// rate counts bytes in buckets of one second.
+type rate struct {
+	mu      sync.Mutex
+	buckets [rateSeconds]struct {
+		second int64
+		n      int64
+	}
+}
+
+const rateSeconds = 10
+
+func (r *rate) add(now time.Time, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := &r.buckets[now.Unix()%rateSeconds]
+	if b.second != now.Unix() {
+		b.second, b.n = now.Unix(), 0
+	}
+	b.n += n
+}
+
+func (r *rate) perSecond(now time.Time) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var sum int64
+	for _, b := range r.buckets {
+		if age := now.Unix() - b.second; age >= 0 && age < rateSeconds {
+			sum += b.n
+		}
+	}
+	return float64(sum) / rateSeconds
+}
