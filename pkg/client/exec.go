@@ -226,7 +226,7 @@ func (p *Process) Run(stdio Stdio) (api.ExecResult, error) {
 	var out copiers
 	if len(p.files) > 0 {
 		p.startFDs(&out, stdio)
-	} else if stdio.In != nil && p.stdin {
+	} else if p.stdin {
 		go p.sendStdin(stdio.In)
 	}
 	res, err := p.untilExit(stdio)
@@ -276,7 +276,9 @@ func writeAll(w io.Writer, p []byte) error {
 // sendStdin frames what in has until its end, told by an empty frame. A write
 // error is the connection's end, which the reader of it reports.
 func (p *Process) sendStdin(in io.Reader) {
-	_, _ = io.Copy(p.s.Stream(stream.Stdin), in)
+	if in != nil {
+		_, _ = io.Copy(p.s.Stream(stream.Stdin), in)
+	}
 	_ = p.s.Write(stream.Stdin, nil)
 }
 

@@ -105,15 +105,35 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// List returns the caller's sandboxes, or everyone's when all is set and the
-// caller may see them.
-func (c *Client) List(ctx context.Context, all bool) ([]api.Sandbox, error) {
-	r := request{method: http.MethodGet, path: route("sandboxes")}
-	if all {
-		r.query = url.Values{"all": {"true"}}
+// ListOptions select sandboxes. The zero value lists those that have not ended.
+type ListOptions struct {
+	// All includes those that have ended.
+	All bool
+	// Labels must all be there, with these values.
+	Labels map[string]string
+	// State, where not empty, is the only state wanted; it implies All.
+	State api.State
+	// Agent, where not empty, is the only agent wanted.
+	Agent string
+}
+
+// List returns the sandboxes that the caller may see.
+func (c *Client) List(ctx context.Context, opts ListOptions) ([]api.Sandbox, error) {
+	q := url.Values{}
+	if opts.All {
+		q.Set("all", "true")
+	}
+	for k, v := range opts.Labels {
+		q.Add("label", k+"="+v)
+	}
+	if opts.State != "" {
+		q.Set("state", string(opts.State))
+	}
+	if opts.Agent != "" {
+		q.Set("agent", opts.Agent)
 	}
 	var out []api.Sandbox
-	err := c.call(ctx, r, &out)
+	err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes"), query: q}, &out)
 	return out, err
 }
 
@@ -137,34 +157,38 @@ func (c *Client) Remove(ctx context.Context, ref string, force bool) error {
 }
 
 // Stop asks the main command to end and kills the sandbox after the grace
-// (nil means the daemon's default). It returns when the sandbox has ended.
-func (c *Client) Stop(ctx context.Context, ref string, grace *time.Duration) error {
+// (nil means the daemon's default). It returns how the sandbox has ended.
+func (c *Client) Stop(ctx context.Context, ref string, grace *time.Duration) (*api.WaitResult, error) {
 	var in api.StopRequest
 	if grace != nil {
 		d := api.Duration(*grace)
 		in.Grace = &d
 	}
-	return c.post(ctx, ref, "stop", in)
+	var out api.WaitResult
+	if err := c.post(ctx, ref, "stop", in, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
 }
 
 // Kill sends a signal, by name without SIG or by number, to the main command;
 // "KILL" or "" ends the whole sandbox.
 func (c *Client) Kill(ctx context.Context, ref, signal string) error {
-	return c.post(ctx, ref, "kill", api.KillRequest{Signal: signal})
+	return c.post(ctx, ref, "kill", api.KillRequest{Signal: signal}, nil)
 }
 
 // Pause freezes every process of the sandbox.
 func (c *Client) Pause(ctx context.Context, ref string) error {
-	return c.post(ctx, ref, "pause", struct{}{})
+	return c.post(ctx, ref, "pause", struct{}{}, nil)
 }
 
 // Resume thaws a paused sandbox.
 func (c *Client) Resume(ctx context.Context, ref string) error {
-	return c.post(ctx, ref, "resume", struct{}{})
+	return c.post(ctx, ref, "resume", struct{}{}, nil)
 }
 
-func (c *Client) post(ctx context.Context, ref, verb string, in any) error {
-	return c.call(ctx, request{method: http.MethodPost, path: route("sandboxes", ref, verb), in: in}, nil)
+func (c *Client) post(ctx context.Context, ref, verb string, in, out any) error {
+	return c.call(ctx, request{method: http.MethodPost, path: route("sandboxes", ref, verb), in: in}, out)
 }
 
 // Wait returns when the sandbox has ended, at once if it had already.
@@ -185,26 +209,25 @@ func (c *Client) Stats(ctx context.Context, ref string) (*api.Stats, error) {
 	return &out, nil
 }
 
-// Evidence returns the last proof of the sandbox's isolation; with fresh, it
-// is read from the kernel again first.
-func (c *Client) Evidence(ctx context.Context, ref string, fresh bool) (*api.Evidence, error) {
+// Evidence returns the proofs of the sandbox's isolation that are kept, newest
+// first; with fresh, one that is read from the kernel now comes before them.
+func (c *Client) Evidence(ctx context.Context, ref string, fresh bool) ([]api.Evidence, error) {
 	r := request{method: http.MethodGet, path: route("sandboxes", ref, "evidence")}
 	if fresh {
 		r.query = url.Values{"fresh": {"true"}}
 	}
-	var out api.Evidence
-	if err := c.call(ctx, r, &out); err != nil {
-		return nil, err
-	}
-	return &out, nil
+	var out []api.Evidence
+	err := c.call(ctx, r, &out)
+	return out, err
 }
 
-// Events calls fn for each event after the sequence number since (0: from
-// now on) until fn fails, the context ends or the daemon stops.
-func (c *Client) Events(ctx context.Context, since uint64, fn func(api.Event) error) error {
+// Events calls fn for each event after the sequence number after (0: all that
+// are kept) and then for each new one, until fn fails, the context ends or the
+// daemon stops.
+func (c *Client) Events(ctx context.Context, after uint64, fn func(api.Event) error) error {
 	r := request{method: http.MethodGet, path: route("events")}
-	if since > 0 {
-		r.query = url.Values{"since": {strconv.FormatUint(since, 10)}}
+	if after > 0 {
+		r.query = url.Values{"after": {strconv.FormatUint(after, 10)}}
 	}
 	body, err := c.do(ctx, r)
 	if err != nil {

@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/imagebuild"
+)
+
+func imageCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "image", Short: "Images", Args: args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imageListCommand(a), imageRemoveCommand(a))
+	return cmd
+}
+
+func imageListCommand(a *app) *cobra.Command {
+	return &cobra.Command{Use: "ls", Short: "List images", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		list, err := a.client().Images(cmd.Context())
+		if err != nil || a.json {
+			return orJSON(a, list, err)
+		}
+		var t table
+		t.header("REF", "DIGEST", "SIZE", "CREATED")
+		for _, i := range list {
+			t.row(i.Ref, shortDigest(i.Digest), size(i.Size), ago(i.Created, time.Now()))
+		}
+		return a.writeTable(&t)
+	}}
+}
+
+func shortDigest(d string) string {
+	const most = len("sha256:") + 12
+	if len(d) > most {
+		return d[:most]
+	}
+	return d
+}
+
+func imageRemoveCommand(a *app) *cobra.Command {
+	return &cobra.Command{Use: "rm REF...", Short: "Remove images", Args: args(1, -1), RunE: func(cmd *cobra.Command, refs []string) error {
+		return a.each(refs, func(ref string) error {
+			if err := a.client().RemoveImage(cmd.Context(), ref); err != nil {
+				return err
+			}
+			return a.done(ref)
+		})
+	}}
+}
+
+func imageImportCommand(a *app) *cobra.Command {
+	var ref string
+	cmd := &cobra.Command{
+		Use:   "import [--ref REF] ARCHIVE",
+		Short: "Import an OCI or Docker archive (- is standard input)",
+		Args:  args(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := a.In
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer func() { _ = f.Close() }()
+				in = f
+			}
+			p := a.progress("importing the image")
+			img, err := a.client().ImportImage(cmd.Context(), ref, in)
+			p.end()
+			return a.imported(img, err)
+		},
+	}
+	cmd.Flags().StringVar(&ref, "ref", "", "name it this instead of what the archive says")
+	return cmd
+}
+
+func (a *app) imported(img *api.Image, err error) error {
+	if err != nil || a.json {
+		return orJSON(a, img, err)
+	}
+	_, err = fmt.Fprintf(a.Out, "%s %s\n", printable(img.Ref), printable(img.Digest))
+	return err
+}
+
+func imageBuildCommand(a *app) *cobra.Command {
+	var opts imagebuild.Options
+	var output, epoch string
+	cmd := &cobra.Command{
+		Use:   "build [base]",
+		Short: "Build the base agent image",
+		Long: `Build the base agent image: Debian with what agents need.
+
+It is made here, as you, with mmdebstrap, and then imported; the daemon never
+builds. With --output it is written to a file instead and no daemon is needed.
+SOURCE_DATE_EPOCH is respected.`,
+		Args: args(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && args[0] != "base" {
+				return misuse("there is no recipe %q; there is: base", args[0])
+			}
+			var err error
+			if opts.Epoch, err = parseEpoch(epoch); err != nil {
+				return err
+			}
+			return a.buildImage(cmd.Context(), opts, output)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&output, "output", "o", "", "write an OCI archive to this file")
+	fl.StringVar(&opts.Ref, "ref", "base", "name of the image")
+	fl.StringVar(&opts.Suite, "suite", imagebuild.DefaultSuite, "Debian release")
+	fl.StringArrayVar(&opts.Mirrors, "mirror", nil, "URL of a Debian archive, or a whole \"deb ...\" line (this host's APT sources)")
+	fl.StringVar(&epoch, "epoch", os.Getenv("SOURCE_DATE_EPOCH"), "no file is newer than this many seconds since 1970")
+	return cmd
+}
+
+func parseEpoch(s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 {
+		return time.Time{}, misuse("--epoch %q is not a number of seconds since 1970", s)
+	}
+	return time.Unix(n, 0), nil
+}
+
+func (a *app) buildImage(ctx context.Context, opts imagebuild.Options, output string) error {
+	p := a.progress("building the image")
+	opts.Progress = p.step
+	if output != "" {
+		res, err := buildToFile(ctx, opts, output)
+		p.end()
+		if err != nil || a.json {
+			return orJSON(a, res, err)
+		}
+		_, err = fmt.Fprintf(a.Out, "%s %s\n", printable(output), res.Digest)
+		return err
+	}
+	img, err := a.buildToDaemon(ctx, opts)
+	p.end()
+	return a.imported(img, err)
+}
+
+// buildToFile replaces the file when the image is complete, never with a part.
+func buildToFile(ctx context.Context, opts imagebuild.Options, output string) (_ *imagebuild.Result, err error) {
+	f, err := os.CreateTemp(filepath.Dir(output), "."+filepath.Base(output)+"-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	res, err := imagebuild.Build(ctx, opts, f)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Chmod(0o644), f.Close()); err != nil {
+		return nil, fmt.Errorf("write %s: %w", output, err)
+	}
+	return res, os.Rename(f.Name(), output)
+}
+
+// buildToDaemon streams the archive into an import. The connection is made
+// when the first bytes are there, so ask the daemon first: a minute's work
+// should not end in "connection refused".
+func (a *app) buildToDaemon(ctx context.Context, opts imagebuild.Options) (*api.Image, error) {
+	if _, err := a.client().Version(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r, w := io.Pipe()
+	built := make(chan error, 1)
+	ready := make(chan struct{})
+	go func() {
+		_, err := imagebuild.Build(ctx, opts, &signalWriter{w: w, first: ready})
+		built <- err
+		_ = w.CloseWithError(err)
+	}()
+	select {
+	case <-ready:
+	case err := <-built:
+		return nil, err
+	}
+	img, err := a.client().ImportImage(ctx, opts.Ref, r)
+	if err != nil {
+		cancel(err) // nobody reads any more
+	}
+	_ = r.CloseWithError(io.ErrClosedPipe)
+	if berr := <-built; berr != nil && err != nil && !errors.Is(berr, io.ErrClosedPipe) && ctx.Err() == nil {
+		return nil, berr
+	}
+	return img, err
+}
+
+// signalWriter closes first at the first write.
+type signalWriter struct {
+	w     io.Writer
+	first chan struct{}
+	done  bool
+}
+
+func (s *signalWriter) Write(p []byte) (int, error) {
+	if !s.done {
+		s.done = true
+		close(s.first)
+	}
+	return s.w.Write(p)
+}

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/creel-sandbox/creel/pkg/client"
+)
+
+func logsCommand(a *app) *cobra.Command {
+	var follow bool
+	var tail, since string
+	cmd := &cobra.Command{
+		Use:   "logs [-f] [--tail N] [--since TIME] SANDBOX",
+		Short: "Show what the main command wrote",
+		Args:  args(1, 1),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			opts := client.LogOptions{Follow: follow, Tail: -1}
+			var err error
+			if tail != "all" {
+				if opts.Tail, err = strconv.Atoi(tail); err != nil || opts.Tail < 0 {
+					return misuse("--tail %q is neither a number of lines nor \"all\"", tail)
+				}
+			}
+			if opts.Since, err = parseSince(since, time.Now()); err != nil {
+				return err
+			}
+			out, errOut := a.Out, a.Err
+			if a.json {
+				out, errOut = a.jsonStream("stdout"), a.jsonStream("stderr")
+			}
+			return a.client().Logs(cmd.Context(), refs[0], opts, out, errOut)
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVarP(&follow, "follow", "f", false, "go on until the sandbox has ended")
+	fl.StringVar(&tail, "tail", "all", "only the last lines")
+	fl.StringVar(&since, "since", "", "only what is newer: a time (RFC 3339), or how long ago such as 10m")
+	return cmd
+}
+
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, misuse("--since %q is neither a time such as 2026-01-31T12:00:00Z nor a span such as 10m", s)
+	}
+	return t, nil
+}
+
+// jsonStream writes each piece of output as a JSON line. Bytes that are no
+// UTF-8 become U+FFFD there; without --json they are passed on as they are.
+func (a *app) jsonStream(name string) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		if err := a.writeJSONLine(map[string]string{"stream": name, "data": string(p)}); err != nil {
+			return 0, fmt.Errorf("write log: %w", err)
+		}
+		return len(p), nil
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

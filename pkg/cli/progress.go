@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// progress shows on standard error that something is going on: on a terminal
+// one line that moves, else a plain line now and then. Nothing is shown of
+// what takes less than a second.
+type progress struct {
+	out      io.Writer
+	terminal bool
+
+	mu    sync.Mutex
+	text  string
+	shown bool
+
+	stop chan struct{}
+	done sync.WaitGroup
+}
+
+func (a *app) progress(text string) *progress {
+	p := &progress{out: a.Err, terminal: isTerminal(a.Err), text: text, stop: make(chan struct{})}
+	p.done.Go(func() { p.loop(time.Now()) })
+	return p
+}
+
+func (p *progress) loop(started time.Time) {
+	first := time.NewTimer(time.Second)
+	defer first.Stop()
+	select {
+	case <-p.stop:
+		return
+	case <-first.C:
+	}
+	every := 15 * time.Second
+	if p.terminal {
+		every = 120 * time.Millisecond
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for frame := 0; ; frame++ {
+		p.show(frame, time.Since(started))
+		select {
+		case <-p.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *progress) show(frame int, took time.Duration) {
+	const spinner = `|/-\`
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shown = true
+	if p.terminal {
+		_, _ = fmt.Fprintf(p.out, "\r\x1b[K%c %s (%d s)", spinner[frame%len(spinner)], p.text, int(took.Seconds()))
+		return
+	}
+	_, _ = fmt.Fprintf(p.out, "creel: %s (%d s)\n", p.text, int(took.Seconds()))
+}
+
+// step changes the text; without a terminal each step is a line.
+func (p *progress) step(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.text = printable(text)
+	if !p.terminal {
+		_, _ = fmt.Fprintf(p.out, "creel: %s\n", p.text)
+	}
+}
+
+// end takes the line away.
+func (p *progress) end() {
+	close(p.stop)
+	p.done.Wait()
+	if p.terminal && p.shown {
+		_, _ = fmt.Fprint(p.out, "\r\x1b[K")
+	}
+}

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
+)
+
+func psCommand(a *app) *cobra.Command {
+	var all, quiet bool
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List sandboxes",
+		Args:  args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ps(cmd.Context(), all, quiet)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
+	return cmd
+}
+
+func (a *app) ps(ctx context.Context, all, quiet bool) error {
+	list, err := a.client().List(ctx, client.ListOptions{All: all})
+	switch {
+	case err != nil:
+		return err
+	case quiet:
+		for _, s := range list {
+			if _, err := fmt.Fprintln(a.Out, printable(s.ID)); err != nil {
+				return err
+			}
+		}
+		return nil
+	case a.json:
+		return a.writeJSON(list)
+	}
+	var t table
+	t.header("ID", "NAME", "AGENT", "STATE", "PROFILE", "IMAGE", "CREATED", "EXECS", "LIMITS HIT")
+	for _, s := range list {
+		t.row(s.ID, s.Name, s.Agent, stateCell(s), s.Profile, s.Image, ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit))
+	}
+	return a.writeTable(&t)
+}
+
+func stateCell(s api.Sandbox) cell {
+	text := string(s.State)
+	c := plain
+	switch s.State {
+	case api.StateRunning:
+		c = green
+	case api.StatePaused:
+		c = yellow
+	case api.StateStopped:
+		c = faint
+		if e := ended(s.Reason, s.ExitCode); e != "" {
+			text = e
+		}
+		if s.Reason != api.ReasonExited && s.Reason != api.ReasonStopped {
+			c = red
+		}
+	case api.StateUnknown:
+		c = red
+	case api.StateCreating, api.StateStopping, api.StateRemoving:
+	}
+	return cell{text, c}
+}
