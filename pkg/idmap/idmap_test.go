@@ -241,7 +241,7 @@ func itoa(n uint32) string {
 
 func TestUserNS(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Root)
-	f, err := idmap.ForCaller(t.Context(), 4242, 4343, 0x78000000+1000, 0x78000000+1001)
+	f, err := idmap.ForCaller(t.Context(), 4242, 4343, 0x78000000+1000, 0x78000000+1001, []uint32{4343, 0, 77, 77, 78})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,14 +261,13 @@ func TestUserNS(t *testing.T) {
 	}
 	// The map is proven by a mount: a file of 4242 appears as the agent's.
 	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/mine", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(dir+"/other", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir+"/mine", 4242, 4343); err != nil {
-		t.Fatal(err)
+	for name, ids := range map[string][2]int{"mine": {4242, 4343}, "other": {0, 0}, "group": {4242, 78}} {
+		if err := os.WriteFile(dir+"/"+name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(dir+"/"+name, ids[0], ids[1]); err != nil {
+			t.Fatal(err)
+		}
 	}
 	kerneltest.Require(t, kerneltest.IDMap)
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -279,7 +278,7 @@ func TestUserNS(t *testing.T) {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(f.Fd())}); err != nil {
 		t.Fatalf("mount_setattr: %v", err)
 	}
-	for name, want := range map[string][2]uint32{"mine": {0x78000000 + 1000, 0x78000000 + 1001}, "other": {65534, 65534}} {
+	for name, want := range map[string][2]uint32{"mine": {0x78000000 + 1000, 0x78000000 + 1001}, "other": {65534, 65534}, "group": {0x78000000 + 1000, 0x78000000 + 1003}} {
 		var st unix.Stat_t
 		if err := unix.Fstatat(tree, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			t.Fatal(err)
@@ -290,10 +289,23 @@ func TestUserNS(t *testing.T) {
 	}
 }
 
+func TestManyGroups(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	groups := make([]uint32, 1000)
+	for i := range groups {
+		groups[i] = 4_000_000_000 + uint32(i)
+	}
+	f, err := idmap.ForCaller(t.Context(), 4_000_000_000, 3_000_000_000, 0x7FFD0000, 0x7FFD0000, groups)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+}
+
 func TestUserNSLeavesNoChild(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Root)
 	for range 5 {
-		f, err := idmap.ForCaller(t.Context(), 1, 1, 1<<20, 1<<20)
+		f, err := idmap.ForCaller(t.Context(), 1, 1, 1<<20, 1<<20, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,7 +333,7 @@ func TestUserNSRefused(t *testing.T) {
 func BenchmarkUserNS(b *testing.B) {
 	kerneltest.Require(b, kerneltest.Root)
 	for b.Loop() {
-		f, err := idmap.ForCaller(b.Context(), 1000, 1000, 1<<20, 1<<20)
+		f, err := idmap.ForCaller(b.Context(), 1000, 1000, 1<<20, 1<<20, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -16,11 +16,30 @@ type Map struct {
 	ID, Host, Count uint32
 }
 
+// MaxGroups is how many of a caller's supplementary groups are mapped: the
+// whole map must be written at once and in less than a page.
+const MaxGroups = 64
+
 // ForCaller is [UserNS] for a directory that a caller shares with an agent:
-// what the caller owns appears as the agent's and the reverse, and no other id
-// is mapped, so that the agent can create or change nothing of anyone else's.
-func ForCaller(ctx context.Context, callerUID, callerGID, agentUID, agentGID uint32) (*os.File, error) {
-	return UserNS(ctx, []Map{{callerUID, agentUID, 1}}, []Map{{callerGID, agentGID, 1}})
+// what the caller owns appears as the agent's and the reverse.
+//
+// The caller's supplementary groups appear as the ids after agentGID, of which
+// the agent is no member. It gains no right of theirs, but without it the
+// kernel would refuse even the owner to write a file of such a group ("nobody
+// gets write access to an inode with an unmapped id"). No other id is mapped,
+// so that the agent can create or change nothing of anyone else's. Group 0 is
+// not mapped unless it is the caller's own.
+func ForCaller(ctx context.Context, callerUID, callerGID, agentUID, agentGID uint32, groups []uint32) (*os.File, error) {
+	gids := []Map{{callerGID, agentGID, 1}}
+	seen := map[uint32]bool{0: true, callerGID: true}
+	for _, g := range groups {
+		if seen[g] || len(gids) > MaxGroups {
+			continue
+		}
+		seen[g] = true
+		gids = append(gids, Map{g, agentGID + uint32(len(gids)), 1})
+	}
+	return UserNS(ctx, []Map{{callerUID, agentUID, 1}}, gids)
 }
 
 // UserNS makes a user namespace with the given maps, for mount_setattr(2).

@@ -143,7 +143,6 @@ func TestCheckOwner(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {

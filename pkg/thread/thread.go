@@ -1,6 +1,11 @@
 // Package thread runs code on an operating system thread that is thrown away
 // afterwards, for system calls that change the thread they run on: unshare(2),
 // setns(2).
+//
+// Beware of Pdeathsig in a process that uses this package: the signal comes
+// when the thread that forked the child ends, not the process. A child that is
+// to have it must be started from a goroutine that is locked to its thread and
+// waits for the child.
 package thread
 
 import (

@@ -1,0 +1,85 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remove unmounts whatever is at target and removes the empty directory. It
+// succeeds when there is nothing.
+//
+// The directory is removed with rmdir(2), never with what it contains: if an
+// unmount failed, that would be the caller's files.
+func Remove(target string) error {
+	for {
+		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // not a mount point (any more)
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+	if err := unix.Rmdir(target); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove %s: %w", target, err)
+	}
+	return nil
+}
+
+// Leftovers are the mount points at and under dir in the daemon's namespace,
+// in the order of mounting.
+func Leftovers(dir string) ([]string, error) {
+	proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	es, err := table(proc, "thread-self")
+	if err != nil {
+		return nil, err
+	}
+	dir = filepath.Clean(dir)
+	var out []string
+	for _, e := range es {
+		if e.point == dir || strings.HasPrefix(e.point, strings.TrimSuffix(dir, "/")+"/") {
+			out = append(out, e.point)
+		}
+	}
+	return out, nil
+}
+
+// Cleanup takes away all staged mounts under dir, a directory of targets, and
+// then dir. It succeeds when dir is gone.
+func Cleanup(dir string) error {
+	points, err := Leftovers(dir)
+	if err != nil {
+		return err
+	}
+	slices.Reverse(points) // the newest first: it may be on top of another
+	var errs []error
+	for _, p := range points {
+		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		errs = append(errs, Remove(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(append(errs, Remove(dir))...)
+}
