@@ -94,8 +94,10 @@ func (c *Conn) Read(p []byte) (int, error) {
 	switch {
 	case errors.Is(err, io.EOF), err == nil && n == 0:
 		return 0, io.EOF // unwrapped, as io.Reader wants
+	case err != nil:
+		return 0, err // n is -1 after an errno, which a bufio.Reader panics on
 	default:
-		return n, err
+		return n, nil
 	}
 }
 

@@ -306,6 +306,20 @@ func TestEOF(t *testing.T) {
 	}
 }
 
+// TestReset: closing with bytes unread resets the peer, and the error must not
+// come with a negative count.
+func TestReset(t *testing.T) {
+	uc, us := pair(t)
+	server := fdconn.Server(us)
+	if _, err := server.Write([]byte("never read")); err != nil {
+		t.Fatal(err)
+	}
+	uc.Close()
+	if n, err := server.Read(make([]byte, 4)); n != 0 || !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("Read = %d, %v, want 0, ECONNRESET", n, err)
+	}
+}
+
 // FuzzParse holds that no control message makes parse panic, and that it never
 // returns more descriptors than its bytes can name.
 func FuzzParse(f *testing.F) {

@@ -123,20 +123,9 @@ func Read(c net.Conn) (Cred, error) {
 }
 
 func read(fd int) (Cred, error) {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	ucred, err := ucredOf(fd)
 	if err != nil {
-		return Cred{}, fmt.Errorf("SO_DOMAIN: %w", err)
-	}
-	// A TCP socket answers SO_PEERCRED too, with pid 0 and uid -1.
-	if domain != unix.AF_UNIX {
-		return Cred{}, ErrNone
-	}
-	ucred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return Cred{}, fmt.Errorf("SO_PEERCRED: %w", err)
-	}
-	if ucred.Uid == ^uint32(0) || ucred.Gid == ^uint32(0) {
-		return Cred{}, ErrNone // not connected
+		return Cred{}, err
 	}
 	groups, err := peerGroups(fd)
 	if err != nil {
@@ -198,4 +187,45 @@ func effectiveUID(pid int32) (uint32, error) {
 		}
 	}
 	return 0, fs.ErrNotExist
+}
+
+// UID is the peer's effective uid at connect(2), the cheapest thing that can be
+// known of it.
+func UID(c net.Conn) (uint32, error) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return 0, ErrNone
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("peer credentials: %w", err)
+	}
+	var ucred *unix.Ucred
+	var readErr error
+	if err := raw.Control(func(fd uintptr) { ucred, readErr = ucredOf(int(fd)) }); err != nil {
+		return 0, fmt.Errorf("peer credentials: %w", err)
+	}
+	if readErr != nil {
+		return 0, readErr
+	}
+	return ucred.Uid, nil
+}
+
+func ucredOf(fd int) (*unix.Ucred, error) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return nil, fmt.Errorf("SO_DOMAIN: %w", err)
+	}
+	// A TCP socket answers SO_PEERCRED too, with pid 0 and uid -1.
+	if domain != unix.AF_UNIX {
+		return nil, ErrNone
+	}
+	ucred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	if ucred.Uid == ^uint32(0) || ucred.Gid == ^uint32(0) {
+		return nil, ErrNone // not connected
+	}
+	return ucred, nil
 }

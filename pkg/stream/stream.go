@@ -40,8 +40,8 @@ const (
 	Signal  Type = 4 // c->s: the signal's number, one byte
 	Exit    Type = 5 // s->c, last: JSON api.ExecResult
 	Error   Type = 6 // s->c, last: JSON api.Error
-	Started Type = 7 // s->c, first: JSON {"id": the exec's id}
-	FDs     Type = 8 // s->c: the number of descriptors that come with this frame, one byte
+	Started Type = 7 // s->c, before any output: JSON {"id": the exec's id}
+	FDs     Type = 8 // s->c, before Started: the number of descriptors that come with this frame, one byte
 
 	maxType = FDs
 )

@@ -1,0 +1,166 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/stream"
+)
+
+func (s *Server) images(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerList(w)(s.svc.Images(r.Context(), c))
+}
+
+func (s *Server) image(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Image(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) importImage(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	ref := q.str("ref")
+	if err := q.done(); err != nil {
+		return err
+	}
+	body := s.bodyOf(w, r)
+	defer body.done()
+	img, err := s.svc.ImportImage(r.Context(), c, ref, body)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, img)
+	return nil
+}
+
+func (s *Server) removeImage(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.RemoveImage(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) profiles(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerList(w)(s.svc.Profiles(r.Context(), c))
+}
+
+func (s *Server) profile(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Profile(r.Context(), c, r.PathValue("name")))
+}
+
+func (s *Server) checkProfile(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	body, err := readBody(w, r, maxJSON)
+	if err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.CheckProfile(r.Context(), c, body))
+}
+
+func (s *Server) doctor(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	user, dir := q.str("user"), q.str("dir")
+	if dir != "" {
+		q.path("dir")
+	}
+	if err := q.done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Doctor(r.Context(), c, user, dir))
+}
+
+func (s *Server) version(w http.ResponseWriter, r *http.Request, _ Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Version(r.Context()), nil)
+}
+
+func (s *Server) openapi(w http.ResponseWriter, r *http.Request, _ Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	_, err := s.bodyTo(w, "application/yaml", false).Write([]byte(api.OpenAPI()))
+	return err
+}
+
+// events sends server-sent events, see
+// https://html.spec.whatwg.org/multipage/server-sent-events.html. An event's
+// id is its sequence number, so a client that connects again with
+// Last-Event-ID gets what it missed. The stream ends when the daemon stops.
+func (s *Server) events(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	after := q.sequence("after", q.str("after"))
+	if last := r.Header.Get("Last-Event-ID"); last != "" {
+		after = q.sequence("Last-Event-ID", last)
+	}
+	if err := q.done(); err != nil {
+		return err
+	}
+	out := s.bodyTo(w, "text/event-stream", true)
+	w.Header().Set("Cache-Control", "no-store")
+	if err := out.begin(); err != nil {
+		return err
+	}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	err := s.svc.Events(ctx, c, after, func(ev api.Event) error {
+		b, err := json.Marshal(ev)
+		if err != nil {
+			return fmt.Errorf("encode event %d: %w", ev.Seq, err)
+		}
+		_, err = fmt.Fprintf(out, "id: %d\nevent: %s\ndata: %s\n\n", ev.Seq, ev.Type, b)
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // the client has gone or the daemon stops: an ordinary end
+	}
+	return err
+}
+
+// logs sends a body of stream frames. An Error frame ends one that is not
+// complete.
+func (s *Server) logs(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	opts := LogOptions{Follow: q.flag("follow"), Tail: int(q.number("tail", -1, 0, 1<<31-1)), Since: q.since("since", time.Now())}
+	if err := q.done(); err != nil {
+		return err
+	}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	out := s.bodyTo(w, stream.ContentType, opts.Follow)
+	frames := stream.NewWriter(out)
+	err := s.svc.Logs(ctx, c, r.PathValue("ref"), opts, func(which byte, _ time.Time, p []byte) error {
+		t := stream.Type(which)
+		if t != stream.Stdout && t != stream.Stderr {
+			return fmt.Errorf("log of stream %d", which)
+		}
+		_, err := frames.Stream(t).Write(p)
+		return err
+	})
+	switch {
+	case err == nil && out.begun:
+		return nil
+	case err == nil:
+		return out.begin()
+	case !out.begun:
+		return stopped(ctx, err)
+	default:
+		return s.errorFrame(ctx, frames, stopped(ctx, err))
+	}
+}

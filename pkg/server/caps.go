@@ -1,0 +1,81 @@
+package server
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/fdconn"
+	"github.com/creel-sandbox/creel/pkg/peer"
+)
+
+// counter counts something per uid, up to a limit for each and one for all.
+type counter struct {
+	perUID, total int
+
+	mu  sync.Mutex
+	n   map[uint32]int
+	all int
+}
+
+func newCounter(perUID, total int) *counter {
+	return &counter{perUID: perUID, total: total, n: map[uint32]int{}}
+}
+
+// take counts one more, unless that is too many.
+func (c *counter) take(uid uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[uid] >= c.perUID || c.all >= c.total {
+		return false
+	}
+	c.n[uid]++
+	c.all++
+	return true
+}
+
+func (c *counter) give(uid uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all--
+	if c.n[uid]--; c.n[uid] == 0 {
+		delete(c.n, uid)
+	}
+}
+
+// capListener turns away connections beyond the caller's limit before a
+// goroutine or buffer is spent on them.
+type capListener struct {
+	net.Listener
+	conns *counter
+	log   *slog.Logger
+}
+
+// busy is the whole answer to a connection too many: nothing is read from it.
+const busy = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n\r\n" +
+	`{"code":"resource_exhausted","message":"too many connections of this user","hint":"close some, or raise server.max_connections"}` + "\n"
+
+func (l *capListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peer.UID(c)
+		if err != nil {
+			_ = c.Close() // nobody the kernel can name
+			continue
+		}
+		if l.conns.take(uid) {
+			c.(*fdconn.Conn).OnClose(func() { l.conns.give(uid) })
+			return c, nil
+		}
+		l.log.Debug("connection refused: too many of this user", slog.Uint64("uid", uint64(uid)))
+		// A fresh socket has room for these bytes; the deadline is for a peer
+		// that has made its buffer tiny.
+		_ = c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+		_, _ = c.Write([]byte(busy))
+		_ = c.Close()
+	}
+}

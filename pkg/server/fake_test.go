@@ -1,0 +1,354 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/server"
+)
+
+// fake is a Service that remembers what it was asked and answers what it is
+// told.
+type fake struct {
+	mu    sync.Mutex
+	calls []call
+
+	err     error // what every method returns when set
+	session *fakeSession
+	files   []string // names of entries of a listing
+	wait    func(ctx context.Context) error
+	spawn   func(dirs []*os.File) error
+	events  []api.Event
+	body    []byte // what WriteFile and ImportImage got
+	content io.ReadCloser
+	exec    api.ExecRequest
+}
+
+var _ server.Service = (*fake)(nil)
+
+// call is one method with its arguments.
+type call struct {
+	Method string
+	Args   []any
+}
+
+func (f *fake) note(c server.Caller, method string, args ...any) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.UID != uint32(os.Geteuid()) {
+		return errors.New("the caller is not this process")
+	}
+	f.calls = append(f.calls, call{method, args})
+	return f.err
+}
+
+// set changes the fake while requests may be running.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// logBuffer is a log that is written and read at the same time.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *logBuffer) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b.Reset()
+}
+
+func (f *fake) last() call {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.calls) == 0 {
+		return call{}
+	}
+	return f.calls[len(f.calls)-1]
+}
+
+func (f *fake) Spawn(_ context.Context, c server.Caller, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	if err := f.note(c, "Spawn", req, len(dirs)); err != nil {
+		return nil, err
+	}
+	if f.spawn != nil {
+		if err := f.spawn(dirs); err != nil {
+			return nil, err
+		}
+	}
+	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", State: api.StateRunning}}, nil
+}
+
+func (f *fake) List(_ context.Context, c server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
+	return nil, f.note(c, "List", o)
+}
+
+func (f *fake) Get(_ context.Context, c server.Caller, ref string) (*api.Sandbox, error) {
+	return &api.Sandbox{ID: ref}, f.note(c, "Get", ref)
+}
+
+func (f *fake) Stop(_ context.Context, c server.Caller, ref string, grace time.Duration) (*api.WaitResult, error) {
+	return &api.WaitResult{ID: ref}, f.note(c, "Stop", ref, grace)
+}
+
+func (f *fake) Kill(_ context.Context, c server.Caller, ref string, sig syscall.Signal) error {
+	return f.note(c, "Kill", ref, sig)
+}
+
+func (f *fake) Pause(_ context.Context, c server.Caller, ref string) error {
+	return f.note(c, "Pause", ref)
+}
+
+func (f *fake) Resume(_ context.Context, c server.Caller, ref string) error {
+	return f.note(c, "Resume", ref)
+}
+
+func (f *fake) Remove(_ context.Context, c server.Caller, ref string, force bool) error {
+	return f.note(c, "Remove", ref, force)
+}
+
+func (f *fake) Wait(ctx context.Context, c server.Caller, ref string) (*api.WaitResult, error) {
+	if err := f.note(c, "Wait", ref); err != nil {
+		return nil, err
+	}
+	if f.wait != nil {
+		if err := f.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &api.WaitResult{ID: ref, ExitCode: 3}, nil
+}
+
+func (f *fake) Exec(_ context.Context, c server.Caller, ref string, req api.ExecRequest) (server.Session, error) {
+	f.mu.Lock()
+	f.exec = req
+	f.mu.Unlock()
+	if err := f.note(c, "Exec", ref, req.Command); err != nil {
+		return nil, err
+	}
+	return f.session, nil
+}
+
+func (f *fake) Attach(_ context.Context, c server.Caller, ref string, o server.AttachOptions) (server.Session, error) {
+	if err := f.note(c, "Attach", ref, o); err != nil {
+		return nil, err
+	}
+	return f.session, nil
+}
+
+func (f *fake) Logs(_ context.Context, c server.Caller, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
+	if err := f.note(c, "Logs", ref, o.Follow, o.Tail, o.Since.IsZero()); err != nil {
+		return err
+	}
+	if err := emit(1, time.Now(), []byte("out")); err != nil {
+		return err
+	}
+	if err := emit(2, time.Now(), []byte("err")); err != nil {
+		return err
+	}
+	if f.wait != nil {
+		return f.wait(context.Background())
+	}
+	return nil
+}
+
+func (f *fake) ReadFile(_ context.Context, c server.Caller, ref, path string) (api.FileInfo, io.ReadCloser, error) {
+	if err := f.note(c, "ReadFile", ref, path); err != nil {
+		return api.FileInfo{}, nil, err
+	}
+	r := f.content
+	if r == nil {
+		r = io.NopCloser(bytes.NewReader([]byte("content")))
+	}
+	return api.FileInfo{Mode: 0o640, Size: 7}, r, nil
+}
+
+func (f *fake) WriteFile(_ context.Context, c server.Caller, ref, path string, mode uint32, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	f.mu.Lock()
+	f.body = b
+	f.mu.Unlock()
+	return errors.Join(err, f.note(c, "WriteFile", ref, path, mode))
+}
+
+func (f *fake) ListDir(_ context.Context, c server.Caller, ref, path string, limit int, emit func(api.FileInfo) error) (bool, error) {
+	err := f.note(c, "ListDir", ref, path, limit)
+	for _, n := range f.files {
+		if err := emit(api.FileInfo{Name: n, Type: "file"}); err != nil {
+			return false, err
+		}
+	}
+	return true, err
+}
+
+func (f *fake) StatFile(_ context.Context, c server.Caller, ref, path string) (*api.FileInfo, error) {
+	return &api.FileInfo{Name: path}, f.note(c, "StatFile", ref, path)
+}
+
+func (f *fake) Mkdir(_ context.Context, c server.Caller, ref, path string, parents bool) error {
+	return f.note(c, "Mkdir", ref, path, parents)
+}
+
+func (f *fake) RemoveFile(_ context.Context, c server.Caller, ref, path string, recursive bool) error {
+	return f.note(c, "RemoveFile", ref, path, recursive)
+}
+
+func (f *fake) RenameFile(_ context.Context, c server.Caller, ref, from, to string) error {
+	return f.note(c, "RenameFile", ref, from, to)
+}
+
+func (f *fake) Stats(_ context.Context, c server.Caller, ref string) (*api.Stats, error) {
+	return &api.Stats{ID: ref}, f.note(c, "Stats", ref)
+}
+
+func (f *fake) Events(ctx context.Context, c server.Caller, after uint64, emit func(api.Event) error) error {
+	if err := f.note(c, "Events", after); err != nil {
+		return err
+	}
+	for _, ev := range f.events {
+		if ev.Seq > after {
+			if err := emit(ev); err != nil {
+				return err
+			}
+		}
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (f *fake) Images(_ context.Context, c server.Caller) ([]api.Image, error) {
+	return []api.Image{{Ref: "base"}}, f.note(c, "Images")
+}
+
+func (f *fake) Image(_ context.Context, c server.Caller, ref string) (*api.Image, error) {
+	return &api.Image{Ref: ref}, f.note(c, "Image", ref)
+}
+
+func (f *fake) ImportImage(_ context.Context, c server.Caller, ref string, r io.Reader) (*api.Image, error) {
+	n, err := io.Copy(io.Discard, r)
+	return &api.Image{Ref: ref, Size: n}, errors.Join(err, f.note(c, "ImportImage", ref, n))
+}
+
+func (f *fake) RemoveImage(_ context.Context, c server.Caller, ref string) error {
+	return f.note(c, "RemoveImage", ref)
+}
+
+func (f *fake) Profiles(_ context.Context, c server.Caller) ([]api.Profile, error) {
+	return nil, f.note(c, "Profiles")
+}
+
+func (f *fake) Profile(_ context.Context, c server.Caller, name string) (*api.Profile, error) {
+	return &api.Profile{Name: name}, f.note(c, "Profile", name)
+}
+
+func (f *fake) CheckProfile(_ context.Context, c server.Caller, toml []byte) error {
+	return f.note(c, "CheckProfile", string(toml))
+}
+
+func (f *fake) Evidence(_ context.Context, c server.Caller, ref string, fresh bool) ([]api.Evidence, error) {
+	return []api.Evidence{{Sandbox: ref, OK: true}}, f.note(c, "Evidence", ref, fresh)
+}
+
+func (f *fake) Doctor(_ context.Context, c server.Caller, user, dir string) (*api.Doctor, error) {
+	return &api.Doctor{}, f.note(c, "Doctor", user, dir)
+}
+
+func (f *fake) Version(context.Context) api.Version { return api.Version{API: "v1"} }
+
+// fakeSession is a command made of pipes; the test holds the far ends.
+type fakeSession struct {
+	id             string
+	files          []*os.File
+	stdin          *io.PipeWriter
+	stdout, stderr *io.PipeReader
+	exit           chan api.ExecResult
+	closed         chan struct{}
+	once           sync.Once
+
+	in       *io.PipeReader // what the command reads
+	out, err *io.PipeWriter // what it writes
+	notes    chan string    // resizes and signals
+}
+
+// newSession is a running command in framed mode.
+func newSession() *fakeSession {
+	s := &fakeSession{id: "abcdefghijkl", exit: make(chan api.ExecResult, 1), closed: make(chan struct{}), notes: make(chan string, 16)}
+	s.in, s.stdin = io.Pipe()
+	s.stdout, s.out = io.Pipe()
+	s.stderr, s.err = io.Pipe()
+	return s
+}
+
+func (s *fakeSession) ID() string        { return s.id }
+func (s *fakeSession) Files() []*os.File { return s.files }
+
+func (s *fakeSession) Stdin() io.WriteCloser {
+	if s.stdin == nil {
+		return nil
+	}
+	return s.stdin
+}
+
+func (s *fakeSession) Stdout() io.Reader { return s.stdout } // a nil pointer in fds mode, on purpose
+func (s *fakeSession) Stderr() io.Reader { return s.stderr }
+
+func (s *fakeSession) Resize(cols, rows uint16) error {
+	s.notes <- "resize " + itoa(int(cols)) + "x" + itoa(int(rows))
+	return nil
+}
+
+func (s *fakeSession) Signal(sig syscall.Signal) error {
+	s.notes <- "signal " + itoa(int(sig))
+	return nil
+}
+
+func (s *fakeSession) Wait(ctx context.Context) (api.ExecResult, error) {
+	select {
+	case r := <-s.exit:
+		return r, nil
+	case <-ctx.Done():
+		return api.ExecResult{}, ctx.Err()
+	}
+}
+
+func (s *fakeSession) Close() error {
+	s.once.Do(func() {
+		close(s.closed)
+		if s.stdin != nil {
+			s.in.Close()
+			s.out.Close()
+			s.err.Close()
+		}
+	})
+	return nil
+}
+
+func itoa(n int) string {
+	b := []byte{}
+	for ; n > 0 || len(b) == 0; n /= 10 {
+		b = append([]byte{byte('0' + n%10)}, b...)
+	}
+	return string(b)
+}

@@ -1,0 +1,59 @@
+package server
+
+import (
+	"net/http"
+	"slices"
+)
+
+// Route is one method and path of the API.
+type Route struct {
+	Method  string
+	Pattern string // of http.ServeMux
+	// Stream marks requests that last; their number is limited apart.
+	Stream bool
+	handle func(*Server, http.ResponseWriter, *http.Request, Caller) error
+}
+
+// Routes are all routes, for holding the OpenAPI document against them.
+func Routes() []Route { return slices.Clone(routes) }
+
+// routes is never written.
+var routes = []Route{
+	{Method: "POST", Pattern: "/v1/sandboxes", handle: (*Server).spawn},
+	{Method: "GET", Pattern: "/v1/sandboxes", handle: (*Server).list},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
+	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).remove},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/stop", handle: (*Server).stopSandbox},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", handle: (*Server).kill},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/pause", handle: (*Server).pause},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/resume", handle: (*Server).resume},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/wait", Stream: true, handle: (*Server).wait},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/logs", Stream: true, handle: (*Server).logs},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/stats", handle: (*Server).stats},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/evidence", handle: (*Server).evidence},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Stream: true, handle: (*Server).exec},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
+
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files", Stream: true, handle: (*Server).readFile},
+	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}/files", Stream: true, handle: (*Server).writeFile},
+	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}/files", handle: (*Server).removeFile},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files/list", Stream: true, handle: (*Server).listDir},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files/stat", handle: (*Server).statFile},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/mkdir", handle: (*Server).mkdir},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/rename", handle: (*Server).renameFile},
+
+	{Method: "GET", Pattern: "/v1/events", Stream: true, handle: (*Server).events},
+
+	{Method: "GET", Pattern: "/v1/images", handle: (*Server).images},
+	{Method: "POST", Pattern: "/v1/images", Stream: true, handle: (*Server).importImage},
+	{Method: "GET", Pattern: "/v1/images/{ref...}", handle: (*Server).image},
+	{Method: "DELETE", Pattern: "/v1/images/{ref...}", handle: (*Server).removeImage},
+
+	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
+	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},
+	{Method: "POST", Pattern: "/v1/profiles/check", handle: (*Server).checkProfile},
+
+	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
+	{Method: "GET", Pattern: "/v1/version", handle: (*Server).version},
+	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},
+}

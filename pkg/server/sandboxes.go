@@ -1,0 +1,181 @@
+package server
+
+import (
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/fdconn"
+)
+
+// Bounds of a stop request's grace.
+const (
+	defaultGrace = 10 * time.Second
+	maxGrace     = time.Hour
+)
+
+func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.SpawnRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	dirs, err := fdconn.Take(r.Context())
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		return err
+	}
+	defer closeFiles(dirs)
+	if len(dirs) > 0 {
+		// Descriptors belong to a connection; on one that goes on, those of
+		// the next request could be taken for this one's.
+		w.Header().Set("Connection", "close")
+	}
+	res, err := s.svc.Spawn(r.Context(), c, req, dirs)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, res)
+	return nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func (s *Server) list(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	opts := ListOptions{All: q.flag("all"), Labels: q.labels("label"), State: api.State(q.str("state")), Agent: q.str("agent")}
+	switch opts.State {
+	case "", api.StateCreating, api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateRemoving, api.StateUnknown:
+	default:
+		q.bad("state", string(opts.State), "creating, running, paused, stopping, stopped, removing or unknown")
+	}
+	if err := q.done(); err != nil {
+		return err
+	}
+	return answerList(w)(s.svc.List(r.Context(), c, opts))
+}
+
+func (s *Server) get(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Get(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) remove(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	force := q.flag("force")
+	if err := q.done(); err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.Remove(r.Context(), c, r.PathValue("ref"), force))
+}
+
+func (s *Server) stopSandbox(w http.ResponseWriter, r *http.Request, c Caller) error {
+	var req api.StopRequest
+	if err := readVerb(w, r, &req); err != nil {
+		return err
+	}
+	grace := defaultGrace
+	if req.Grace != nil {
+		grace = req.Grace.D()
+	}
+	if grace > maxGrace {
+		return invalid("the request is not valid", api.Problem{Field: "grace", Value: grace.String(), Want: "at most " + maxGrace.String()})
+	}
+	return answerOne(w)(s.svc.Stop(r.Context(), c, r.PathValue("ref"), grace))
+}
+
+func (s *Server) kill(w http.ResponseWriter, r *http.Request, c Caller) error {
+	var req api.KillRequest
+	if err := readVerb(w, r, &req); err != nil {
+		return err
+	}
+	sig, err := parseSignal(req.Signal)
+	if err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.Kill(r.Context(), c, r.PathValue("ref"), sig))
+}
+
+// parseSignal reads "TERM", "SIGTERM", "15", or nothing for KILL.
+func parseSignal(name string) (syscall.Signal, error) {
+	if name == "" {
+		return syscall.SIGKILL, nil
+	}
+	if n, err := strconv.Atoi(name); err == nil && n >= 1 && n <= 64 {
+		return syscall.Signal(n), nil
+	}
+	full := strings.ToUpper(name)
+	if !strings.HasPrefix(full, "SIG") {
+		full = "SIG" + full
+	}
+	if sig := unix.SignalNum(full); sig != 0 {
+		return sig, nil
+	}
+	return 0, invalid("the request is not valid", api.Problem{Field: "signal", Value: name, Want: `a name such as "TERM" or a number from 1 to 64`})
+}
+
+func (s *Server) pause(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := readVerb(w, r, &struct{}{}); err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.Pause(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) resume(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := readVerb(w, r, &struct{}{}); err != nil {
+		return err
+	}
+	return answerNone(w, s.svc.Resume(r.Context(), c, r.PathValue("ref")))
+}
+
+// readVerb reads the optional body of a request that has no query.
+func readVerb(w http.ResponseWriter, r *http.Request, v any) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return readJSON(w, r, v, true)
+}
+
+func (s *Server) wait(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	res, err := s.svc.Wait(ctx, c, r.PathValue("ref"))
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	return answerOne(w)(res, nil)
+}
+
+func (s *Server) stats(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Stats(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) evidence(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	fresh := q.flag("fresh")
+	if err := q.done(); err != nil {
+		return err
+	}
+	evidence, err := s.svc.Evidence(r.Context(), c, r.PathValue("ref"), fresh)
+	return answerList(w)(evidence, err)
+}

@@ -1,0 +1,112 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/fdconn"
+	"github.com/creel-sandbox/creel/pkg/stream"
+)
+
+func (s *Server) exec(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	if !wantsUpgrade(r) {
+		upgradeRequired(w, r)
+		return nil
+	}
+	var req api.ExecRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	switch req.IO {
+	case "":
+		req.IO = "framed"
+	case "fds", "framed":
+	default:
+		return invalid("the request is not valid", api.Problem{Field: "io", Value: req.IO, Want: `"fds" or "framed"`})
+	}
+	return s.session(w, r, func(ctx context.Context) (Session, error) {
+		return s.svc.Exec(ctx, c, r.PathValue("ref"), req)
+	})
+}
+
+func (s *Server) attach(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	opts := AttachOptions{
+		Replay: q.flag("replay"), Stdin: q.flag("stdin"),
+		Cols: uint16(q.number("cols", 0, 0, math.MaxUint16)), Rows: uint16(q.number("rows", 0, 0, math.MaxUint16)),
+	}
+	if err := q.done(); err != nil {
+		return err
+	}
+	if !wantsUpgrade(r) {
+		upgradeRequired(w, r)
+		return nil
+	}
+	if err := readJSON(w, r, &struct{}{}, true); err != nil {
+		return err
+	}
+	return s.session(w, r, func(ctx context.Context) (Session, error) {
+		return s.svc.Attach(ctx, c, r.PathValue("ref"), opts)
+	})
+}
+
+func wantsUpgrade(r *http.Request) bool {
+	return hasToken(r.Header.Values("Connection"), "upgrade") && hasToken(r.Header.Values("Upgrade"), stream.Protocol)
+}
+
+func hasToken(values []string, want string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), want) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func upgradeRequired(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Upgrade", stream.Protocol)
+	w.Header().Set("Connection", "Upgrade, close")
+	e := invalid("this route speaks frames after an upgrade",
+		api.Problem{Field: "Connection", Want: "Upgrade"}, api.Problem{Field: "Upgrade", Want: stream.Protocol})
+	e.RequestID = requestID(r.Context())
+	writeJSON(w, http.StatusUpgradeRequired, e)
+}
+
+// session starts what the client asked for, takes the connection out of HTTP
+// and speaks frames on it until the end.
+func (s *Server) session(w http.ResponseWriter, r *http.Request, start func(context.Context) (Session, error)) error {
+	s.sessions.Add(1) // before the hijack: until then Shutdown waits for the request
+	defer s.sessions.Done()
+	sess, err := start(r.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sess.Close() }()
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("take over the connection: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	if a, ok := w.(*answer); ok {
+		a.status = http.StatusSwitchingProtocols
+	}
+	fc, ok := conn.(*fdconn.Conn)
+	if !ok {
+		return fmt.Errorf("take over the connection: it is a %T", conn)
+	}
+	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + stream.Protocol + "\r\nConnection: Upgrade\r\n" + requestIDHeader + ": "
+	if _, err := fc.Write([]byte(head + requestID(r.Context()) + "\r\n\r\n")); err != nil {
+		return nil //nolint:nilerr // the client has gone; closing the session is all there is to do
+	}
+	newSession(s, sess, fc, buf.Reader).run(r.Context())
+	return nil
+}
