@@ -45,6 +45,13 @@ type Sandbox struct {
 	Limits   api.Limits
 	// ReadonlyRoot is false for rootfs "ephemeral".
 	ReadonlyRoot bool
+	// CgroupMount shows the sandbox's own cgroup, read-only, at
+	// /sys/fs/cgroup: runtimes such as Go's size themselves by it. Only where
+	// that is one mount (cgroup v2).
+	CgroupMount bool
+	// SwapLimit and IOWeight say that the host's cgroups can limit swap and
+	// weigh block I/O; a limit that a host cannot hold fails the runtime.
+	SwapLimit, IOWeight bool
 	// Mounts are staged directories: host path to bind, target inside.
 	Mounts []Mount
 	// Tmpfs are the sized tmpfs mounts.

@@ -60,7 +60,7 @@ func Build(s Sandbox) *specs.Spec {
 			UIDMappings: ids,
 			GIDMappings: ids,
 			CgroupsPath: s.CgroupsPath,
-			Resources:   resources(s.Limits),
+			Resources:   resources(s),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.UserNamespace},
 				{Type: specs.PIDNamespace},
@@ -92,19 +92,25 @@ func rlimits(l api.Limits) []specs.POSIXRlimit {
 // cpuPeriod is in microseconds; the kernel's default (cfs bandwidth control).
 const cpuPeriod = 100_000
 
-func resources(l api.Limits) *specs.LinuxResources {
-	memory := int64(l.Memory) + MemoryReserve
-	pids := l.Pids + PidsReserve
+func resources(s Sandbox) *specs.LinuxResources {
+	memory := int64(s.Limits.Memory) + MemoryReserve
+	pids := s.Limits.Pids + PidsReserve
 	period := uint64(cpuPeriod)
-	quota := int64(l.CPUs * cpuPeriod)
-	return &specs.LinuxResources{
+	quota := int64(s.Limits.CPUs * cpuPeriod)
+	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
-		// Swap is left to pkg/cgroup: writing it through the runtime fails
-		// where the kernel has no swap accounting.
-		Memory: &specs.LinuxMemory{Limit: &memory},
-		CPU:    &specs.LinuxCPU{Period: &period, Quota: &quota},
-		Pids:   &specs.LinuxPids{Limit: &pids},
+		Memory:  &specs.LinuxMemory{Limit: &memory},
+		CPU:     &specs.LinuxCPU{Period: &period, Quota: &quota},
+		Pids:    &specs.LinuxPids{Limit: &pids},
 	}
+	if s.SwapLimit {
+		r.Memory.Swap = &memory // memory and swap together: no swap
+	}
+	if s.IOWeight {
+		weight := uint16(max(s.Limits.IOWeight, 10)) // OCI's least
+		r.BlockIO = &specs.LinuxBlockIO{Weight: &weight}
+	}
+	return r
 }
 
 func mounts(s Sandbox) []specs.Mount {
@@ -117,6 +123,9 @@ func mounts(s Sandbox) []specs.Mount {
 		// sysfs cannot be mounted over a network namespace that the sandbox
 		// does not own, and would only tell of the host (tried; design.md).
 		{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "ro", "mode=555", "size=4k"}},
+	}
+	if s.CgroupMount {
+		ms = append(ms, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
 	}
 	for _, t := range s.Tmpfs {
 		ms = append(ms, tmpfs(t))

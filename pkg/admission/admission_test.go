@@ -1,0 +1,126 @@
+package admission_test
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/profiles"
+)
+
+func policy(tb testing.TB) admission.Policy {
+	tb.Helper()
+	set, err := profile.Load(profiles.FS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return admission.Policy{Profiles: set, DefaultProfile: "default", DefaultRuntime: "crun", Runtimes: []string{"crun", "runc"}}
+}
+
+func fd(n int) *int { return &n }
+
+func TestResolveDefaults(t *testing.T) {
+	a, err := admission.Resolve(api.SpawnRequest{}, policy(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := a.Request
+	if r.Profile != "default" || r.Image != "base" || r.Runtime != "crun" || r.Network != "none" || r.Rootfs != "readonly" || r.Workdir != spec.Home {
+		t.Errorf("defaults are %+v", r)
+	}
+	if a.Limits.Memory != 2<<30 || a.Limits.Tmp != 512<<20 || a.Limits.OnIdle != "pause" {
+		t.Errorf("limits are %+v", a.Limits)
+	}
+}
+
+func TestResolveProblems(t *testing.T) {
+	mount := func(target string) api.SpawnRequest {
+		return api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", FD: fd(0), Target: target}}}
+	}
+	tests := []struct {
+		name   string
+		req    api.SpawnRequest
+		fields []string
+	}{
+		{"profile", api.SpawnRequest{Profile: "none"}, []string{"profile"}},
+		{"all at once", api.SpawnRequest{Name: "A", Agent: "-", Image: "..", Runtime: "x", Network: "host", Rootfs: "rw"}, []string{"name", "agent", "image", "runtime", "network", "rootfs"}},
+		{"mount without a descriptor", api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", Target: "/w"}}}, []string{"mounts[0].fd"}},
+		{"mount over root", mount("/"), []string{"mounts[0].target"}},
+		{"mount over proc", mount("/proc"), []string{"mounts[0].target"}},
+		{"mount in dev", mount("/dev/x"), []string{"mounts[0].target"}},
+		{"mount over home", mount("/home"), []string{"mounts[0].target"}},
+		{"unclean", mount("/a/../b"), []string{"mounts[0].target"}},
+		{"relative", mount("a"), []string{"mounts[0].target"}},
+		{"control character", mount("/a\x1b"), []string{"mounts[0].target"}},
+		{"nested", api.SpawnRequest{Mounts: []api.Mount{{FD: fd(0), Target: "/w"}, {FD: fd(1), Target: "/w/x"}}}, []string{"mounts[1].target"}},
+		{"strict is read-only", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{FD: fd(0), Target: "/w"}}}, []string{"mounts[0].readonly"}},
+		{"too much memory", api.SpawnRequest{Limits: api.Limits{Memory: 1 << 50}}, []string{"limits.memory"}},
+		{"too little of all", api.SpawnRequest{Limits: api.Limits{Memory: 1, Pids: 1, Files: 1, CPUs: 0.0001}}, []string{"limits.memory", "limits.pids", "limits.files", "limits.cpus"}},
+		{"tmp above half", api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, Tmp: 40 << 20}}, []string{"limits.tmp"}},
+		{"nul", api.SpawnRequest{Command: []string{"a\x00b"}}, []string{"command[0]"}},
+		{"env name", api.SpawnRequest{Command: []string{"a"}, Env: map[string]string{"A B": ""}}, []string{"env"}},
+		{"tty without a command", api.SpawnRequest{TTY: true}, []string{"tty"}},
+		{"too long", api.SpawnRequest{Command: []string{strings.Repeat("x", 200<<10)}}, []string{"command"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := admission.Resolve(tt.req, policy(t))
+			var e *api.Error
+			if !errors.As(err, &e) || e.Code != api.CodeInvalid {
+				t.Fatalf("error is %v", err)
+			}
+			var got []string
+			for _, p := range e.Problems {
+				got = append(got, p.Field)
+				if p.Want == "" {
+					t.Errorf("%s does not say what would be right", p.Field)
+				}
+			}
+			for _, f := range tt.fields {
+				if !slices.Contains(got, f) {
+					t.Errorf("problems are of %q, want %q", got, f)
+				}
+			}
+		})
+	}
+}
+
+// FuzzResolve holds what every admitted request has, whatever it asked for.
+func FuzzResolve(f *testing.F) {
+	f.Add([]byte(`{"command":["true"],"limits":{"memory":"64M","cpus":0.5},"env":{"A":"b"}}`))
+	f.Add([]byte(`{"profile":"strict","rootfs":"ephemeral","mounts":[{"source":"/","fd":0,"target":"/w"}]}`))
+	f.Add([]byte(`{"limits":{"tmp":"1T","pids":-1,"ttl":"-1s"}}`))
+	pol := policy(f)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var req api.SpawnRequest
+		if json.Unmarshal(raw, &req) != nil {
+			return
+		}
+		a, err := admission.Resolve(req, pol)
+		if err != nil {
+			if api.CodeOf(err) != api.CodeInvalid {
+				t.Fatalf("error of class %s: %v", api.CodeOf(err), err)
+			}
+			return
+		}
+		l, top := a.Limits, a.Profile.Limits.Max
+		if l.Memory < 16<<20 || l.Memory > top.Memory || l.Pids < 1 || l.Pids > top.Pids || l.Files < 1 || l.CPUs <= 0 || l.CPUs > top.CPUs || l.Tmp <= 0 || l.Tmp > l.Memory/2 {
+			t.Errorf("admitted with limits %+v", l)
+		}
+		for _, m := range a.Request.Mounts {
+			if m.FD == nil || !a.Profile.WritableMounts && !m.ReadOnly || strings.Contains(m.Target, "..") || strings.HasPrefix(m.Target, "/proc") || strings.HasPrefix(m.Target, "/dev") {
+				t.Errorf("admitted mount %+v", m)
+			}
+		}
+		s := spec.Build(spec.Sandbox{Limits: l, Tmpfs: a.Tmpfs})
+		if !s.Process.NoNewPrivileges || len(s.Process.Capabilities.Bounding) != 0 {
+			t.Error("an admitted request became privileged")
+		}
+	})
+}

@@ -1,0 +1,95 @@
+package profile_test
+
+import (
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/profiles"
+)
+
+func TestEmbeddedProfilesLoad(t *testing.T) {
+	set, err := profile.Load(profiles.FS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"default", "strict"} {
+		if _, err := set.Get(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if p, _ := set.Get("strict"); p.WritableMounts {
+		t.Error("strict has writable mounts")
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	good, err := profiles.FS.ReadFile("default.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(from, to string) string {
+		s := strings.Replace(string(good), from, to, 1)
+		if s == string(good) {
+			t.Fatalf("no %q in default.toml", from)
+		}
+		return s
+	}
+	for name, tt := range map[string]struct{ text, want string }{
+		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 20, column 1: unknown key "limits.swap"`},
+		"syntax":        {edit("version = 1", "version ="), "line 2"},
+		"version":       {edit("version = 1", "version = 2"), "version: is 2"},
+		"no seccomp":    {edit(`seccomp = "default"`, `seccomp = ""`), "seccomp:"},
+		"climbing":      {edit(`seccomp = "default"`, `seccomp = "../x"`), "seccomp:"},
+		"rootfs":        {edit(`["readonly", "ephemeral"]`, `["shared"]`), "rootfs:"},
+		"above its max": {edit(`memory = "2G"`, `memory = "32G"`), "limits.memory: is above"},
+		"no pids":       {edit("pids = 512", "pids = 0"), "limits.pids: must be more than zero"},
+		"on idle":       {edit(`on_idle = "pause"`, `on_idle = "sleep"`), "limits.on_idle"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := profile.Parse([]byte(tt.text))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error is %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestOverridesWin(t *testing.T) {
+	text, err := profiles.FS.ReadFile("strict.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := strings.Replace(string(text), `memory = "512M"`, `memory = "256M"`, 1)
+	set, err := profile.Load(profiles.FS, fstest.MapFS{"strict.toml": {Data: []byte(mine)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := set.Get("strict"); p.Limits.Memory != 256<<20 {
+		t.Errorf("memory is %s", p.Limits.Memory)
+	}
+	if _, err := profile.Load(profiles.FS, fstest.MapFS{"other.toml": {Data: []byte(mine)}}); err == nil {
+		t.Error("a file that is not called by its profile's name was taken")
+	}
+}
+
+// FuzzParse: what parses is usable, and nothing makes it panic.
+func FuzzParse(f *testing.F) {
+	for _, name := range []string{"default.toml", "strict.toml"} {
+		text, err := profiles.FS.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		p, err := profile.Parse(text)
+		if err != nil {
+			return
+		}
+		if p.Limits.Memory <= 0 || p.Limits.Pids <= 0 || len(p.Rootfs) == 0 || p.Limits.Tmp > p.Limits.Memory/2 {
+			t.Errorf("parsed to %+v", p)
+		}
+	})
+}
