@@ -29,6 +29,7 @@ LDFLAGS := -s -w -X github.com/creel-sandbox/creel/pkg/api.BuildVersion=$(VERSIO
 # Debian packages, by what they are for.
 DEPS_TOOLS := gcc libc6-dev make pkg-config libseccomp-dev libcap-dev python3 dpkg-dev ca-certificates git
 DEPS_IMAGE := mmdebstrap uidmap
+DEPS_TEST  := busybox-static
 DEPS_VM    := qemu-system-x86 mmdebstrap e2fsprogs
 
 STAMPS := .cache/stamps
@@ -39,12 +40,15 @@ FORCE:
 
 ##@ Build
 
-.PHONY: deps deps-image deps-vm
+.PHONY: deps deps-image deps-test deps-vm
 deps: preflight ## Install the Debian packages that building needs (as root, only what is missing)
 	@hack/debian.sh need $(DEPS_TOOLS)
 
 deps-image:
 	@hack/debian.sh need $(DEPS_IMAGE)
+
+deps-test:
+	@hack/debian.sh need $(DEPS_TEST)
 
 deps-vm:
 	@hack/debian.sh need $(DEPS_VM)
@@ -125,7 +129,7 @@ UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 test: ## All that CI runs, in order, with the time of each stage (as root)
 	@test "$$(id -u)" = 0 || { echo "make test: must run as root; make test-unit does not" >&2; exit 1; }
 	@CREEL_TEST_REQUIRE=$${CREEL_TEST_REQUIRE-$(PROMISED)} hack/stages.sh $(MAKE) \
-		deps! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-vm
+		deps! deps-test! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-vm
 
 .PHONY: test-unit
 test-unit: ## Unit and golden tests, no cgo; any user
@@ -149,7 +153,7 @@ fuzz: ## Fuzz each target for FUZZTIME (60s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: test-integration
-test-integration: tools build image ## Tests against a real containerd; T=Name runs one (as root)
+test-integration: deps-test tools build image ## Tests against a real containerd; T=Name runs one (as root)
 	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') ./integration/...
 
 .PHONY: test-vm

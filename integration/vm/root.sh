@@ -18,7 +18,7 @@ trap 'rm -rf "$work"' EXIT
 # Only what the tests need: the kernel, systemd, and the libraries of crun,
 # runc and creeld.
 packages=linux-image-cloud-amd64,initramfs-tools,systemd,systemd-sysv,udev,kmod,dbus,libseccomp2,libcap2
-packages+=,iproute2,procps,util-linux,mount,e2fsprogs,passwd,ca-certificates,libnss-systemd,zstd
+packages+=,iproute2,procps,util-linux,mount,e2fsprogs,passwd,ca-certificates,libnss-systemd,zstd,busybox-static
 
 echo "making a Debian $suite system for the virtual machine (two minutes)" >&2
 mmdebstrap --quiet --mode=root --variant=apt \
