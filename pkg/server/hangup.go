@@ -16,8 +16,9 @@ import (
 // One epoll instance watches all sessions for EPOLLRDHUP; the Go runtime's
 // poller watches that instance, so that no thread waits.
 type hangups struct {
-	ep   *os.File
-	done chan struct{}
+	ep    *os.File
+	done  chan struct{}
+	close func() error
 
 	mu   sync.Mutex
 	next int32
@@ -34,6 +35,7 @@ func newHangups() (*hangups, error) {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	h := &hangups{ep: os.NewFile(uintptr(fd), "hangups"), done: make(chan struct{}), gone: map[int32]func(){}}
+	h.close = sync.OnceValue(h.ep.Close)
 	raw, err := h.ep.SyscallConn()
 	if err != nil {
 		_ = h.ep.Close()
@@ -116,9 +118,9 @@ func (h *hangups) loop(raw syscall.RawConn) {
 	}
 }
 
-// Close ends all watches.
+// Close ends all watches. It may be called again.
 func (h *hangups) Close() error {
-	err := h.ep.Close()
+	err := h.close()
 	<-h.done
 	return err
 }

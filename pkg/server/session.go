@@ -60,7 +60,11 @@ func (e *session) run(ctx context.Context) {
 	defer unwatch()
 	// Whatever ends the session early closes it first, and only then the
 	// connection, which sets blocked reads and writes free.
-	stopEnd := context.AfterFunc(ctx, func() { e.abort(ctx) })
+	aborted := make(chan struct{})
+	stopEnd := context.AfterFunc(ctx, func() {
+		defer close(aborted)
+		e.abort(ctx)
+	})
 	stopStop := make(chan struct{})
 	go func() {
 		select {
@@ -78,6 +82,8 @@ func (e *session) run(ctx context.Context) {
 	}
 	if stopEnd() {
 		e.end(nil)
+	} else {
+		<-aborted // it may still be telling the client why
 	}
 	e.wg.Wait()
 }

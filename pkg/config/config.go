@@ -1,0 +1,131 @@
+// Package config reads creeld's configuration: TOML, version 1.
+//
+// A file is read over the defaults, then every *.toml of the directory
+// config.d beside it, in the order of their names; a later value replaces an
+// earlier one, arrays as a whole. An unknown key, a value of the wrong type
+// and a value out of bounds are errors, all reported at once with file, line
+// and column.
+package config
+
+import (
+	_ "embed"
+
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// DefaultPath is where creeld looks for its configuration.
+const DefaultPath = "/etc/creel/creeld.toml"
+
+//go:embed default.toml
+var defaultText string
+
+// Default is the default configuration as commented TOML. Reading it gives
+// the defaults; a test holds that.
+func Default() string { return defaultText }
+
+// Config is the whole configuration. default.toml describes each key.
+type Config struct {
+	Version        int        `toml:"version"`
+	RunDir         string     `toml:"run_dir"`
+	StateDir       string     `toml:"state_dir"`
+	BinDir         string     `toml:"bin_dir"`
+	Socket         string     `toml:"socket"`
+	SocketGroup    string     `toml:"socket_group"`
+	ProfilesDir    string     `toml:"profiles_dir"`
+	DefaultProfile string     `toml:"default_profile"`
+	DefaultImage   string     `toml:"default_image"`
+	Containerd     Containerd `toml:"containerd"`
+	Runtime        Runtime    `toml:"runtime"`
+	IDs            IDs        `toml:"ids"`
+	Limits         Limits     `toml:"limits"`
+	Exec           Exec       `toml:"exec"`
+	Logs           Logs       `toml:"logs"`
+	Evidence       Evidence   `toml:"evidence"`
+	Server         Server     `toml:"server"`
+	Log            Log        `toml:"log"`
+}
+
+// Containerd chooses the containerd.
+type Containerd struct {
+	// Address is the socket of an existing one; empty is a private one.
+	Address string `toml:"address"`
+}
+
+// Runtime chooses OCI runtimes.
+type Runtime struct {
+	Default string   `toml:"default"`
+	Allowed []string `toml:"allowed"`
+}
+
+// IDs are the host uids and gids that sandboxes may have, both ends included.
+type IDs struct {
+	First uint32 `toml:"first"`
+	Last  uint32 `toml:"last"`
+}
+
+// Limits bound all sandboxes together.
+type Limits struct {
+	Max Totals `toml:"max"`
+}
+
+// Totals are sums over all sandboxes that have not ended. Zero is no bound.
+type Totals struct {
+	Sandboxes        int      `toml:"sandboxes"`
+	SandboxesPerUser int      `toml:"sandboxes_per_user"`
+	Memory           api.Size `toml:"memory"`
+	CPUs             float64  `toml:"cpus"`
+	Pids             int64    `toml:"pids"`
+}
+
+// Exec bounds execs.
+type Exec struct {
+	MaxPerSandbox int `toml:"max_per_sandbox"`
+}
+
+// Logs bounds kept output.
+type Logs struct {
+	MaxBytes api.Size `toml:"max_bytes"`
+}
+
+// Evidence says how often isolation is read back.
+type Evidence struct {
+	Interval api.Duration `toml:"interval"`
+}
+
+// Server bounds callers.
+type Server struct {
+	MaxConnections      int          `toml:"max_connections"`
+	MaxStreams          int          `toml:"max_streams"`
+	MaxTotalConnections int          `toml:"max_total_connections"`
+	HeaderTimeout       api.Duration `toml:"header_timeout"`
+	IdleTimeout         api.Duration `toml:"idle_timeout"`
+	StallTimeout        api.Duration `toml:"stall_timeout"`
+}
+
+// Log says what the daemon logs and how.
+type Log struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// Defaults is the configuration when nothing is set.
+func Defaults() Config {
+	return Config{
+		Version: 1, RunDir: "/run/creel", StateDir: "/var/lib/creel", BinDir: "/usr/lib/creel/bin",
+		Socket: "/run/creel/creel.sock", SocketGroup: "creel",
+		ProfilesDir: "/etc/creel/profiles", DefaultProfile: "default",
+		Runtime:  Runtime{Default: "crun", Allowed: []string{"crun", "runc"}},
+		IDs:      IDs{First: 0x7800_0000, Last: 0x7FFD_FFFF},
+		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256}},
+		Exec:     Exec{MaxPerSandbox: 64},
+		Logs:     Logs{MaxBytes: 64 << 20},
+		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},
+		Server: Server{
+			MaxConnections: 256, MaxStreams: 192, MaxTotalConnections: 2048,
+			HeaderTimeout: api.Duration(10 * time.Second), IdleTimeout: api.Duration(2 * time.Minute), StallTimeout: api.Duration(10 * time.Minute),
+		},
+		Log: Log{Level: "info", Format: "text"},
+	}
+}
