@@ -271,6 +271,12 @@ func (s *Supervised) spawn(ctx context.Context) (*process, error) {
 			return nil, errors.Join(err, p.stop(context.WithoutCancel(ctx)))
 		}
 	}
+	// containerd makes them 0660 root:root.
+	for _, f := range []string{s.cfg.Address(), s.cfg.Address() + ".ttrpc"} {
+		if err := os.Chmod(f, 0o600); err != nil {
+			return nil, errors.Join(err, p.stop(context.WithoutCancel(ctx)))
+		}
+	}
 	s.log.LogAttrs(ctx, slog.LevelInfo, "containerd started", slog.Int("pid", p.pid))
 	return p, nil
 }

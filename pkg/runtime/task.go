@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -99,7 +100,7 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 // check refuses what could weaken a sandbox or name something else.
 func (c *Client) check(o CreateOptions) (typeurl.Any, error) {
 	switch {
-	case o.ID == "" || strings.Trim(o.ID, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":
+	case !validID(o.ID):
 		return nil, api.Errorf(api.CodeInternal, "sandbox id %q: want [a-z0-9-]", o.ID)
 	case o.HostUID == 0:
 		return nil, api.Errorf(api.CodeInternal, "sandbox %s: host uid range begins at 0, which is root", o.ID)
@@ -223,7 +224,14 @@ func (c *Client) DeleteContainer(ctx context.Context, id string) error {
 	if err := gone(c.snaps.Remove(ctx, id)); err != nil {
 		return wrap(err, "remove snapshot "+id)
 	}
-	return wrap(gone(c.ctrs.Delete(ctx, id)), "delete container "+id)
+	if err := gone(c.ctrs.Delete(ctx, id)); err != nil {
+		return wrap(err, "delete container "+id)
+	}
+	// A shim that was killed leaves its socket.
+	if err := os.Remove(c.shimSocket(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("shim socket of %s: %w", id, err)
+	}
+	return nil
 }
 
 // encoded is an Any whose bytes are ready.
