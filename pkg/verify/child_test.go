@@ -253,7 +253,7 @@ func start(t *testing.T, p plan, flags uintptr, hostUID, ids int) (pid, pidfd in
 	}
 	defer r.Close()
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: hostUID, Size: ids}}
-	proc, err := os.StartProcess("/proc/self/exe", []string{"init"}, &os.ProcAttr{
+	proc, err := os.StartProcess(p.Init, []string{"init"}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{stageEnv + "=outer", planEnv + "=" + string(text)},
 		Files: []*os.File{null, null, null, w},

@@ -20,8 +20,10 @@ const (
 	nsGetOwnerUID = 0xb704
 )
 
-// Namespaces are the namespaces of a process, as Expect.HostNS wants them.
-// The host's are those of pid 1.
+// Namespaces are the namespaces of a process's first thread, as
+// Expect.HostNS wants them. The host's pid 1 is not always readable (it may
+// have capabilities that the daemon lacks), so the daemon records its own at
+// the start; later, goroutines may have moved the first thread elsewhere.
 func Namespaces(pid int) (map[string]uint64, error) {
 	p, err := openProc(pid)
 	if err != nil {

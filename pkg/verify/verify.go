@@ -22,6 +22,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -248,7 +249,7 @@ const maxText = 512
 // clean makes text of foreign origin (a mount point, a link) fit for a
 // terminal and a log: one line, printable, bounded.
 func clean(s string) string {
-	if strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) {
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) {
 		s = strconv.Quote(s)
 	}
 	if len(s) > maxText {
