@@ -80,10 +80,13 @@ func (e *session) run(ctx context.Context) {
 	} else {
 		e.wait(ctx)
 	}
-	if stopEnd() {
-		e.end(nil)
-	} else {
+	switch {
+	case !stopEnd():
 		<-aborted // it may still be telling the client why
+	case ctx.Err() != nil:
+		e.abort(ctx) // ended, but faster than AfterFunc started
+	default:
+		e.end(nil)
 	}
 	e.wg.Wait()
 }
