@@ -131,7 +131,8 @@ func (h *Host) Go(ctx context.Context) error {
 // Start has creel-init fork a child, which waits for Release, and gives its
 // pid in the sandbox's namespace. fds are its standard input, output and
 // error (with TTY one terminal for all three; with Bytes none), and then
-// KeepFDs that creel-init holds until Ack; the caller keeps its copies. An
+// KeepFDs that creel-init holds until Ack; the caller keeps its copies. Its
+// standard descriptors are made blocking, the kept ones are left as they are. An
 // *ExecError of StageFork means that there was nothing left to fork with.
 func (h *Host) Start(ctx context.Context, p Process, fds []*os.File) (int, error) {
 	m, err := p.wire()
@@ -147,6 +148,12 @@ func (h *Host) Start(ctx context.Context, p Process, fds []*os.File) (int, error
 	raw, err := numbers(fds)
 	if err != nil {
 		return 0, fmt.Errorf("start: %w", err)
+	}
+	for _, fd := range raw[:len(raw)-p.KeepFDs] {
+		// os.Pipe's are not, and few commands know what to do with EAGAIN.
+		if err := unix.SetNonblock(fd, false); err != nil {
+			return 0, fmt.Errorf("start: %w", err)
+		}
 	}
 	defer runtime.KeepAlive(fds)
 	st := newProc(p.Bytes)
@@ -337,6 +344,16 @@ func (h *Host) Wait(ctx context.Context, id string) (WaitStatus, error) {
 		return WaitStatus{}, err
 	}
 	return WaitStatus{unix.WaitStatus(info.Status)}, nil
+}
+
+// LetGo has creel-init close the last of the descriptors it keeps for a
+// process. With the write end of a standard input kept last, that is how its
+// reader comes to see the end.
+func (h *Host) LetGo(ctx context.Context, id string) error {
+	if err := h.about(ctx, wire.TLetGo, id); err != nil {
+		return fmt.Errorf("let go of a descriptor of %s: %w", id, err)
+	}
+	return nil
 }
 
 // Ack says that the end of a process has been written down: creel-init closes

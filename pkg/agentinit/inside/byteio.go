@@ -241,6 +241,7 @@ func (b *byteIO) feed(s *server, p *procState) {
 			b.end(s, wire.Stdin)
 		}
 	}
+	total = min(total, int(b.window-st.credit)) // endOfText was not the daemon's
 	if total > 0 {
 		st.credit += uint32(total)
 		w := wire.Begin(s.buf, wire.TInputCredit, 0)

@@ -14,6 +14,7 @@
 package inside
 
 import (
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -100,6 +101,10 @@ func Main(args []string) {
 }
 
 func run(stream bool) syscall.Errno {
+	// One processor keeps the runtime at a handful of threads: on a machine of
+	// many it would start one for each, and a thread that cannot be started,
+	// with the sandbox at its limit, ends a Go program.
+	runtime.GOMAXPROCS(1)
 	if e := prepare(stream); e != 0 {
 		return e
 	}

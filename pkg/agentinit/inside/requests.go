@@ -37,7 +37,7 @@ func (s *server) handle(msg []byte, fds []int) {
 		s.doGo(h, r)
 	case wire.TStart:
 		used = s.doStart(h, r, fds)
-	case wire.TRelease, wire.TCancel, wire.TAck:
+	case wire.TRelease, wire.TCancel, wire.TAck, wire.TLetGo:
 		id := r.ID()
 		if !r.Done() {
 			s.refuse(h.Req, wire.CodeMalformed, 0)
@@ -246,6 +246,11 @@ func (s *server) doID(h wire.Header, id string) {
 	case h.Type == wire.TAck && p.state == wire.StateFinished:
 		delete(s.procs, id)
 		s.release(p)
+		s.ok(h.Req)
+	case h.Type == wire.TLetGo && len(p.keep) > 0:
+		last := len(p.keep) - 1
+		closeFD(int(p.keep[last]))
+		p.keep = p.keep[:last]
 		s.ok(h.Req)
 	default:
 		s.refuse(h.Req, wire.CodeState, 0)

@@ -51,6 +51,7 @@ const (
 	TCredit
 	TResize
 	TSignal
+	TLetGo
 )
 
 // Messages from creel-init. TOK and TError answer a request; the others are
