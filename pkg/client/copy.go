@@ -69,11 +69,15 @@ func (c *copiers) finish() error {
 	return errors.Join(c.errs...)
 }
 
+// buffers are as large as what a pipe holds, so that one read empties it.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // copyOutput copies until end of file, or until the deadline that finish sets
 // and then what is still in the pipe.
 func copyOutput(w io.Writer, r *os.File) error {
-	// One buffer's worth is what a pipe holds: fewer wake-ups than io.Copy's.
-	buf := make([]byte, 64<<10)
+	b := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(b)
+	buf := b[:]
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
