@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -371,6 +372,32 @@ func TestUnreadable(t *testing.T) {
 	none := e
 	none.PID = 0
 	check("no pid", verify.Read(t.Context(), none), 1)
+}
+
+// TestStopped: a stopped PID 1 is read as well, and stays stopped.
+func TestStopped(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	e := launch(t, sandbox{})
+	if err := unix.PidfdSendSignal(e.PIDFD, unix.SIGSTOP, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if ev := verify.Read(t.Context(), e); !ev.OK {
+			t.Errorf("evidence of a stopped sandbox: not ok %v", failed(ev))
+		}
+	}
+	// Detaching wakes it up for as long as it takes to stop again.
+	var stat []byte
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); runtime.Gosched() {
+		var err error
+		if stat, err = os.ReadFile("/proc/" + strconv.Itoa(e.PID) + "/stat"); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(stat), ") T ") {
+			return
+		}
+	}
+	t.Errorf("stopped PID 1 runs after it was read: %s", stat)
 }
 
 func TestFromProbe(t *testing.T) {
