@@ -10,6 +10,7 @@ import (
 
 // mountInfo is one line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 type mountInfo struct {
+	root    string // the part of the file system that is shown
 	target  string
 	options []string // of the mount: ro, nosuid, ...
 	shared  []string // propagation: shared:N, master:N
@@ -38,24 +39,19 @@ func parseMount(line string) (mountInfo, error) {
 	if sep < 6 || len(f) != sep+4 {
 		return mountInfo{}, errors.New("wrong number of fields")
 	}
-	target, err := unescape(f[4])
-	if err != nil {
-		return mountInfo{}, err
-	}
-	source, err := unescape(f[sep+2])
-	if err != nil {
-		return mountInfo{}, err
-	}
-	fstype, err := unescape(f[sep+1])
-	if err != nil {
-		return mountInfo{}, err
+	for _, i := range []int{3, 4, sep + 1, sep + 2} {
+		var err error
+		if f[i], err = unescape(f[i]); err != nil {
+			return mountInfo{}, err
+		}
 	}
 	return mountInfo{
-		target:  target,
+		root:    f[3],
+		target:  f[4],
 		options: strings.Split(f[5], ","),
 		shared:  f[6:sep],
-		fstype:  fstype,
-		source:  source,
+		fstype:  f[sep+1],
+		source:  f[sep+2],
 		super:   strings.Split(f[sep+3], ","),
 	}, nil
 }
@@ -123,6 +119,7 @@ func (m mountInfo) satisfies(want Mount) bool {
 	switch {
 	case want.FSType != "" && m.fstype != want.FSType,
 		want.Source != "" && m.source != want.Source,
+		want.Root != "" && m.root != want.Root,
 		want.Writable && slices.Contains(m.options, "ro"),
 		want.Size != 0 && m.size("size") != want.Size,
 		want.Inodes != 0 && m.size("nr_inodes") != want.Inodes:
@@ -161,7 +158,7 @@ func (m mountInfo) size(option string) uint64 {
 // String is what is expected, in the form of describe.
 func (w Mount) String() string {
 	var out []string
-	for _, s := range []string{w.FSType, w.Source} {
+	for _, s := range []string{w.FSType, w.Source, w.Root} {
 		if s != "" {
 			out = append(out, s)
 		}
@@ -185,6 +182,9 @@ func (m mountInfo) describe(want Mount) string {
 	out := []string{m.fstype}
 	if want.Source != "" {
 		out = append(out, m.source)
+	}
+	if want.Root != "" {
+		out = append(out, m.root)
 	}
 	out = append(out, strings.Join(m.options, ","))
 	if want.Size != 0 {

@@ -121,8 +121,9 @@ type FD struct {
 type Mount struct {
 	// Target is the mount point as seen inside.
 	Target string
-	// FSType and Source are compared when not empty.
-	FSType, Source string
+	// FSType, Source and Root (the part of the file system that is mounted:
+	// "/null" of devtmpfs over a masked path) are compared when not empty.
+	FSType, Source, Root string
 	// Flags are options that must be on: ro, nosuid, nodev, noexec, idmapped.
 	Flags []string
 	// Writable refuses the option ro.

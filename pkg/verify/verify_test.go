@@ -320,6 +320,7 @@ func TestOtherExpectations(t *testing.T) {
 		{"mount missing", func(e *verify.Expect) { e.Mounts = append(slices.Clone(e.Mounts), verify.Mount{Target: "/workspace"}) }, []string{"mount./workspace"}},
 		{"mount size", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Size++ }, []string{"mount./tmp"}},
 		{"mount writable", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[1].Writable = true }, []string{"mount./init"}},
+		{"mount root", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Root = "/null" }, []string{"mount./tmp"}},
 		{"mount source", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Source = "x" }, []string{"mount./tmp"}},
 		{"label", func(e *verify.Expect) { e.Label = "creel-agent (enforce)" }, []string{"lsm.label"}},
 		{"unknown limit", func(e *verify.Expect) { e.Rlimits = map[string]verify.Rlimit{"nosuch": {}} }, []string{"rlimit.nosuch"}},
