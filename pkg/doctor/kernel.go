@@ -85,8 +85,8 @@ func there(err error) error {
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
 		return err
 	}
-	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
-		return fmt.Errorf("%w: needs root", errUnknown)
+	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
+		return err // a filter, as containers have: root gets no other EPERM for these
 	}
 	return nil
 }
