@@ -4,21 +4,21 @@ package seccomp
 
 import (
 	"fmt"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 // HostChecker names what CheckHost compares our tables with.
-const HostChecker = "x/sys"
+const HostChecker = "syscall"
 
-// native are numbers the standard library was compiled with, from another
-// source than the tables; a table of the wrong architecture fails here.
+// native are the numbers of the standard library, which has its own tables,
+// for the architecture this program was built for.
 var native = map[string]uint32{
-	"read": unix.SYS_READ, "openat": unix.SYS_OPENAT, "execve": unix.SYS_EXECVE,
-	"socket": unix.SYS_SOCKET, "clone": unix.SYS_CLONE, "ioctl": unix.SYS_IOCTL,
-	"prctl": unix.SYS_PRCTL, "seccomp": unix.SYS_SECCOMP, "ptrace": unix.SYS_PTRACE,
-	"mount": unix.SYS_MOUNT, "unshare": unix.SYS_UNSHARE, "bpf": unix.SYS_BPF,
-	"io_uring_setup": unix.SYS_IO_URING_SETUP, "clone3": unix.SYS_CLONE3,
+	"read": syscall.SYS_READ, "openat": syscall.SYS_OPENAT, "execve": syscall.SYS_EXECVE,
+	"socket": syscall.SYS_SOCKET, "socketpair": syscall.SYS_SOCKETPAIR, "clone": syscall.SYS_CLONE,
+	"ioctl": syscall.SYS_IOCTL, "prctl": syscall.SYS_PRCTL, "ptrace": syscall.SYS_PTRACE,
+	"mount": syscall.SYS_MOUNT, "unshare": syscall.SYS_UNSHARE, "fchmod": syscall.SYS_FCHMOD,
+	"fchmodat": syscall.SYS_FCHMODAT, "mkdirat": syscall.SYS_MKDIRAT, "mknodat": syscall.SYS_MKNODAT,
+	"prlimit64": syscall.SYS_PRLIMIT64, "personality": syscall.SYS_PERSONALITY,
 }
 
 func checkNumbers(_ *Profile, arch string) ([]string, error) {
