@@ -62,10 +62,10 @@ func Remove(path string, recursive bool) []string {
 // Rename is rename(2): DecodeEnd.
 func Rename(from, to string) []string { return []string{"rename", from, to} }
 
-// octal lets set-ID bits through, for creel-init to refuse: dropping them
-// would be a success that is none.
+// octal lets set-ID bits through, in both of their forms, for creel-init to
+// refuse: dropping them would be a success that is none.
 func octal(m fs.FileMode) string {
-	n := uint32(m.Perm())
+	n := uint32(m & 0o7777)
 	for bit, set := range map[fs.FileMode]uint32{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
 		if m&bit != 0 {
 			n |= set

@@ -89,7 +89,7 @@ func TestFiles(t *testing.T) {
 	if e.Size != int64(len(big)) || e.Mode != 0o640 || e.UID != agentUID || e.ModTime.IsZero() {
 		t.Errorf("stat = %+v", e)
 	}
-	for _, mode := range []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o755, fs.ModeSticky | 0o755} {
+	for _, mode := range []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o755, fs.ModeSticky | 0o755, 0o4755} {
 		is(end(agentinit.WriteFile("suid", mode), encoded(t, "x", true)), syscall.EINVAL)
 		is(end(agentinit.MakeDir("suid", mode, false), ""), syscall.EINVAL)
 	}
