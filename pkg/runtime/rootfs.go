@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,7 +62,7 @@ func withUpper(view []mount.Mount, dir string, hostUID uint32) ([]mount.Mount, e
 		return nil, fmt.Errorf("writable layer %q: overlayfs cannot take this path", dir)
 	}
 	for _, d := range []string{upper, work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("writable layer: %w", err)
 		}
 	}

@@ -2,15 +2,16 @@ package runtime_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	gort "runtime"
 
+	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 
 	"golang.org/x/sys/unix"
@@ -72,59 +73,70 @@ func TestTaskLife(t *testing.T) {
 	}
 }
 
-func TestSpeed(t *testing.T) {
+// TestEphemeralRoot gives the sandbox a writable root on a file system of its
+// own: what it writes is there and nowhere else, and ends at its size.
+func TestEphemeralRoot(t *testing.T) {
 	e := start(t)
-	importBusybox(t, e)
 	c := e.Client()
-	took := map[string][]time.Duration{}
-	step := func(name string, fn func() error) {
-		t.Helper()
-		at := time.Now()
-		if err := fn(); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		took[name] = append(took[name], time.Since(at))
-	}
-	for i := range 22 {
-		id := fmt.Sprintf("speed-%d", i)
-		var sb *runtime.Sandbox
-		var pid int
-		all := time.Now()
-		step("create", func() (err error) {
-			sb, err = c.Create(t.Context(), runtime.CreateOptions{ID: id, Image: "busybox", Runtime: "crun", HostUID: hostUID, Spec: spec(id, hostUID, "/bin/sleep", "1000")})
-			return err
-		})
-		step("newtask", func() (err error) { pid, err = c.NewTask(t.Context(), sb); return err })
-		step("start", func() error { return c.StartTask(t.Context(), id) })
-		took["ready"] = append(took["ready"], time.Since(all))
-		step("kill+wait", func() error {
-			fd, err := unix.PidfdOpen(pid, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-				return err
-			}
-			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
-			return err
-		})
-		step("deltask", func() error { return c.DeleteTask(t.Context(), id) })
-		step("delctr", func() error { return c.DeleteContainer(t.Context(), id) })
-	}
-	for _, n := range []string{"create", "newtask", "start", "ready", "kill+wait", "deltask", "delctr"} {
-		t.Logf("%-10s p50 %v p90 %v", n, pct(took[n], 50), pct(took[n], 90))
-	}
-}
-
-func pct(d []time.Duration, p int) time.Duration {
-	s := bytes.Clone(nil)
-	_ = s
-	x := append([]time.Duration(nil), d...)
-	for i := range x {
-		for j := i; j > 0 && x[j] < x[j-1]; j-- {
-			x[j], x[j-1] = x[j-1], x[j]
+	for name, layers := range map[string][][]byte{
+		"one":   {busyboxLayer(t)},
+		"three": {busyboxLayer(t), layer(t, dirs("a")...), layer(t, dirs("b")...)},
+	} {
+		if _, err := c.Import(t.Context(), bytes.NewReader(archive(t, name, layers...)), name, image.DefaultLimits); err != nil {
+			t.Fatal(err)
 		}
 	}
-	return x[len(x)*p/100].Round(10 * time.Microsecond)
+	for _, name := range []string{"one", "three"} {
+		for _, rt := range []string{"crun", "runc"} {
+			t.Run(name+"/"+rt, func(t *testing.T) {
+				disk := filepath.Join(e.cfg.State, "disk-"+name+rt)
+				if err := os.Mkdir(disk, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Mount("disk", disk, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=1m"); err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if err := errors.Join(unix.Unmount(disk, 0), os.Remove(disk)); err != nil {
+						t.Error(err)
+					}
+				}()
+				id := "eph-" + name + "-" + rt
+				s := spec(id, hostUID, "/bin/sh", "-c", "cat /bin/busybox > /big; echo $? > /dev/full-code; touch /etc/done; exec sleep 1000")
+				s.Root.Readonly = false
+				s.Process.User.UID, s.Process.User.GID = 0, 0
+				sb, err := c.Create(t.Context(), runtime.CreateOptions{ID: id, Image: name, Runtime: rt, HostUID: hostUID, Spec: s, Upper: disk})
+				if err != nil {
+					t.Fatal(err)
+				}
+				pid, err := c.NewTask(t.Context(), sb)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.StartTask(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+				root := fmt.Sprintf("/proc/%d/root", pid)
+				var code []byte
+				eventually(t, "the sandbox has written", func() bool {
+					code, err = os.ReadFile(root + "/dev/full-code")
+					return err == nil && len(code) > 0
+				})
+				if strings.TrimSpace(string(code)) == "0" {
+					t.Error("two megabytes fit on a disk of one")
+				}
+				var st unix.Stat_t
+				if err := unix.Stat(filepath.Join(disk, "upper", "big"), &st); err != nil || st.Uid != hostUID || st.Size > 1<<20 {
+					t.Errorf("upper file: owner %d, %d bytes, %v", st.Uid, st.Size, err)
+				}
+				if err := unix.Stat(root+"/bin/busybox", &st); err != nil || st.Uid != hostUID {
+					t.Errorf("image file: owner %d, %v; want %d", st.Uid, err, hostUID)
+				}
+				if err := c.Cleanup(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+				e.nothing(t)
+			})
+		}
+	}
 }
