@@ -23,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -76,17 +75,20 @@ type Host struct {
 	notes   []string              // what is weaker
 	bpf     bool                  // ask the kernel for device programs (v2)
 
-	watchOnce sync.Once
-	watch     *watcher
-	watchErr  error
+	mu     sync.Mutex
+	watch  *watcher // made when first needed
+	closed bool
 }
 
 // Close ends the OOM watch and lets go of the hierarchies.
 func (h *Host) Close() error {
 	var errs []error
-	h.watchOnce.Do(func() { h.watchErr = os.ErrClosed })
-	if h.watch != nil {
-		errs = append(errs, h.watch.close())
+	h.mu.Lock()
+	w := h.watch
+	h.watch, h.closed = nil, true
+	h.mu.Unlock()
+	if w != nil {
+		errs = append(errs, w.close())
 	}
 	for _, hr := range h.all {
 		errs = append(errs, hr.close())

@@ -302,6 +302,9 @@ func TestOpen(t *testing.T) {
 	names := map[string]bool{}
 	for _, c := range s.Controls() {
 		names[c.Name] = true
+		if c.Name == "cgroup.devices" && c.Observed != "0 attached" {
+			t.Errorf("device programs: %q", c.Observed)
+		}
 		if !c.OK && c.Name != "cgroup.devices" { // no runtime attached a program in this test
 			t.Errorf("control %s: expected %q, observed %q", c.Name, c.Expected, c.Observed)
 		}
@@ -399,11 +402,12 @@ func TestKillForkBomb(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
+	n := len(pids(t, e))
 	began := time.Now()
 	if err := e.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("killed the bomb in %v", time.Since(began))
+	t.Logf("killed the bomb, of %d processes, in %v", n, time.Since(began))
 	if err := e.Remove(); err != nil {
 		t.Error(err)
 	}

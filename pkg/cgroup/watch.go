@@ -30,8 +30,8 @@ type watcher struct {
 type subscription struct {
 	s    *Sandbox
 	fn   func(ctx context.Context, execID string)
-	ctx  context.Context //nolint:containedctx // the caller's, for as long as it wants to be told
-	stop func() bool
+	ctx  context.Context //nolint:containedctx // ends with the caller's or with the watch
+	stop func()
 
 	mu      sync.Mutex
 	running bool
@@ -39,8 +39,16 @@ type subscription struct {
 }
 
 func (h *Host) watcher() (*watcher, error) {
-	h.watchOnce.Do(func() { h.watch, h.watchErr = newWatcher(h.version) })
-	return h.watch, h.watchErr
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, os.ErrClosed
+	}
+	var err error
+	if h.watch == nil {
+		h.watch, err = newWatcher(h.version)
+	}
+	return h.watch, err
 }
 
 func newWatcher(version int) (*watcher, error) {
@@ -148,6 +156,11 @@ var scanWaits = []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 20 * 
 
 // poke looks for new OOM kills, in one goroutine per sandbox at most.
 func (w *watcher) poke(sub *subscription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.subs == nil {
+		return // close waits, or has waited, for what runs
+	}
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	sub.again = true
@@ -205,7 +218,8 @@ func (s *Sandbox) WatchOOM(ctx context.Context, fn func(execID string)) error {
 	if err != nil {
 		return err
 	}
-	sub := &subscription{s: s, ctx: ctx, fn: func(ctx context.Context, id string) {
+	ctx, cancel := context.WithCancel(ctx)
+	sub := &subscription{s: s, ctx: ctx, stop: cancel, fn: func(ctx context.Context, id string) {
 		if s.host.version == 1 {
 			kctx, cancel := context.WithTimeout(ctx, oomKillTimeout)
 			_ = s.exec(id).Kill(kctx) // the caller ends the exec with its own deadline and error
@@ -214,6 +228,7 @@ func (s *Sandbox) WatchOOM(ctx context.Context, fn func(execID string)) error {
 		fn(id)
 	}}
 	if err := w.add(sub); err != nil {
+		cancel()
 		return fmt.Errorf("watch sandbox %s for OOM kills: %w", s.id, err)
 	}
 	w.poke(sub) // for what came before the watch
@@ -233,7 +248,7 @@ func (w *watcher) add(sub *subscription) error {
 		return err
 	}
 	w.subs[key] = sub
-	sub.stop = context.AfterFunc(sub.ctx, func() { w.drop(sub.s) })
+	context.AfterFunc(sub.ctx, func() { w.drop(sub) })
 	return nil
 }
 
@@ -270,12 +285,12 @@ func subscribeV1(hr *hierarchy, agent string, epfd int) (int, error) {
 	return efd, nil
 }
 
-// drop ends the subscriptions of a sandbox.
-func (w *watcher) drop(s *Sandbox) {
+// drop ends a subscription.
+func (w *watcher) drop(gone *subscription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key, sub := range w.subs {
-		if sub.s != s {
+		if sub != gone {
 			continue
 		}
 		delete(w.subs, key)
@@ -290,9 +305,23 @@ func (w *watcher) drop(s *Sandbox) {
 	}
 }
 
+// unwatch ends the sandbox's subscriptions.
 func (s *Sandbox) unwatch() {
-	s.host.watchOnce.Do(func() { s.host.watch, s.host.watchErr = newWatcher(s.host.version) })
-	if s.host.watch != nil {
-		s.host.watch.drop(s)
+	s.host.mu.Lock()
+	w := s.host.watch
+	s.host.mu.Unlock()
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	var mine []*subscription
+	for _, sub := range w.subs {
+		if sub.s.id == s.id {
+			mine = append(mine, sub)
+		}
+	}
+	w.mu.Unlock()
+	for _, sub := range mine {
+		w.drop(sub)
 	}
 }

@@ -153,6 +153,10 @@ func (l *Log) generations() ([]uint64, error) {
 // caller holds mu, or nobody else has the log yet. On an error the current
 // generation stays as it is.
 func (l *Log) begin() error {
+	// First, so that a full disk does not keep the log from making room.
+	if err := l.prune(); err != nil {
+		return err
+	}
 	files, err := l.makeGen()
 	if err != nil {
 		return err
@@ -160,7 +164,7 @@ func (l *Log) begin() error {
 	closeAll(l.files[:])
 	l.base += uint64(l.sizes[Stdout] + l.sizes[Stderr])
 	l.files, l.sizes, l.gen = files, [3]int64{headerSize, 0, 0}, l.gen+1
-	return l.prune()
+	return nil
 }
 
 // makeGen makes the next generation's files.
@@ -189,14 +193,15 @@ func (l *Log) makeGen() (files [3]*os.File, err error) {
 	return files, os.Rename(tmp, l.genDir(l.gen+1))
 }
 
-// prune keeps two generations.
+// prune drops what is older than the current generation, which is about to be
+// the last but one.
 func (l *Log) prune() error {
 	gens, err := l.generations()
 	if err != nil {
 		return err
 	}
 	for _, n := range gens {
-		if n+1 < l.gen {
+		if n < l.gen {
 			if err := os.RemoveAll(l.genDir(n)); err != nil {
 				return err
 			}
@@ -258,7 +263,7 @@ func (l *Log) resume(gen uint64) error {
 			missing -= n
 		}
 	}
-	return l.prune()
+	return nil
 }
 
 // readHeader is the bytes of all generations before an index's own.
