@@ -46,7 +46,10 @@ func (d *Daemon) info(p string, st fs.FileInfo) api.FileInfo {
 }
 
 // ReadFile opens a file beneath Root.
-func (d *Daemon) ReadFile(_ context.Context, _ server.Caller, _, p string) (api.FileInfo, io.ReadCloser, error) {
+func (d *Daemon) ReadFile(_ context.Context, _ server.Caller, ref, p string) (api.FileInfo, io.ReadCloser, error) {
+	if _, err := d.get(ref); err != nil {
+		return api.FileInfo{}, nil, err
+	}
 	f, err := d.Root.Open(inside(p))
 	if err != nil {
 		return api.FileInfo{}, nil, fileError(p, err)
@@ -60,7 +63,10 @@ func (d *Daemon) ReadFile(_ context.Context, _ server.Caller, _, p string) (api.
 }
 
 // WriteFile writes one.
-func (d *Daemon) WriteFile(_ context.Context, _ server.Caller, _, p string, mode uint32, r io.Reader) error {
+func (d *Daemon) WriteFile(_ context.Context, _ server.Caller, ref, p string, mode uint32, r io.Reader) error {
+	if _, err := d.get(ref); err != nil {
+		return err
+	}
 	f, err := d.Root.OpenFile(inside(p), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fs.FileMode(mode))
 	if err != nil {
 		return fileError(p, err)
