@@ -15,39 +15,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkLaunch reports the median of each step, in milliseconds.
+// BenchmarkLaunch reports the median of each step, in milliseconds, on the
+// scratch directory's file system and with containerd's parts on tmpfs.
 func BenchmarkLaunch(b *testing.B) {
-	for _, rt := range []string{"crun", "runc"} {
-		b.Run(rt, func(b *testing.B) {
-			e := start(b)
+	for _, v := range []struct {
+		name, rt string
+		tmpfs    []string // which directories
+		noSync   bool
+	}{
+		{name: "crun/disk", rt: "crun"},
+		{name: "crun/state-tmpfs", rt: "crun", tmpfs: []string{"s"}},
+		{name: "crun/state-tmpfs-nosync", rt: "crun", tmpfs: []string{"s"}, noSync: true},
+		{name: "crun/all-tmpfs", rt: "crun", tmpfs: []string{"r", "s"}},
+		{name: "runc/state-tmpfs", rt: "runc", tmpfs: []string{"s"}},
+	} {
+		b.Run(v.name, func(b *testing.B) {
+			e := startIn(b, v.noSync, v.tmpfs...)
 			importBusybox(b, e)
-			c := e.Client()
 			took := map[string][]time.Duration{}
-			step := func(name string, fn func() error) {
-				at := time.Now()
-				if err := fn(); err != nil {
-					b.Fatalf("%s: %v", name, err)
-				}
-				took[name] = append(took[name], time.Since(at))
-			}
 			n := 0
 			for b.Loop() {
 				n++
-				id := fmt.Sprintf("bench-%d", n)
-				var sb *runtime.Sandbox
-				var pid int
-				step("ready", func() error {
-					step("create", func() (err error) {
-						sb, err = c.Create(b.Context(), runtime.CreateOptions{ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID, Spec: spec(id, hostUID, "/bin/sleep", "1000")})
-						return err
-					})
-					step("newtask", func() (err error) { pid, err = c.NewTask(b.Context(), sb); return err })
-					step("start", func() error { return c.StartTask(b.Context(), id) })
-					return nil
-				})
-				step("kill", func() error { return killWait(pid) })
-				step("deltask", func() error { return c.DeleteTask(b.Context(), id) })
-				step("delctr", func() error { return c.DeleteContainer(b.Context(), id) })
+				e.cycle(b, fmt.Sprintf("bench-%d", n), v.rt, took)
 			}
 			for name, d := range took {
 				slices.Sort(d)
@@ -55,6 +44,32 @@ func BenchmarkLaunch(b *testing.B) {
 			}
 		})
 	}
+}
+
+// cycle launches and removes a sandbox and adds what each step took.
+func (e *env) cycle(b *testing.B, id, rt string, took map[string][]time.Duration) {
+	c := e.Client()
+	step := func(name string, fn func() error) {
+		at := time.Now()
+		if err := fn(); err != nil {
+			b.Fatalf("%s: %v", name, err)
+		}
+		took[name] = append(took[name], time.Since(at))
+	}
+	var sb *runtime.Sandbox
+	var pid int
+	step("ready", func() error {
+		step("create", func() (err error) {
+			sb, err = c.Create(b.Context(), runtime.CreateOptions{ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID, Spec: spec(id, hostUID, "/bin/sleep", "1000")})
+			return err
+		})
+		step("newtask", func() (err error) { pid, err = c.NewTask(b.Context(), sb); return err })
+		step("start", func() error { return c.StartTask(b.Context(), id) })
+		return nil
+	})
+	step("kill", func() error { return killWait(pid) })
+	step("deltask", func() error { return c.DeleteTask(b.Context(), id) })
+	step("delctr", func() error { return c.DeleteContainer(b.Context(), id) })
 }
 
 // BenchmarkIdle reports the memory of idle shims, in KiB each.

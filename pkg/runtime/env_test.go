@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // env is a private containerd of one test.
@@ -27,6 +29,12 @@ type env struct {
 // start runs a private containerd that the test's end stops; it fails the
 // test if the containerd leaves mounts behind.
 func start(t testing.TB) *env {
+	t.Helper()
+	return startIn(t, false)
+}
+
+// startIn is start with some of "r" (root) and "s" (state) on tmpfs.
+func startIn(t testing.TB, noSync bool, tmpfs ...string) *env {
 	t.Helper()
 	kerneltest.Require(t, kerneltest.Root, kerneltest.Bin, kerneltest.IDMap)
 	dir, err := os.MkdirTemp(scratch, "t")
@@ -40,6 +48,8 @@ func start(t testing.TB) *env {
 		Bin:   kerneltest.BinDir(),
 		Root:  filepath.Join(dir, "r"),
 		State: filepath.Join(dir, "s"),
+
+		NoSync: noSync,
 	}}
 	t.Cleanup(func() {
 		if left := mountsBelow(t, dir); len(left) > 0 {
@@ -49,6 +59,17 @@ func start(t testing.TB) *env {
 			t.Error(err)
 		}
 	})
+	for _, d := range tmpfs {
+		p := filepath.Join(dir, d)
+		if err := errors.Join(os.Mkdir(p, 0o711), unix.Mount("tmpfs", p, "tmpfs", 0, "mode=711")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(p, 0); err != nil {
+				t.Errorf("unmount %s: %v", p, err)
+			}
+		})
+	}
 	e.up(t)
 	t.Cleanup(func() {
 		if t.Failed() {
