@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"reflect"
@@ -169,8 +170,9 @@ func (d *decoder) object(field string, raw json.RawMessage, t reflect.Type) {
 	if !ok {
 		return
 	}
-	fields := jsonFields(t)
+	fields, missing := jsonFields(t)
 	for _, m := range members {
+		delete(missing, m.name)
 		path := join(field, m.name)
 		ft, known := fields[m.name]
 		if !known {
@@ -178,6 +180,9 @@ func (d *decoder) object(field string, raw json.RawMessage, t reflect.Type) {
 			continue
 		}
 		d.value(path, m.raw, ft)
+	}
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		d.bad(join(field, name), nil, "given; it is required")
 	}
 }
 
@@ -269,16 +274,21 @@ func join(field, name string) string {
 	return field + "." + name
 }
 
-// jsonFields are the names of a struct's fields and their types.
-func jsonFields(t reflect.Type) map[string]reflect.Type {
-	fields := map[string]reflect.Type{}
+// jsonFields are the names of a struct's fields with their types, and those
+// that must be given: the ones that are never left out of an encoding.
+func jsonFields(t reflect.Type) (fields map[string]reflect.Type, required map[string]bool) {
+	fields, required = map[string]reflect.Type{}, map[string]bool{}
 	for f := range t.Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if name != "" && name != "-" {
-			fields[name] = f.Type
+		name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		fields[name] = f.Type
+		if opts == "" {
+			required[name] = true
 		}
 	}
-	return fields
+	return fields, required
 }
 
 func unknown(name string, fields map[string]reflect.Type) string {

@@ -198,6 +198,8 @@ func TestMistakes(t *testing.T) {
 				`cmd: no such field; there are agent, command, env, image, labels, limits, mounts, name, network, profile, remove, rootfs, runtime, stdin, timeout, trace, tty, workdir; ` +
 				`tty = "\"yes\"": true or false; env.A = "1": a string; limits.memory = "\"lots\"": "lots" is not a size; write bytes or a number with K, M, G or T; limits.pids = "1.5": a whole number; ` +
 				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m or h; image = "\"a\\u0000b\"": a string without NUL`},
+		{name: "what is required", method: "POST", target: "/v1/sandboxes", body: `{"mounts":[{"fd":0}]}`, status: 400,
+			message: "the request is not valid: mounts[0].source: given; it is required; mounts[0].target: given; it is required"},
 		{name: "not JSON", method: "POST", target: "/v1/sandboxes", body: "{\n \"name\": x}", status: 400,
 			message: "the body is not JSON: line 2, column 10: invalid character 'x' looking for beginning of value"},
 		{name: "trailing data", method: "POST", target: "/v1/sandboxes", body: `{} {}`, status: 400,
