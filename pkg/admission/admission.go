@@ -44,6 +44,7 @@ const (
 type Policy struct {
 	Profiles       profile.Set
 	DefaultProfile string
+	DefaultImage   string // when neither the request nor its profile names one
 	DefaultRuntime string
 	Runtimes       []string
 }
@@ -115,7 +116,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		return nil, ps.err() // without a profile nothing else can be judged
 	}
 	a.Profile = p
-	r.Image = or(r.Image, p.Image)
+	r.Image = or(or(r.Image, p.Image), pol.DefaultImage)
 	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
 
 	if r.Name != "" && !nameRE.MatchString(r.Name) {

@@ -194,6 +194,7 @@ func (h *Host) answerLocked(hd wire.Header, r wire.R) bool {
 			if len(c.more)*resumeMin > MaxProcs {
 				return false
 			}
+			h.adoptLocked(body)
 			if len(body) > 0 && body[0] == 1 {
 				c.more = append(c.more, body)
 				return true
@@ -211,6 +212,32 @@ func (h *Host) answerLocked(hd wire.Header, r wire.R) bool {
 // resumeMin is how many processes each but the last of Resume's answers has
 // at least, which bounds their number.
 const resumeMin = 64
+
+// adoptLocked makes the processes that Resume lists ours. It is done here, by
+// the reader, because the next message may be the end of one of them. What
+// is wrong in the list is Resume's to say.
+func (h *Host) adoptLocked(list []byte) {
+	r := wire.Body(list)
+	r.Bool()
+	for n := int(r.U16()); n > 0; n-- {
+		m := wire.ReadProc(&r)
+		if !r.OK() || (h.procs[m.ID] == nil && len(h.procs) >= MaxProcs) {
+			return
+		}
+		p := h.procs[m.ID]
+		if p == nil {
+			p = newProc(false)
+			p.info.NSPid = m.NSPid
+			h.procs[m.ID] = p
+		}
+		switch m.State {
+		case wire.StateRunning:
+			p.update(wire.TRunning, m)
+		case wire.StateFinished:
+			p.update(wire.TExited, m)
+		}
+	}
+}
 
 func rest(r *wire.R) []byte {
 	c := *r

@@ -385,7 +385,6 @@ func (h *Host) Resume(ctx context.Context) ([]Live, []Finished, error) {
 				return nil, nil, fmt.Errorf("resume: %w", ErrHostile)
 			}
 			seen[m.ID] = true
-			h.adopt(m)
 			keep := make([]int, len(m.Keep))
 			for i, fd := range m.Keep {
 				keep[i] = int(fd)
@@ -409,23 +408,4 @@ func (h *Host) Resume(ctx context.Context) ([]Live, []Finished, error) {
 		}
 	}
 	return live, finished, nil
-}
-
-// adopt makes a listed process one of ours, unless events of it have already
-// told more.
-func (h *Host) adopt(m wire.Proc) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p := h.procs[m.ID]
-	if p == nil {
-		p = newProc(false)
-		p.info.NSPid = m.NSPid
-		h.procs[m.ID] = p
-	}
-	switch m.State {
-	case wire.StateRunning:
-		p.update(wire.TRunning, m)
-	case wire.StateFinished:
-		p.update(wire.TExited, m)
-	}
 }

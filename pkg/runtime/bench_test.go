@@ -72,29 +72,44 @@ func (e *env) cycle(b *testing.B, id, rt string, took map[string][]time.Duration
 	step("delctr", func() error { return c.DeleteContainer(b.Context(), id) })
 }
 
-// BenchmarkIdle reports the memory of idle shims, in KiB each.
+// BenchmarkIdle reports the memory of idle shims, in KiB each, and what their
+// creation took, by the collector's settings.
 func BenchmarkIdle(b *testing.B) {
-	const shims = 20
-	e := start(b)
-	importBusybox(b, e)
-	for b.Loop() {
-		before := memory(b, e.Pid(), "Pss")
-		for i := range shims {
-			e.launch(b, "idle-"+strconv.Itoa(i), "crun")
-		}
-		var pss, private int
-		for i := range shims {
-			p := e.shimOf(b, "idle-"+strconv.Itoa(i))
-			pss += memory(b, p, "Pss")
-			private += memory(b, p, "Private_Dirty")
-		}
-		b.ReportMetric(float64(pss)/shims, "shim-pss-KiB")
-		b.ReportMetric(float64(private)/shims, "shim-private-KiB")
-		b.ReportMetric(float64(memory(b, e.Pid(), "Pss")-before)/shims, "containerd-growth-KiB")
-		for i := range shims {
-			if err := e.Client().Cleanup(b.Context(), "idle-"+strconv.Itoa(i)); err != nil {
+	for _, shimEnv := range [][]string{{}, {"GOGC=50"}, {"GOGC=25"}, {"GOGC=10"}} {
+		b.Run(strings.Join(append([]string{"env"}, shimEnv...), ","), func(b *testing.B) {
+			e := start(b)
+			importBusybox(b, e)
+			if err := e.Close(); err != nil {
 				b.Fatal(err)
 			}
+			e.cfg.ShimEnv = shimEnv
+			e.up(b)
+			for b.Loop() {
+				e.idle(b, 20)
+			}
+		})
+	}
+}
+
+func (e *env) idle(b *testing.B, shims int) {
+	before := memory(b, e.Pid(), "Pss")
+	at := time.Now()
+	for i := range shims {
+		e.launch(b, "idle-"+strconv.Itoa(i), "crun")
+	}
+	b.ReportMetric(float64(time.Since(at).Milliseconds())/float64(shims), "launch-ms")
+	var pss, private int
+	for i := range shims {
+		p := e.shimOf(b, "idle-"+strconv.Itoa(i))
+		pss += memory(b, p, "Pss")
+		private += memory(b, p, "Private_Dirty")
+	}
+	b.ReportMetric(float64(pss)/float64(shims), "shim-pss-KiB")
+	b.ReportMetric(float64(private)/float64(shims), "shim-private-KiB")
+	b.ReportMetric(float64(memory(b, e.Pid(), "Pss")-before)/float64(shims), "containerd-growth-KiB")
+	for i := range shims {
+		if err := e.Client().Cleanup(b.Context(), "idle-"+strconv.Itoa(i)); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

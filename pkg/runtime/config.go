@@ -58,9 +58,9 @@ var required = []string{
 	"io.containerd.shim.v1.manager",
 }
 
-// shimEnv is the environment of the shims, on top of containerd's. A shim
-// idles; a small heap matters more than its speed.
-var shimEnv = []string{"GOGC=25", "GOMAXPROCS=2"}
+// defaultShimEnv is the environment of the shims, on top of containerd's. A
+// shim idles; a small heap matters more than its speed.
+var defaultShimEnv = []string{"GOGC=25", "GOMAXPROCS=2"}
 
 // maxSocketDir is the longest directory in which containerd accepts shim
 // sockets: sun_path's 107 bytes less "/" and a SHA-256 in hex
@@ -89,7 +89,11 @@ func containerdConfig(c Config) (string, error) {
 	line("[plugins.\"io.containerd.shim.v1.manager\"]")
 	// Not the default, /run/containerd/s, which every containerd shares.
 	line("socket_dir = %s", strconv.Quote(sockets))
-	line("env = %s", list(shimEnv))
+	env := c.ShimEnv
+	if env == nil {
+		env = defaultShimEnv
+	}
+	line("env = %s", list(env))
 	line("[plugins.\"io.containerd.metadata.v1.bolt\"]")
 	line("content_sharing_policy = \"shared\"")
 	line("no_sync = %t", c.NoSync)

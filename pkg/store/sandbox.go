@@ -45,6 +45,11 @@ type Record struct {
 	// RootfsKind is how the writable layer is limited; empty when there is none.
 	RootfsKind string `json:"rootfs_kind,omitempty"`
 
+	// MainNSPID is the main command's pid in the sandbox, 0 without one.
+	MainNSPID int `json:"main_nspid,omitempty"`
+	// Clean means that the sandbox has ended and nothing of it is left but
+	// this record and its logs.
+	Clean bool `json:"clean,omitempty"`
 	// Undo names the steps of a clean-up that did not succeed yet.
 	Undo []string `json:"undo,omitempty"`
 }

@@ -30,7 +30,11 @@ var recvBuf [wire.MaxMessage + 8]byte
 // outQueue holds messages that did not fit into the socket.
 type outQueue struct{ list [][]byte }
 
-func (q *outQueue) push(msg []byte) { q.list = append(q.list, append([]byte(nil), msg...)) }
+func (q *outQueue) push(msg []byte) {
+	allocated += len(msg)
+	q.list = append(q.list, append([]byte(nil), msg...))
+}
+
 func (q *outQueue) pop()            { q.list = q.list[1:] }
 func (q *outQueue) queued() int     { return len(q.list) }
 
@@ -173,6 +177,7 @@ func (c *streamChannel) recv() ([]byte, []int, bool) {
 
 func (c *streamChannel) send(msg []byte) {
 	n := len(msg)
+	allocated += n
 	framed := append(make([]byte, 0, n+4), byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
 	c.list = append(c.list, append(framed, msg...))
 	c.flush()

@@ -245,8 +245,26 @@ func (s *server) loop() syscall.Errno {
 		}
 		s.signals()
 		s.reap()
+		collect()
 	}
 }
+
+// allocated is about how many bytes went to the heap since the last collection.
+var allocated int
+
+// collect keeps the heap below the 4 MB at which the runtime would begin to
+// look for garbage: every sandbox pays for that memory.
+func collect() {
+	const limit, perExec = 512 << 10, 1 << 10
+	if allocated += started * perExec; allocated > limit {
+		runtime.GC()
+		allocated = 0
+	}
+	started = 0
+}
+
+// started is how many processes were started since collect.
+var started int
 
 // serve reads requests while answers can be queued, and writes what is queued.
 func (s *server) serve(fd int, events uint32) bool {

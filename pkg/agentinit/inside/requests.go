@@ -211,6 +211,7 @@ func (s *server) spawn(st *wire.Start, fds []int) (_ *procState, err syscall.Err
 		return nil, e
 	}
 	p.pid = pid
+	started++
 	for _, fd := range fds[:nstd] {
 		closeFD(fd)
 	}

@@ -1,0 +1,116 @@
+// Command creeld is the daemon that launches sandboxes.
+//
+//	creeld [--config FILE]
+//	creeld config default
+//	creeld config check [FILE]
+//	creeld version
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/config"
+	"github.com/creel-sandbox/creel/pkg/daemon"
+	"github.com/creel-sandbox/creel/pkg/mountns"
+)
+
+const usage = `creeld launches AI agents in hardened sandboxes.
+
+  creeld [--config FILE]       run in the foreground (default ` + config.DefaultPath + `,
+                               built-in defaults when that does not exist)
+  creeld config default        print the default configuration, commented
+  creeld config check [FILE]   check a configuration; every problem with its line
+  creeld version               print the version
+`
+
+// errUsage is a command line that is not understood.
+var errUsage = errors.New("usage")
+
+func main() {
+	err := run(os.Args[1:], os.Stdout)
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "creeld:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, out io.Writer) error {
+	path, err := configPath()
+	switch {
+	case err != nil:
+		return err
+	case len(args) == 0:
+		return serve(path)
+	case len(args) == 2 && args[0] == "--config":
+		return serve(args[1])
+	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
+		_, err = io.WriteString(out, usage)
+	case len(args) == 1 && args[0] == "version":
+		_, err = fmt.Fprintln(out, api.BuildVersion)
+	case len(args) == 2 && args[0] == "config" && args[1] == "default":
+		_, err = io.WriteString(out, config.Default())
+	case len(args) >= 2 && len(args) <= 3 && args[0] == "config" && args[1] == "check":
+		if len(args) == 3 {
+			path = args[2]
+		}
+		if err := config.Check(path); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "%s is good\n", path)
+	default:
+		return errUsage
+	}
+	return err
+}
+
+// configPath is the usual file if it is there. One that cannot be looked at is
+// an error: defaults in its place could be weaker.
+func configPath() (string, error) {
+	_, err := os.Stat(config.DefaultPath)
+	switch {
+	case err == nil:
+		return config.DefaultPath, nil
+	case errors.Is(err, os.ErrNotExist):
+		return "", nil
+	}
+	return "", err
+}
+
+func serve(path string) error {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	// What creeld makes is for root unless it says otherwise.
+	unix.Umask(0o077)
+	if err := mountns.Enter(cfg.RunDir); err != nil {
+		return err
+	}
+	log := slog.New(handler(cfg))
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	return daemon.Run(ctx, cfg, log)
+}
+
+func handler(cfg *config.Config) slog.Handler {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.Log.Level)) // config.Load has checked it
+	o := &slog.HandlerOptions{Level: level}
+	if cfg.Log.Format == "json" {
+		return slog.NewJSONHandler(os.Stderr, o)
+	}
+	return slog.NewTextHandler(os.Stderr, o)
+}

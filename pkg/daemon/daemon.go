@@ -1,0 +1,312 @@
+// Package daemon puts creeld together: configuration in, a served socket out.
+// It decides nothing; what it refuses to start without is listed in prepare.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"runtime/debug"
+	"time"
+
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/config"
+	"github.com/creel-sandbox/creel/pkg/events"
+	"github.com/creel-sandbox/creel/pkg/idmap"
+	"github.com/creel-sandbox/creel/pkg/launcher"
+	"github.com/creel-sandbox/creel/pkg/mountns"
+	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/runtime"
+	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/verify"
+	"github.com/creel-sandbox/creel/profiles"
+)
+
+// shutdown is how long requests may take to end when the daemon stops.
+const shutdown = 5 * time.Second
+
+// daemon is what has been started, to be closed last first.
+type daemon struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	closers []func() error
+
+	rt       *runtime.Client
+	versions runtime.Versions
+	store    *store.Store
+	ids      *idmap.Pool
+	cgroups  *cgroup.Host
+	bus      *events.Bus
+	policy   admission.Policy
+	filters  map[string]seccomp.Filter
+	hostNS   map[string]uint64
+	launcher *launcher.Launcher
+}
+
+// Run is creeld: it returns when ctx ends, with every sandbox still running
+// for the next daemon, or with the reason why it cannot start. The process
+// must already be in its private mount namespace (mountns.Enter).
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
+	d := &daemon{cfg: cfg, log: log}
+	defer func() { err = errors.Join(err, d.close()) }()
+	// The daemon's heap is small and its work short: collecting a little
+	// more often keeps a hundred sandboxes below the memory it is allowed.
+	debug.SetGCPercent(50)
+	for _, step := range []struct {
+		name string
+		fn   func(context.Context) error
+	}{
+		{"host", d.host},
+		{"profiles", d.profiles},
+		{"containerd", d.containerd},
+		{"state", d.state},
+		{"sandboxes", d.sandboxes},
+	} {
+		if err := step.fn(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return d.serve(ctx)
+}
+
+func (d *daemon) onClose(fn func() error) { d.closers = append(d.closers, fn) }
+
+func (d *daemon) close() error {
+	var errs []error
+	for len(d.closers) > 0 {
+		last := d.closers[len(d.closers)-1]
+		d.closers = d.closers[:len(d.closers)-1]
+		errs = append(errs, last())
+	}
+	return errors.Join(errs...)
+}
+
+// host refuses a kernel, a runtime or a range of ids that cannot hold what
+// creel promises.
+func (d *daemon) host(ctx context.Context) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("creeld must run as root: it makes namespaces and mounts for others")
+	}
+	if d.versions, err = runtime.ReadVersions(ctx, d.cfg.BinDir); err != nil {
+		return err
+	}
+	if err := runtime.CheckVersions(d.versions); err != nil {
+		return err
+	}
+	if err := idmap.CheckHost(os.DirFS("/etc"), d.cfg.IDs.First, d.cfg.IDs.Last); err != nil {
+		return err
+	}
+	if d.hostNS, err = verify.Namespaces(os.Getpid()); err != nil {
+		return err
+	}
+	if d.hostNS["mnt"], err = mountns.HostInode(); err != nil {
+		return err
+	}
+	if d.cgroups, err = cgroup.Detect(cgroup.Options{}); err != nil {
+		return err
+	}
+	d.onClose(d.cgroups.Close)
+	for _, w := range d.cgroups.Weaker() {
+		d.log.WarnContext(ctx, "this host is weaker", "what", w)
+	}
+	return nil
+}
+
+// profiles compiles every filter once; a spawn only looks it up.
+func (d *daemon) profiles(ctx context.Context) error {
+	var own []fs.FS
+	if _, err := os.Stat(d.cfg.ProfilesDir); err == nil {
+		own = append(own, os.DirFS(d.cfg.ProfilesDir))
+	}
+	set, err := profile.Load(profiles.FS, own...)
+	if err != nil {
+		return err
+	}
+	d.filters = map[string]seccomp.Filter{}
+	for _, name := range set.Names() {
+		p := set[name]
+		if _, done := d.filters[p.Seccomp]; done {
+			continue
+		}
+		sp, err := loadSeccomp(p.Seccomp, own)
+		if err != nil {
+			return err
+		}
+		notes, err := seccomp.CheckHost(sp)
+		if err != nil {
+			return fmt.Errorf("seccomp profile %s: %w", p.Seccomp, err)
+		}
+		for _, n := range notes {
+			d.log.DebugContext(ctx, "seccomp", "profile", p.Seccomp, "note", n)
+		}
+		if d.filters[p.Seccomp], err = sp.Compile(goruntime.GOARCH); err != nil {
+			return fmt.Errorf("seccomp profile %s: %w", p.Seccomp, err)
+		}
+	}
+	d.policy = admission.Policy{
+		Profiles: set, DefaultProfile: d.cfg.DefaultProfile, DefaultImage: d.cfg.DefaultImage,
+		DefaultRuntime: d.cfg.Runtime.Default, Runtimes: d.cfg.Runtime.Allowed,
+	}
+	_, err = set.Get(d.cfg.DefaultProfile)
+	return err
+}
+
+// loadSeccomp looks in the operator's directory first.
+func loadSeccomp(name string, own []fs.FS) (*seccomp.Profile, error) {
+	for _, fsys := range own {
+		p, err := seccomp.Load(fsys, name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return p, err
+		}
+	}
+	return seccomp.Load(profiles.FS, name)
+}
+
+func (d *daemon) containerd(ctx context.Context) error {
+	if addr := d.cfg.Containerd.Address; addr != "" {
+		rt, err := runtime.Connect(runtime.Options{Address: addr, Bin: d.cfg.BinDir, State: filepath.Join(d.cfg.RunDir, "runtime")})
+		if err != nil {
+			return err
+		}
+		d.rt = rt
+		d.onClose(rt.Close)
+	} else {
+		s, err := runtime.Start(ctx, runtime.Config{
+			Bin: d.cfg.BinDir, Root: filepath.Join(d.cfg.StateDir, "containerd"),
+			State: filepath.Join(d.cfg.RunDir, "containerd"), Logger: d.log,
+		})
+		if err != nil {
+			return err
+		}
+		d.rt = s.Client()
+		d.onClose(s.Close)
+	}
+	have, err := d.rt.Version(ctx)
+	if err != nil {
+		return err
+	}
+	d.versions.Containerd = have
+	if err := runtime.CheckVersions(d.versions); err != nil {
+		return err
+	}
+	return d.rt.CheckIDMap(ctx)
+}
+
+func (d *daemon) state(context.Context) (err error) {
+	if err := os.MkdirAll(d.cfg.StateDir, 0o711); err != nil {
+		return err
+	}
+	if d.store, err = store.Open(filepath.Join(d.cfg.StateDir, "state.db")); err != nil {
+		return err
+	}
+	d.onClose(d.store.Close)
+	d.bus = events.New(d.store, d.log)
+	d.onClose(func() error { d.bus.Close(); return nil })
+	used, err := launcher.InUse(d.store)
+	if err != nil {
+		return err
+	}
+	d.ids, err = idmap.New(d.cfg.IDs.First, d.cfg.IDs.Last, used)
+	return err
+}
+
+// sandboxes takes over what the last daemon left, before anybody may ask.
+func (d *daemon) sandboxes(ctx context.Context) (err error) {
+	m := d.cfg.Limits.Max
+	d.launcher, err = launcher.New(launcher.Options{
+		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
+		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
+		Policy: d.policy, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
+		Totals: launcher.Totals{
+			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser,
+			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids,
+		},
+		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
+		EvidenceEvery: d.cfg.Evidence.Interval.D(),
+		// More at one time than processors only makes each of them slower.
+		Launches: 2*goruntime.NumCPU() + 2,
+		Log:      d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(func() error { d.launcher.Close(); return nil })
+	if err := d.launcher.KeepFilters(); err != nil {
+		return err
+	}
+	return d.launcher.Reconcile(ctx)
+}
+
+func (d *daemon) serve(ctx context.Context) error {
+	svc := &service{Launcher: d.launcher, rt: d.rt, d: d}
+	srv, err := server.New(svc, server.Options{
+		Log: d.log, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
+		MaxTotalConns: d.cfg.Server.MaxTotalConnections, HeaderTime: d.cfg.Server.HeaderTimeout.D(),
+		IdleTime: d.cfg.Server.IdleTimeout.D(), StallTime: d.cfg.Server.StallTimeout.D(),
+	})
+	if err != nil {
+		return err
+	}
+	sock, err := server.Listen(ctx, d.cfg.Socket, d.cfg.SocketGroup)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	d.launcher.Watch()
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(sock.UnixListener) }()
+	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
+		d.log.WarnContext(ctx, "systemd was not told that creeld is ready", "error", err)
+	}
+	d.log.InfoContext(ctx, "creeld is ready", "version", api.BuildVersion, "socket", sock.Addr().String(), "cgroup", d.cgroups.Version())
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	d.log.InfoContext(ctx, "creeld is stopping; sandboxes go on running")
+	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdown)
+	defer cancel()
+	return srv.Shutdown(end)
+}
+
+// containers is the launcher's view of containerd.
+type containers struct{ *runtime.Client }
+
+var _ launcher.Runtime = containers{}
+
+// Create implements launcher.Runtime.
+func (c containers) Create(ctx context.Context, o launcher.Container) (func(context.Context) (int, error), error) {
+	sb, err := c.Client.Create(ctx, runtime.CreateOptions{
+		ID: o.ID, Image: o.Image, Spec: o.Spec, Runtime: o.Runtime, HostUID: o.HostUID, Upper: o.Upper,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (int, error) { return c.NewTask(ctx, sb) }, nil
+}
+
+// IDs implements launcher.Runtime.
+func (c containers) IDs(ctx context.Context) ([]string, error) {
+	found, err := c.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, 0, len(found))
+	for _, f := range found {
+		ids = append(ids, f.ID)
+	}
+	return ids, nil
+}

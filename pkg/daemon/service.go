@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"runtime"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/doctor"
+	"github.com/creel-sandbox/creel/pkg/idmap"
+	"github.com/creel-sandbox/creel/pkg/image"
+	"github.com/creel-sandbox/creel/pkg/launcher"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/profile"
+	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
+	"github.com/creel-sandbox/creel/pkg/server"
+)
+
+// service is the whole API: sandboxes are the launcher's, images the
+// runtime's, and the rest is about the box.
+type service struct {
+	*launcher.Launcher
+	rt *creelruntime.Client
+	d  *daemon
+}
+
+var _ server.Service = (*service)(nil)
+
+// Images lists what has been imported.
+func (s *service) Images(ctx context.Context, _ peer.Cred) ([]api.Image, error) {
+	return s.rt.Images(ctx)
+}
+
+// Image is one of them.
+func (s *service) Image(ctx context.Context, _ peer.Cred, ref string) (*api.Image, error) {
+	img, err := s.rt.Image(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return &img, nil
+}
+
+// ImportImage takes an archive. A reference that exists can be replaced by
+// root only: sandboxes of every caller start from it.
+func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (*api.Image, error) {
+	if c.UID != 0 && ref == "" {
+		return nil, api.Errorf(api.CodeInvalid, "an image needs a name").WithHint("creel image import --ref NAME FILE")
+	}
+	if c.UID != 0 {
+		switch _, err := s.rt.Resolve(ctx, ref); api.CodeOf(err) {
+		case api.CodeNotFound:
+		default:
+			return nil, api.Errorf(api.CodeDenied, "image %s exists, and only root may replace it", ref).WithHint("choose another name")
+		}
+	}
+	img, err := s.rt.Import(ctx, r, ref, image.DefaultLimits)
+	if err != nil {
+		return nil, err
+	}
+	return &img, nil
+}
+
+// RemoveImage forgets a reference; root only, because it is everybody's.
+func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) error {
+	if c.UID != 0 {
+		return api.Errorf(api.CodeDenied, "only root may remove image %s: every caller may use it", ref)
+	}
+	return s.rt.RemoveImage(ctx, ref)
+}
+
+// Profiles are the daemon's.
+func (s *service) Profiles(context.Context, peer.Cred) ([]api.Profile, error) {
+	out := []api.Profile{}
+	for _, name := range s.Policy.Profiles.Names() {
+		out = append(out, profileOf(s.Policy.Profiles[name]))
+	}
+	return out, nil
+}
+
+// Profile is one of them.
+func (s *service) Profile(_ context.Context, _ peer.Cred, name string) (*api.Profile, error) {
+	p, err := s.Policy.Profiles.Get(name)
+	if err != nil {
+		return nil, api.Errorf(api.CodeNotFound, "%w", err)
+	}
+	out := profileOf(p)
+	return &out, nil
+}
+
+// CheckProfile says what is wrong with a profile.
+func (s *service) CheckProfile(_ context.Context, _ peer.Cred, toml []byte) error {
+	if _, err := profile.Parse(toml); err != nil {
+		return api.Errorf(api.CodeInvalid, "%w", err)
+	}
+	return nil
+}
+
+func profileOf(p *profile.Profile) api.Profile {
+	return api.Profile{Name: p.Name, Description: p.Description, Source: p.Source, TOML: p.Text}
+}
+
+// Version names the daemon and what it drives.
+func (s *service) Version(context.Context) api.Version {
+	v := s.d.versions
+	name := s.d.cfg.Runtime.Default
+	have := map[string]string{"crun": v.Crun, "runc": v.Runc}[name]
+	return api.Version{
+		Creel: api.BuildVersion, API: "v1", Go: runtime.Version(), Kernel: v.Kernel,
+		Containerd: v.Containerd, Runtime: name, RuntimeVer: have, Cgroup: s.d.cgroups.Version(),
+	}
+}
+
+// Doctor checks the host. A caller may ask about itself only; root about all.
+func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*api.Doctor, error) {
+	if c.UID != 0 && user != "" {
+		if err := isSelf(c.UID, user); err != nil {
+			return nil, err
+		}
+	}
+	if c.UID != 0 && dir != "" && user == "" {
+		user = fmt.Sprint(c.UID)
+	}
+	leftovers, err := s.Leftovers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg, v := s.d.cfg, s.d.versions
+	in := doctor.Inputs{
+		StateDir: cfg.StateDir, User: user, Workspace: dir, Group: cfg.SocketGroup,
+		IDRange:   fmt.Sprintf("%#x to %#x", cfg.IDs.First, cfg.IDs.Last),
+		IDOverlap: idmap.CheckHost(os.DirFS("/etc"), cfg.IDs.First, cfg.IDs.Last),
+		UserNS: func(ctx context.Context, uid, gid uint32) (*os.File, error) {
+			return idmap.ForCaller(ctx, uid, gid, 1000, 1000, nil)
+		},
+		CgroupVersion: s.d.cgroups.Version(), CgroupWeaker: s.d.cgroups.Weaker(),
+		Leftovers: leftovers,
+		Versions: []doctor.Version{
+			{Name: "containerd", Have: v.Containerd, Min: "2.0.10", Why: "CVE-2026-53488"},
+			{Name: "crun", Have: v.Crun, Min: "1.21", Why: "CVE-2025-24965"},
+			{Name: "runc", Have: v.Runc, Min: "1.2.8", Why: "CVE-2025-31133"},
+		},
+	}
+	out := doctor.Run(ctx, in)
+	return &out, nil
+}
+
+// isSelf refuses a caller that asks about somebody else: the answer would
+// tell what that user can reach.
+func isSelf(uid uint32, name string) error {
+	own := fmt.Sprint(uid)
+	if name == own {
+		return nil
+	}
+	if u, err := user.Lookup(name); err == nil && u.Uid == own {
+		return nil
+	}
+	return api.Errorf(api.CodeDenied, "only root may ask about another user than itself")
+}

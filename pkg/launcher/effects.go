@@ -1,0 +1,144 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/undo"
+)
+
+// effect is something a launch leaves in the kernel or on disk, named by the
+// sandbox's id, and how it is taken back. Undoing what is not there succeeds.
+type effect struct {
+	name string
+	undo func(l *Launcher, ctx context.Context, id string) error
+}
+
+// effects in the order a launch makes them; they are undone last first. The
+// record and the id range are not here: they go last, and only when all of
+// these are gone, so that nothing is forgotten and no id is shared.
+var effects = []effect{
+	{"rundir", func(l *Launcher, _ context.Context, id string) error { return os.RemoveAll(l.dir(id)) }},
+	{"mounts", func(l *Launcher, _ context.Context, id string) error {
+		return mount.Cleanup(filepath.Join(l.dir(id), "mnt"))
+	}},
+	{"rootfs", func(l *Launcher, _ context.Context, id string) error { return l.layers.Remove(id) }},
+	{"container", func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteContainer(ctx, id) }},
+	{"task", func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteTask(ctx, id) }},
+	{"cgroup", func(l *Launcher, ctx context.Context, id string) error { return l.Cgroups.RemoveAll(ctx, id) }},
+}
+
+// undoing is the undo of a named effect.
+func (l *Launcher) undoing(name, id string) func(context.Context) error {
+	for _, e := range effects {
+		if e.name == name {
+			return func(ctx context.Context) error {
+				if err := failpoint.Hit("undo." + name); err != nil {
+					return err
+				}
+				return e.undo(l, ctx, id)
+			}
+		}
+	}
+	panic("launcher: no effect " + name) // a misspelling in this package
+}
+
+// undoAll takes back every effect that a sandbox may have. It reports the
+// names of those that could not be.
+func (l *Launcher) undoAll(ctx context.Context, id string) error {
+	var u undo.Stack
+	for _, e := range effects {
+		u.Add(e.name, l.undoing(e.name, id))
+	}
+	return u.Run(ctx)
+}
+
+// spareInits is how many private copies of creel-init are kept ready.
+const spareInits = 4
+
+// placeInit puts a private copy of creel-init into a sandbox's directory.
+// Private, because pages of a file that sandboxes share could be changed in
+// one by a kernel bug and run in another (CVE-2026-31431). Not readable, so
+// that the kernel makes every process that runs it non-dumpable, with the
+// initial user namespace as its owner (execve(2), kernel fs/exec.c would_dump).
+func (l *Launcher) placeInit(id string) error {
+	dir := l.dir(id)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return err
+	}
+	dst := filepath.Join(dir, "init")
+	select {
+	case spare := <-l.spares:
+		if err := os.Rename(spare, dst); err == nil {
+			return nil
+		}
+	default:
+	}
+	return copyInit(l.InitPath, dst)
+}
+
+// fillSpares keeps ready-made copies until the daemon ends.
+func (l *Launcher) fillSpares(ctx context.Context) {
+	for {
+		path := filepath.Join(l.RunDir, "spare", newID())
+		if err := copyInit(l.InitPath, path); err != nil {
+			l.log.WarnContext(ctx, "no spare copy of creel-init; launches make their own", "error", err)
+			return
+		}
+		select {
+		case l.spares <- path:
+		case <-ctx.Done():
+			_ = os.Remove(path)
+			return
+		}
+	}
+}
+
+// dropSpares removes the copies an earlier daemon left.
+func (l *Launcher) dropSpares() error {
+	dir := filepath.Join(l.RunDir, "spare")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+func copyInit(src, dst string) (err error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return fmt.Errorf("creel-init: %w", err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o100)
+	if err != nil {
+		return fmt.Errorf("creel-init: %w", err)
+	}
+	defer func() {
+		if cerr := out.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			_ = os.Remove(dst)
+		}
+	}()
+	if _, err := io.Copy(out, in); err != nil {
+		return fmt.Errorf("creel-init: %w", err)
+	}
+	if err := out.Chmod(0o111); err != nil {
+		return fmt.Errorf("creel-init: %w", err)
+	}
+	return nil
+}

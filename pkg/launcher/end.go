@@ -1,0 +1,329 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/store"
+)
+
+// Times within which parts of an end happen on any host that works.
+const (
+	killTimeout  = 10 * time.Second
+	drainTimeout = 2 * time.Second
+)
+
+// end ends the sandbox, once: the first reason stands. It returns at once;
+// done is closed when the sandbox has ended.
+func (sb *sandbox) end(why api.Reason, code *int) {
+	sb.mu.Lock()
+	if sb.ending {
+		sb.mu.Unlock()
+		return
+	}
+	sb.ending = true
+	sb.mu.Unlock()
+	sb.l.background(func(context.Context) {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		sb.finish(ctx, why, code)
+	})
+}
+
+// finish takes a sandbox from running to stopped, and then cleans up.
+func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
+	log := sb.l.log.With("sandbox", sb.id)
+	if err := sb.move(api.StateStopping, func(r *store.Record) { r.Sandbox.Reason = why }); err != nil {
+		log.ErrorContext(ctx, "state not recorded", "error", err)
+	}
+	if err := failpoint.Hit("end.stopping"); err != nil {
+		log.ErrorContext(ctx, "failpoint", "error", err)
+	}
+	if err := sb.killAll(ctx); err != nil {
+		log.ErrorContext(ctx, "not all processes ended", "error", err)
+	}
+	sb.drainLog(ctx)
+	now := time.Now().UTC()
+	hits := map[string]int64{}
+	err := sb.move(api.StateStopped, func(r *store.Record) {
+		r.Sandbox.Ended, r.Sandbox.Execs, r.Sandbox.PID = now, 0, 0
+		r.Sandbox.ExitCode = exitCode(why, code)
+		hits = sb.hitsLocked()
+		r.Sandbox.LimitsHit = hits
+	})
+	if err != nil {
+		log.ErrorContext(ctx, "state not recorded", "error", err)
+	}
+	fields := []string{"reason", string(why)}
+	if c := exitCode(why, code); c != nil {
+		fields = append(fields, "exit_code", fmt.Sprint(*c))
+	}
+	for _, k := range slices.Sorted(maps.Keys(hits)) {
+		fields = append(fields, "limits_hit."+k, fmt.Sprint(hits[k]))
+	}
+	sb.l.publish("sandbox.stopped", sb.identity(), fields...)
+	close(sb.done)
+	sb.release()
+	sb.cleanUp()
+}
+
+// exitCode is the main command's own, or what stands for what ended it.
+func exitCode(why api.Reason, code *int) *int {
+	if why == api.ReasonTimeout {
+		c := exitTimeout
+		return &c
+	}
+	if code != nil {
+		return code
+	}
+	c := exitSignaled + int(unix.SIGKILL)
+	if why == api.ReasonStopped {
+		c = 0 // a sandbox without a main command ended because somebody said so
+	}
+	return &c
+}
+
+// killAll ends every process. The end of PID 1 is the end of its pid
+// namespace, in the kernel, with nothing to race against (pid_namespaces(7));
+// the cgroup is killed as well in case PID 1 is stuck.
+func (sb *sandbox) killAll(ctx context.Context) error {
+	if sb.cg != nil {
+		_ = sb.cg.Thaw(ctx) // a v1 frozen process does not die
+	}
+	if sb.pidfd != nil {
+		if err := signalPidfd(sb.pidfd, unix.SIGKILL); err != nil {
+			return err
+		}
+	}
+	if sb.cg != nil {
+		if err := sb.cg.Kill(ctx); err != nil {
+			return err
+		}
+	}
+	if sb.pidfd == nil {
+		return nil
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = sb.pidfd.SetReadDeadline(deadline)
+	}
+	return waitPidfd(sb.pidfd)
+}
+
+// drainLog waits until the pipes are at their end, so that the last output is
+// in the log before anybody is told that the sandbox has ended.
+func (sb *sandbox) drainLog(ctx context.Context) {
+	if sb.log == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	captured := make(chan struct{})
+	go func() { sb.output.Wait(); close(captured) }()
+	select {
+	case <-captured:
+	case <-ctx.Done():
+		sb.l.log.WarnContext(ctx, "output may be incomplete", "sandbox", sb.id)
+	}
+}
+
+// cleanUp takes back every effect of an ended sandbox. What fails stays in
+// the record, and is tried again by retry and by the next daemon.
+func (sb *sandbox) cleanUp() {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*killTimeout)
+	defer cancel()
+	if err := sb.l.undoAll(ctx, sb.id); err != nil {
+		sb.l.log.ErrorContext(ctx, "clean-up is not complete; will be tried again", "sandbox", sb.id, "error", err)
+		sb.l.note(sb, err)
+		return
+	}
+	sb.cleaned()
+}
+
+// cleaned gives the id range back and, if the sandbox was to be removed,
+// forgets it.
+func (sb *sandbox) cleaned() {
+	l := sb.l
+	l.IDs.Release(sb.fixed.Sandbox.HostUID)
+	sb.mu.Lock()
+	sb.rec.Clean, sb.rec.Undo, sb.rec.Sandbox.Problem = true, nil, ""
+	remove := sb.rec.Sandbox.State == api.StateRemoving || sb.rec.Request.Remove
+	var err error
+	if !remove {
+		err = l.Store.PutSandbox(sb.rec)
+	}
+	close(sb.gone) // from here on it is remove that drops
+	sb.mu.Unlock()
+	if remove {
+		err = l.drop(sb)
+	}
+	if err != nil {
+		l.log.Error("state not recorded", "sandbox", sb.id, "error", err)
+	}
+}
+
+// note keeps what could not be undone, for people and for the next try.
+func (l *Launcher) note(sb *sandbox, err error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec.Undo = []string{err.Error()}
+	sb.rec.Sandbox.Problem = err.Error()
+	if perr := l.Store.PutSandbox(sb.rec); perr != nil {
+		l.log.Error("state not recorded", "sandbox", sb.id, "error", perr)
+	}
+}
+
+// unknown marks a launch whose undo failed.
+func (l *Launcher) unknown(sb *sandbox, err error) {
+	sb.mu.Lock()
+	sb.rec.Sandbox.State = api.StateUnknown
+	sb.mu.Unlock()
+	l.note(sb, err)
+}
+
+// forget removes every trace of a sandbox that never ran.
+func (l *Launcher) forget(sb *sandbox) error {
+	if err := failpoint.Hit("undo.record"); err != nil {
+		return err
+	}
+	if err := l.drop(sb); err != nil {
+		return err
+	}
+	l.IDs.Release(sb.fixed.Sandbox.HostUID)
+	return nil
+}
+
+// drop removes the record and the logs: the last that is left.
+func (l *Launcher) drop(sb *sandbox) error {
+	if err := os.RemoveAll(l.logDir(sb.id)); err != nil {
+		return err
+	}
+	if err := l.Store.DeleteSandbox(sb.id); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	delete(l.sandboxes, sb.id)
+	l.mu.Unlock()
+	l.publish("sandbox.removed", sb.identity())
+	return nil
+}
+
+// stop asks the main command to end, and ends the sandbox after grace.
+func (sb *sandbox) stop(ctx context.Context, grace time.Duration) error {
+	sb.mu.Lock()
+	state, ending := sb.rec.Sandbox.State, sb.ending
+	sb.mu.Unlock()
+	if ended(state) {
+		return nil
+	}
+	if !ending {
+		if state == api.StatePaused {
+			if err := sb.resume(ctx); err != nil {
+				return err
+			}
+		}
+		if len(sb.fixed.Request.Command) > 0 && grace > 0 {
+			sb.asked(api.ReasonStopped)
+			if err := sb.signalMain(unix.SIGTERM); err != nil {
+				return err
+			}
+			t := time.NewTimer(grace)
+			defer t.Stop()
+			select {
+			case <-sb.done:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-t.C:
+			}
+		}
+		sb.end(api.ReasonStopped, nil)
+	}
+	select {
+	case <-sb.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// kill sends a signal to the main command; SIGKILL ends the sandbox.
+func (sb *sandbox) kill(sig unix.Signal) error {
+	if ended(sb.state()) {
+		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	if sig == unix.SIGKILL {
+		sb.end(api.ReasonKilled, nil)
+		return nil
+	}
+	return sb.signalMain(sig)
+}
+
+func (sb *sandbox) pause(ctx context.Context, idle bool) error {
+	if err := checkMove(sb.state(), api.StatePaused); err != nil {
+		return err
+	}
+	if err := sb.cg.Freeze(ctx); err != nil {
+		return err
+	}
+	if err := sb.move(api.StatePaused, nil); err != nil {
+		_ = sb.cg.Thaw(context.WithoutCancel(ctx))
+		return err
+	}
+	sb.mu.Lock()
+	sb.idle = idle
+	sb.mu.Unlock()
+	sb.l.publish("sandbox.paused", sb.identity(), "idle", fmt.Sprint(idle))
+	return nil
+}
+
+func (sb *sandbox) resume(ctx context.Context) error {
+	if err := checkMove(sb.state(), api.StateRunning); err != nil {
+		return err
+	}
+	if err := sb.cg.Thaw(ctx); err != nil {
+		return err
+	}
+	sb.mu.Lock()
+	sb.idle, sb.busy = false, time.Now()
+	sb.mu.Unlock()
+	if err := sb.move(api.StateRunning, nil); err != nil {
+		return err
+	}
+	sb.l.publish("sandbox.resumed", sb.identity())
+	return nil
+}
+
+// remove forgets an ended sandbox. What is left of it in the kernel goes on
+// being cleaned up after the answer; its name is free at once.
+func (sb *sandbox) remove(ctx context.Context, force bool) error {
+	switch state := sb.state(); {
+	case state == api.StateRemoving:
+		return nil
+	case !ended(state) && !force:
+		return api.Errorf(api.CodeConflict, "sandbox %s is %s", sb.id, state).WithHint("creel stop it first, or creel rm -f")
+	case !ended(state):
+		sb.end(api.ReasonKilled, nil)
+		select {
+		case <-sb.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := sb.move(api.StateRemoving, func(r *store.Record) { r.Sandbox.Name = sb.id }); err != nil {
+		return err
+	}
+	select {
+	case <-sb.gone: // nothing is left but the record and the logs
+		return sb.l.drop(sb)
+	default: // the clean-up sees the state, and drops
+		return nil
+	}
+}

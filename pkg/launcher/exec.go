@@ -1,0 +1,445 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/spec"
+)
+
+// Exit codes of run and exec, as shells and timeout(1) have them.
+const (
+	exitTimeout  = 124
+	exitSignaled = 128 // plus the signal
+)
+
+// session is one command in a sandbox with a client; it implements
+// server.Session. An exec's client that goes away takes the whole process
+// tree with it.
+type session struct {
+	sb       *sandbox
+	id       string
+	internal bool // a file operation, not somebody's command
+	began    time.Time
+	io       *stdio
+	fds      bool
+	cg       *cgroup.Exec
+	pidfd    *os.File // of the command's first process
+
+	once   sync.Once
+	kill   sync.Once
+	timer  *time.Timer
+	mu     sync.Mutex
+	reason api.Reason // why we ended it; empty if we did not
+	done   chan struct{}
+	result api.ExecResult
+}
+
+// command is what startCommand needs.
+type command struct {
+	id       string
+	argv     []string
+	env      map[string]string
+	workdir  string
+	tty      bool
+	internal bool
+	io       *stdio
+	keep     []*os.File // ends that PID 1 keeps for the next daemon
+}
+
+// startCommand runs a command in a cgroup of its own: PID 1 forks it stopped,
+// the daemon finds it by the kernel's word (it is in PID 1's leaf), moves it,
+// and has it released. stamp is CLOCK_MONOTONIC just before its execve.
+func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec, pidfd *os.File, nspid int, stamp int64, err error) {
+	cg, err = sb.cg.NewExec(c.id)
+	if err != nil {
+		return nil, nil, 0, 0, err
+	}
+	started := false
+	defer func() {
+		if err == nil {
+			return
+		}
+		if pidfd != nil {
+			_ = pidfd.Close()
+			pidfd = nil
+		}
+		// The request may be gone; what it started must not stay.
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if started {
+			_ = sb.host.Cancel(end, c.id)
+		}
+		err = errors.Join(err, cg.Kill(end), cg.Remove())
+	}()
+	env := make([]string, 0, len(c.env))
+	for _, k := range slices.Sorted(maps.Keys(c.env)) {
+		env = append(env, k+"="+c.env[k])
+	}
+	nspid, err = sb.host.Start(ctx, agentinit.Process{
+		ID: c.id, Argv: c.argv, Env: env, Cwd: c.workdir, Umask: 0o022, TTY: c.tty, Internal: c.internal, KeepFDs: len(c.keep),
+	}, append(slices.Clone(c.io.child), c.keep...))
+	if err != nil {
+		return cg, nil, 0, 0, err
+	}
+	started = true
+	pidfd, err = sb.place(cg, nspid)
+	if err != nil {
+		return cg, pidfd, 0, 0, err
+	}
+	if err := failpoint.Hit("exec.placed"); err != nil {
+		return cg, pidfd, 0, 0, err
+	}
+	stamp, err = sb.host.Release(ctx, c.id)
+	return cg, pidfd, nspid, stamp, err
+}
+
+// place moves the stopped child into its cgroup. Which process it is, the
+// kernel says: PID 1's word only picks among those in PID 1's own leaf.
+func (sb *sandbox) place(cg *cgroup.Exec, nspid int) (*os.File, error) {
+	pending, err := sb.cg.Pending()
+	if err != nil {
+		return nil, err
+	}
+	pid, err := agentinit.MatchNSPid(pending, nspid)
+	if err != nil {
+		return nil, err
+	}
+	pidfd, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := cg.Add(pid); err != nil {
+		return pidfd, err
+	}
+	// The pid could have become another's between the list and the move only
+	// if the child had ended, and then its pidfd says so.
+	return pidfd, control(pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, 0, nil, 0) })
+}
+
+// Exec runs a command for a client.
+func (sb *sandbox) exec(ctx context.Context, req api.ExecRequest) (*session, error) {
+	if err := admission.Exec(req); err != nil {
+		return nil, err
+	}
+	env := maps.Clone(sb.fixed.Request.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, req.Env)
+	workdir := req.Workdir
+	if workdir == "" {
+		workdir = sb.fixed.Sandbox.Workdir
+	}
+	return sb.open(ctx, command{
+		argv: req.Command, env: admission.Env(env, req.TTY), workdir: workdir, tty: req.TTY,
+	}, req)
+}
+
+// open starts c with streams for a client.
+func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ *session, err error) {
+	if err := sb.active(ctx); err != nil {
+		return nil, err
+	}
+	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{})}
+	c.id = s.id
+	if err := sb.enter(s); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			sb.leave(s)
+			if s.io != nil {
+				s.io.close()
+			}
+		}
+	}()
+	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
+	if c.tty {
+		s.io, err = newTTY(sb.pid, agent, req.Cols, req.Rows)
+	} else {
+		s.io, err = newPipes(agent, req.Stdin)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !s.fds {
+		if err := s.io.pollable(); err != nil {
+			return nil, err
+		}
+	}
+	c.io = s.io
+	var failed *agentinit.ExecError
+	s.cg, s.pidfd, _, _, err = sb.startCommand(ctx, c)
+	s.io.closeChild()
+	switch {
+	case errors.As(err, &failed):
+		// The command did not start: that is a result, not an error of ours.
+		s.finish(api.ExecResult{ExitCode: failed.ExitCode(), Reason: api.ReasonExited, Error: failed.Error()})
+		return s, nil
+	case err != nil:
+		return nil, err
+	}
+	if req.Timeout > 0 {
+		s.timer = time.AfterFunc(req.Timeout.D(), func() { s.end(api.ReasonTimeout) })
+	}
+	if !s.internal {
+		sb.l.publish("exec.started", sb.identity(), "exec", s.id)
+	}
+	sb.l.background(s.wait)
+	return s, nil
+}
+
+// enter counts the exec in, so that the limit holds under concurrency.
+func (sb *sandbox) enter(s *session) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if len(sb.execs) >= sb.l.MaxExecs {
+		return api.Errorf(api.CodeExhausted, "%d commands are running in this sandbox, the most it may have", len(sb.execs))
+	}
+	if sb.ending {
+		return api.Errorf(api.CodeConflict, "sandbox %s is ending", sb.id)
+	}
+	sb.execs[s.id] = s
+	return nil
+}
+
+func (sb *sandbox) leave(s *session) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	delete(sb.execs, s.id)
+	sb.busy = time.Now()
+}
+
+// wait follows the command to its end.
+func (s *session) wait(ctx context.Context) {
+	status, err := s.sb.host.Wait(ctx, s.id)
+	if err != nil {
+		// The sandbox has ended, or the daemon is stopping: the command's end
+		// is known from its pidfd only.
+		s.finish(api.ExecResult{ExitCode: exitSignaled + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: api.ReasonKilled, Error: "the sandbox ended"})
+		return
+	}
+	s.finish(resultOf(status.WaitStatus))
+}
+
+func resultOf(ws unix.WaitStatus) api.ExecResult {
+	if ws.Signaled() {
+		return api.ExecResult{ExitCode: exitSignaled + int(ws.Signal()), Signal: int(ws.Signal()), Reason: api.ReasonExited}
+	}
+	return api.ExecResult{ExitCode: ws.ExitStatus(), Reason: api.ReasonExited}
+}
+
+// finish settles the result. The reason is ours: what we did to the command,
+// and what the kernel's counters say; never what the sandbox says.
+func (s *session) finish(r api.ExecResult) {
+	s.once.Do(func() {
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+		s.mu.Lock()
+		r.ID, r.Took = s.id, api.Duration(time.Since(s.began))
+		if s.cg != nil {
+			r.LimitsHit = s.sb.limitsHit(s.cg.Hits())
+			if s.cg.OOMKills() > 0 && r.Signal == int(unix.SIGKILL) {
+				r.Reason = api.ReasonOOM
+			}
+		}
+		if s.reason != "" {
+			r.Reason = s.reason
+		}
+		if r.Reason == api.ReasonTimeout {
+			r.ExitCode, r.Signal = exitTimeout, int(unix.SIGKILL)
+		}
+		s.result = r
+		s.mu.Unlock()
+		s.sb.ended(s, r)
+		close(s.done)
+	})
+}
+
+// ended records an exec's end and what it hit.
+func (sb *sandbox) ended(s *session, r api.ExecResult) {
+	sb.leave(s)
+	sb.mu.Lock()
+	for k, n := range r.LimitsHit {
+		if k != "pids" && k != "memory" { // those are counted by the sandbox's cgroup
+			sb.hits[k] += n
+		}
+	}
+	sb.mu.Unlock()
+	if s.pidfd != nil {
+		_ = s.pidfd.Close()
+	}
+	if sb.host != nil {
+		_ = sb.host.Ack(sb.l.ctx, s.id)
+	}
+	if s.cg != nil {
+		sb.l.background(func(context.Context) { sb.sweep(s.cg) })
+	}
+	if s.internal {
+		return
+	}
+	if err := sb.l.Store.AddExec(sb.id, r); err != nil && api.CodeOf(err) != api.CodeNotFound {
+		sb.l.log.Warn("exec result not kept", "sandbox", sb.id, "exec", s.id, "error", err)
+	}
+	fields := []string{"exec", s.id, "exit_code", fmt.Sprint(r.ExitCode), "reason", string(r.Reason)}
+	for _, k := range slices.Sorted(maps.Keys(r.LimitsHit)) {
+		fields = append(fields, "limits_hit."+k, fmt.Sprint(r.LimitsHit[k]))
+	}
+	sb.l.publish("exec.ended", sb.identity(), fields...)
+}
+
+// sweep removes an ended exec's cgroup unless it left processes running, as
+// "nohup server &" does; those stay until the sandbox ends.
+func (sb *sandbox) sweep(cg *cgroup.Exec) {
+	if pids, err := cg.Pids(); err == nil && len(pids) == 0 {
+		_ = cg.Remove()
+	}
+}
+
+// end kills the exec's whole tree, daemonised and re-parented processes
+// included, and nothing else.
+func (s *session) end(why api.Reason) {
+	s.kill.Do(func() {
+		s.mu.Lock()
+		s.reason = why
+		s.mu.Unlock()
+		if s.cg == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.cg.Kill(ctx); err != nil {
+			s.sb.l.log.Error("exec not killed", "sandbox", s.sb.id, "exec", s.id, "error", err)
+		}
+	})
+}
+
+// ID is the exec's.
+func (s *session) ID() string { return s.id }
+
+// Files are the client's ends in descriptor mode.
+func (s *session) Files() []*os.File {
+	if !s.fds {
+		return nil
+	}
+	if s.io.master != nil {
+		return []*os.File{s.io.master}
+	}
+	var fs []*os.File
+	if s.io.stdin != nil {
+		fs = append(fs, s.io.stdin)
+	}
+	return append(fs, s.io.stdout, s.io.stderr)
+}
+
+// Stdin is the command's input, nil when it has none.
+func (s *session) Stdin() io.WriteCloser {
+	switch {
+	case s.fds:
+		return nil
+	case s.io.master != nil:
+		return ttyInput{s.io.master}
+	case s.io.stdin != nil:
+		return s.io.stdin
+	}
+	return nil
+}
+
+// Stdout is the command's output.
+func (s *session) Stdout() io.Reader {
+	switch {
+	case s.fds:
+		return nil
+	case s.io.master != nil:
+		return ttyOutput{s.io.master}
+	}
+	return s.io.stdout
+}
+
+// Stderr is the command's errors, nil with a terminal.
+func (s *session) Stderr() io.Reader {
+	if s.fds || s.io.stderr == nil {
+		return nil
+	}
+	return s.io.stderr
+}
+
+// Resize sets the terminal's size.
+func (s *session) Resize(cols, rows uint16) error { return resize(s.io.master, cols, rows) }
+
+// Signal sends a signal to the command's first process, or kills its tree.
+func (s *session) Signal(sig syscall.Signal) error {
+	if sig == unix.SIGKILL {
+		s.end(api.ReasonKilled)
+		return nil
+	}
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	return signalPidfd(s.pidfd, sig)
+}
+
+// Wait returns the result. It does not wait for descendants that hold the
+// streams open.
+func (s *session) Wait(ctx context.Context) (api.ExecResult, error) {
+	select {
+	case <-s.done:
+		return s.result, nil
+	case <-ctx.Done():
+		return api.ExecResult{}, context.Cause(ctx)
+	}
+}
+
+// Close ends what the client has left behind.
+func (s *session) Close() error {
+	select {
+	case <-s.done:
+	default:
+		s.end(api.ReasonLost)
+	}
+	if !s.fds {
+		s.io.close()
+	}
+	return nil
+}
+
+// ttyInput writes to a terminal; its end is Ctrl-D, not a closed descriptor.
+type ttyInput struct{ master *os.File }
+
+func (t ttyInput) Write(p []byte) (int, error) { return t.master.Write(p) }
+
+func (t ttyInput) Close() error {
+	_, err := t.master.Write([]byte{4})
+	return err
+}
+
+// ttyOutput reads a terminal, whose end is EIO when the last process has
+// closed the slave (tty(4), pty(7)).
+type ttyOutput struct{ master *os.File }
+
+func (t ttyOutput) Read(p []byte) (int, error) {
+	n, err := t.master.Read(p)
+	if errors.Is(err, unix.EIO) {
+		err = io.EOF
+	}
+	return n, err
+}

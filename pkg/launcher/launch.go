@@ -1,0 +1,366 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/idmap"
+	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/rootfs"
+	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/undo"
+	"github.com/creel-sandbox/creel/pkg/verify"
+)
+
+// launch is one request on its way to a running sandbox.
+type launch struct {
+	l      *Launcher
+	id     string
+	caller peer.Cred
+	*admission.Admitted
+	dirs    []*os.File
+	trace   trace
+	undo    undo.Stack
+	sb      *sandbox
+	spec    spec.Sandbox
+	ns      *netns.NS
+	newTask func(context.Context) (int, error)
+	upper   string // of the writable layer; empty without one
+}
+
+// Launch makes a sandbox of an admitted request: it returns when the
+// isolation is proven and the main command, if any, is about to execute. If
+// it fails nothing is left; if its undo fails, the record stays as "unknown"
+// and is cleaned up later.
+//
+//nolint:contextcheck // clean-up outlives the request by design
+func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) (_ *api.SpawnResult, err error) {
+	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, trace: newTrace()}
+	select {
+	case l.launches <- struct{}{}:
+		defer func() { <-l.launches }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	s.trace.end("queue", s.trace.start)
+	if err := s.reserve(ctx); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if s.ns != nil {
+			_ = s.ns.Close() // PID 1 holds the namespace now, or nothing does
+		}
+		if err != nil {
+			err = s.failed(ctx, err)
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		fn   func(context.Context) error
+	}{
+		{"prepare", s.prepare},     // namespaces, mounts, layers: all that needs no process
+		{"container", s.container}, // snapshot and OCI spec, in containerd
+		{"task", s.task},           // the runtime makes the namespaces; PID 1 waits
+		{"start", s.start},         // PID 1 executes creel-init
+		{"channel", s.channel},     // the daemon takes its end from PID 1
+		{"prove", s.prove},         // read back from the kernel
+		{"go", s.goAhead},          // from here on the agent may run
+		{"main", s.main},           // and its main command does
+		{"record", s.record},
+	} {
+		began := time.Now()
+		if err := step.fn(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", step.name, err)
+		}
+		s.trace.end(step.name, began)
+		if err := failpoint.Hit("launch." + step.name); err != nil {
+			return nil, err
+		}
+	}
+	evidence, err := l.Store.Evidence(s.id)
+	if err != nil {
+		return nil, err
+	}
+	res := &api.SpawnResult{Sandbox: s.sb.view(), Evidence: evidence[0]}
+	if a.Request.Trace {
+		res.Trace = s.trace.steps()
+	}
+	return res, nil
+}
+
+// reserve writes the intent: from here on a crash finds a record of the id,
+// and so everything that carries it.
+func (s *launch) reserve(ctx context.Context) error {
+	began := time.Now()
+	digest, err := s.l.Runtime.Resolve(ctx, s.Request.Image)
+	if err != nil {
+		return err
+	}
+	s.trace.end("image", began)
+	began = time.Now()
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if err := s.l.roomLocked(s.caller.UID, s.Limits); err != nil {
+		return err
+	}
+	first, err := s.l.IDs.Take()
+	if err != nil {
+		return api.Errorf(api.CodeExhausted, "%w", err)
+	}
+	r := s.Request
+	rec := store.Record{
+		Request:     r,
+		CgroupsPath: s.l.Cgroups.CgroupsPath(s.id),
+		BootID:      bootID(),
+		Sandbox: api.Sandbox{
+			ID: s.id, Name: r.Name, Agent: r.Agent, Profile: r.Profile,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Network: r.Network,
+			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
+			Mounts: r.Mounts, Limits: s.Limits, Labels: r.Labels,
+			Caller:  api.Caller{UID: s.caller.UID, GID: s.caller.GID},
+			HostUID: first, Created: time.Now().UTC(),
+		},
+	}
+	if rec.Sandbox.Name == "" {
+		rec.Sandbox.Name = r.Agent + "-" + s.id[:6]
+	}
+	if err := s.l.Store.PutSandbox(rec); err != nil {
+		s.l.IDs.Release(first)
+		return err
+	}
+	s.sb = s.l.newSandbox(rec)
+	s.l.sandboxes[s.id] = s.sb
+	s.trace.end("intent", began)
+	return failpoint.Hit("launch.reserve")
+}
+
+// failed takes back what was made. The record goes last: while it is there,
+// reconcile knows that something may be left.
+func (s *launch) failed(ctx context.Context, err error) error {
+	s.sb.release()
+	uerr := s.undo.Run(ctx)
+	if uerr == nil {
+		uerr = s.l.forget(s.sb)
+	}
+	if uerr != nil {
+		s.l.log.ErrorContext(ctx, "launch could not be undone; will be tried again", "sandbox", s.id, "error", uerr)
+		s.l.unknown(s.sb, uerr)
+		err = errors.Join(err, uerr)
+	}
+	s.l.publish("sandbox.failed", s.sb.identity(), "error", err.Error())
+	return err
+}
+
+// did registers the undo of an effect, right beside it.
+func (s *launch) did(effect string) { s.undo.Add(effect, s.l.undoing(effect, s.id)) }
+
+// prepare makes all that needs no process of the sandbox's.
+func (s *launch) prepare(ctx context.Context) error {
+	s.did("rundir")
+	if err := s.l.placeInit(s.id); err != nil {
+		return err
+	}
+	ns, err := netns.Create()
+	if err != nil {
+		return err
+	}
+	s.ns = ns
+	if err := s.stageMounts(ctx); err != nil {
+		return err
+	}
+	if s.Request.Rootfs == "ephemeral" {
+		s.did("rootfs")
+		layer, _, err := s.l.layers.Prepare(ctx, s.id, rootfs.Options{
+			Limit: s.Limits.Disk, Memory: s.Limits.Memory, HostUID: s.sb.fixed.Sandbox.HostUID,
+		})
+		if err != nil {
+			return err
+		}
+		s.upper, s.sb.rec.RootfsKind = filepath.Dir(layer.Upper), layer.Kind
+	}
+	s.spec = s.l.specOf(&s.sb.rec)
+	s.spec.NetNS = ns.Path()
+	return nil
+}
+
+// stageMounts turns the caller's directory descriptors into id-mapped trees
+// below the sandbox's directory.
+func (s *launch) stageMounts(ctx context.Context) error {
+	if len(s.Request.Mounts) == 0 {
+		return nil
+	}
+	s.did("mounts")
+	base := filepath.Join(s.l.dir(s.id), "mnt")
+	if err := os.Mkdir(base, 0o700); err != nil {
+		return err
+	}
+	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
+	users, err := idmap.ForCaller(ctx, s.caller.UID, s.caller.GID, agent, agent, s.caller.Groups)
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	for i, m := range s.Request.Mounts {
+		if *m.FD < 0 || *m.FD >= len(s.dirs) {
+			e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
+			e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
+			return e
+		}
+		staged := filepath.Join(base, fmt.Sprint(i))
+		tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
+			Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
+			Target: staged, ReadOnly: m.ReadOnly,
+			CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent,
+		})
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Source, err)
+		}
+		s.sb.rec.Mounts = append(s.sb.rec.Mounts, store.Mount{
+			Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly,
+		})
+	}
+	return nil
+}
+
+// namespaces are where a caller's descriptors may be: its own mount
+// namespace, and the host's.
+func (s *launch) namespaces() []*os.File {
+	if s.caller.PIDFD == nil {
+		return []*os.File{s.l.HostMounts}
+	}
+	return []*os.File{s.caller.PIDFD, s.l.HostMounts}
+}
+
+func (s *launch) container(ctx context.Context) error {
+	s.did("container")
+	c := Container{
+		ID: s.id, Image: s.sb.fixed.Sandbox.ImageDigest, Spec: spec.Build(s.spec),
+		Runtime: s.Request.Runtime, HostUID: s.spec.HostUID,
+	}
+	weaken(c.Spec)
+	c.Upper = s.upper
+	var err error
+	s.newTask, err = s.l.Runtime.Create(ctx, c)
+	return err
+}
+
+func (s *launch) task(ctx context.Context) (err error) {
+	s.did("task")
+	s.did("cgroup") // the runtime makes it
+	if s.sb.pid, err = s.newTask(ctx); err != nil {
+		return err
+	}
+	s.sb.pidfd, err = openPidfd(s.sb.pid)
+	return err
+}
+
+// start divides the cgroup while the runtime starts PID 1: neither needs the
+// other.
+func (s *launch) start(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.l.Runtime.StartTask(ctx, s.id) })
+	g.Go(func() (err error) {
+		s.sb.cg, err = s.l.Cgroups.Open(s.id, s.sb.pid, cgroupLimits(s.Limits))
+		return err
+	})
+	return g.Wait()
+}
+
+func cgroupLimits(l api.Limits) cgroup.Limits {
+	return cgroup.Limits{Memory: int64(l.Memory), Pids: l.Pids, CPUs: l.CPUs, IOWeight: l.IOWeight}
+}
+
+// channelTimeout bounds how long PID 1 may take for any answer. It is long
+// because a loaded or emulated host is slow, and only a broken one waits.
+const channelTimeout = 30 * time.Second
+
+func (s *launch) channel(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	host, err := takeHost(ctx, s.sb.pidfd)
+	if err != nil {
+		return err
+	}
+	s.sb.host = host
+	return nil
+}
+
+// takeHost takes the daemon's end of PID 1's channel.
+func takeHost(ctx context.Context, pidfd *os.File) (host *agentinit.Host, err error) {
+	cerr := control(pidfd, func(fd int) error {
+		host, err = agentinit.Take(ctx, fd)
+		return err
+	})
+	return host, cerr
+}
+
+func (s *launch) goAhead(ctx context.Context) error { return s.sb.host.Go(ctx) }
+
+// main starts the main command as the first exec.
+func (s *launch) main(ctx context.Context) error {
+	log, err := logs.Open(s.l.logDir(s.id), logs.Options{Max: s.l.LogBytes})
+	if err != nil {
+		return err
+	}
+	s.sb.log = log
+	s.undo.Add("logs", func(context.Context) error { return os.RemoveAll(s.l.logDir(s.id)) })
+	if len(s.Request.Command) == 0 {
+		return nil
+	}
+	stamp, err := s.sb.startMain(ctx, s.Admitted)
+	if err != nil {
+		return err
+	}
+	s.trace.stamp("execve", stamp)
+	return nil
+}
+
+// record makes the sandbox official: running, with its evidence, in one commit.
+func (s *launch) record(ctx context.Context) error {
+	start, err := verify.StartTime(s.sb.pid)
+	if err != nil {
+		return err
+	}
+	err = s.sb.move(api.StateRunning, func(r *store.Record) {
+		r.InitPID, r.InitStart, r.NetNS = s.sb.pid, start, s.ns.Inode()
+		r.Sandbox.PID, r.Sandbox.Started = s.sb.pid, time.Now().UTC()
+	})
+	if err != nil {
+		return err
+	}
+	s.l.publish("sandbox.started", s.sb.identity(), "image", s.Request.Image, "profile", s.Profile.Name)
+	s.sb.watch()
+	return nil
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// monotonic is CLOCK_MONOTONIC in nanoseconds, the clock of creel-init's stamp.
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano()
+}

@@ -1,0 +1,289 @@
+// Package launcher runs sandboxes: it is where a spawn request's way can be
+// read from start to end (Launch, in launch.go), and it owns what lives after.
+//
+//	launch.go     request -> proven, running sandbox
+//	effects.go    what a launch leaves in the kernel and on disk, and its undo
+//	prove.go      the expectations that pkg/verify reads back
+//	exec.go       commands in a sandbox
+//	end.go        how sandboxes end and are cleaned up
+//	reconcile.go  finding everything again after a crash
+//	watch.go      deadlines, idleness, output rates, drift
+//	service.go    the socket's verbs, for pkg/server
+//
+// Every effect has an undo that succeeds when there is nothing to undo, so
+// that a failed launch, a removal and the clean-up after a kill -9 are the
+// same calls.
+package launcher
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/events"
+	"github.com/creel-sandbox/creel/pkg/idmap"
+	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/rootfs"
+	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/store"
+)
+
+// Runtime makes and removes containers; pkg/runtime's Client with containerd.
+// Removing what is not there succeeds.
+type Runtime interface {
+	Resolve(ctx context.Context, ref string) (digest string, err error)
+	// Create makes the container; newTask then has the OCI runtime make its
+	// processes, of which PID 1 waits for StartTask.
+	Create(ctx context.Context, c Container) (newTask func(context.Context) (pid int, err error), err error)
+	StartTask(ctx context.Context, id string) error
+	DeleteTask(ctx context.Context, id string) error
+	DeleteContainer(ctx context.Context, id string) error
+	// IDs is every id of which containerd knows anything.
+	IDs(ctx context.Context) ([]string, error)
+}
+
+// Container is what the runtime needs to make one.
+type Container struct {
+	ID      string
+	Image   string // a digest
+	Spec    *specs.Spec
+	Runtime string // crun or runc
+	HostUID uint32
+	Upper   string // a directory for the writable layer; the snapshot's own when empty
+}
+
+// Options are a Launcher's parts. All are required but Log.
+type Options struct {
+	RunDir   string // lost at reboot: private init copies, staged mounts
+	StateDir string // kept: logs, writable layers
+	InitPath string // the creel-init binary that is copied for each sandbox
+	Runtime  Runtime
+	Store    *store.Store
+	IDs      *idmap.Pool
+	Cgroups  *cgroup.Host
+	Bus      *events.Bus
+	Policy   admission.Policy
+	// Filters are the compiled seccomp filters by the name profiles use.
+	Filters map[string]seccomp.Filter
+	// HostNS are the host's namespaces, as verify.Namespaces names them.
+	HostNS map[string]uint64
+	// HostMounts is the mount namespace of the host, in which a caller's
+	// descriptors are when the caller has none of its own.
+	HostMounts *os.File
+
+	Totals        Totals
+	MaxExecs      int           // execs running in one sandbox
+	LogBytes      int64         // of output kept for each sandbox
+	EvidenceEvery time.Duration // between two proofs of a running sandbox
+	Launches      int           // launches at one time; more wait
+	Log           *slog.Logger
+}
+
+// Totals bound the sandboxes that have not ended; zero is no bound.
+type Totals struct {
+	Sandboxes, SandboxesPerUser int
+	Memory                      api.Size
+	CPUs                        float64
+	Pids                        int64
+}
+
+// Launcher owns all sandboxes of one daemon.
+type Launcher struct {
+	Options
+	log      *slog.Logger
+	ctx      context.Context // ends with Close; for work that outlives a request
+	cancel   context.CancelCauseFunc
+	work     sync.WaitGroup
+	launches chan struct{} // a place for each launch that may run
+	mounts   *mount.Stager
+	layers   *rootfs.Maker
+	spares   chan string // ready-made private copies of creel-init
+
+	mu        sync.Mutex
+	sandboxes map[string]*sandbox
+}
+
+// errClosing is the cause of work that ends because the daemon does.
+var errClosing = errors.New("creeld is stopping")
+
+// New makes a Launcher. Call Reconcile before anything else.
+func New(o Options) (*Launcher, error) {
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		{filepath.Join(o.RunDir, "sandboxes"), 0o711},
+		{filepath.Join(o.RunDir, "spare"), 0o700},
+		{filepath.Join(o.StateDir, "logs"), 0o700},
+	} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return nil, fmt.Errorf("launcher: %w", err)
+		}
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	layers, err := rootfs.New(filepath.Join(o.StateDir, "rootfs"), "")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	l := &Launcher{
+		Options: o, log: o.Log, ctx: ctx, cancel: cancel,
+		launches:  make(chan struct{}, max(o.Launches, 1)),
+		spares:    make(chan string, spareInits),
+		mounts:    mount.New(append(mount.HostDoors(), o.RunDir, o.StateDir)),
+		layers:    layers,
+		sandboxes: map[string]*sandbox{},
+	}
+	return l, nil
+}
+
+// Close stops watching. Sandboxes go on running; the next daemon takes them
+// over.
+func (l *Launcher) Close() {
+	l.cancel(errClosing)
+	l.mu.Lock()
+	all := make([]*sandbox, 0, len(l.sandboxes))
+	for _, sb := range l.sandboxes {
+		all = append(all, sb)
+	}
+	l.mu.Unlock()
+	for _, sb := range all {
+		sb.release()
+	}
+	l.work.Wait()
+}
+
+// background runs fn until it returns; Close waits for it.
+func (l *Launcher) background(fn func(ctx context.Context)) {
+	l.work.Go(func() { fn(l.ctx) })
+}
+
+// newID is 20 characters of [a-z2-7]: 100 random bits.
+func newID() string { return randomText(20) }
+
+// newExecID is 12 characters of [a-z2-7]; unique within a sandbox.
+func newExecID() string { return randomText(12) }
+
+func randomText(n int) string {
+	raw := make([]byte, (n*5+7)/8)
+	_, _ = rand.Read(raw) // never fails, see its documentation
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))[:n]
+}
+
+// callerField is the field of an event that says whose it is: a caller sees
+// only its own, also after the sandbox is forgotten.
+const callerField = "caller_uid"
+
+// publish sends an event about a sandbox; fields are pairs of key and value.
+func (l *Launcher) publish(kind string, r *store.Record, fields ...string) {
+	e := api.Event{Time: time.Now(), Type: kind, Sandbox: r.Sandbox.ID, Name: r.Sandbox.Name}
+	e.Fields = map[string]string{callerField: fmt.Sprint(r.Sandbox.Caller.UID)}
+	for i := 0; i+1 < len(fields); i += 2 {
+		e.Fields[fields[i]] = fields[i+1]
+	}
+	l.Bus.Publish(e)
+}
+
+// mayUse says whether a caller may know of a sandbox. Root is the operator.
+func mayUse(c peer.Cred, r *store.Record) bool {
+	return c.UID == 0 || c.UID == r.Sandbox.Caller.UID
+}
+
+// find is the sandbox that ref names for a caller: an id, a name of the
+// caller's, or a unique prefix of an id. What the caller may not use answers
+// as if it did not exist.
+func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
+	missing := api.Errorf(api.CodeNotFound, "no sandbox %q", ref).WithHint("creel ps -a lists yours")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if sb, ok := l.sandboxes[ref]; ok {
+		if mayUse(c, sb.identity()) {
+			return sb, nil
+		}
+		return nil, missing
+	}
+	var named, prefixed []*sandbox
+	for id, sb := range l.sandboxes {
+		r := sb.identity()
+		if !mayUse(c, r) {
+			continue
+		}
+		if r.Sandbox.Name == ref {
+			named = append(named, sb)
+		}
+		if len(ref) >= 3 && strings.HasPrefix(id, ref) {
+			prefixed = append(prefixed, sb)
+		}
+	}
+	// A name of the caller's own wins over the same name of somebody else,
+	// which only root sees.
+	for _, sb := range named {
+		if sb.identity().Sandbox.Caller.UID == c.UID {
+			return sb, nil
+		}
+	}
+	switch {
+	case len(named) == 1:
+		return named[0], nil
+	case len(named) > 1:
+		return nil, api.Errorf(api.CodeConflict, "%d callers have a sandbox %q", len(named), ref).WithHint("use the id")
+	case len(prefixed) == 1:
+		return prefixed[0], nil
+	case len(prefixed) > 1:
+		return nil, api.Errorf(api.CodeConflict, "%d sandboxes have ids that begin with %q", len(prefixed), ref).WithHint("give more of the id")
+	}
+	return nil, missing
+}
+
+// roomLocked is nil if one more sandbox of uid fits into the totals.
+func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
+	n, own := 1, 1
+	sum := want
+	for _, sb := range l.sandboxes {
+		if ended(sb.state()) {
+			continue
+		}
+		n++
+		if sb.fixed.Sandbox.Caller.UID == uid {
+			own++
+		}
+		lim := sb.fixed.Sandbox.Limits
+		sum.Memory += lim.Memory
+		sum.CPUs += lim.CPUs
+		sum.Pids += lim.Pids
+	}
+	t := l.Totals
+	full := func(key string, most any) error {
+		return api.Errorf(api.CodeExhausted, "limits.max.%s is %v, and all sandboxes with this one would have more", key, most).
+			WithHint("stop a sandbox, ask for less, or have the operator raise it")
+	}
+	switch {
+	case t.Sandboxes > 0 && n > t.Sandboxes:
+		return full("sandboxes", t.Sandboxes)
+	case t.SandboxesPerUser > 0 && own > t.SandboxesPerUser:
+		return full("sandboxes_per_user", t.SandboxesPerUser)
+	case t.Memory > 0 && sum.Memory > t.Memory:
+		return full("memory", t.Memory)
+	case t.CPUs > 0 && sum.CPUs > t.CPUs:
+		return full("cpus", t.CPUs)
+	case t.Pids > 0 && sum.Pids > t.Pids:
+		return full("pids", t.Pids)
+	}
+	return nil
+}

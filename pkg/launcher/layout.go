@@ -1,0 +1,95 @@
+package launcher
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/verify"
+)
+
+// specOf is the resolved sandbox of a record: at the launch and, for the
+// proof, ever after. The network namespace's path is the launch's alone.
+func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
+	ro := r.Sandbox.Rootfs == "readonly"
+	s := spec.Sandbox{
+		ID: r.Sandbox.ID, HostUID: r.Sandbox.HostUID, Profile: r.Sandbox.Profile, Runtime: r.Sandbox.Runtime,
+		CgroupsPath: r.CgroupsPath, InitSource: filepath.Join(l.dir(r.Sandbox.ID), "init"),
+		Hostname: r.Sandbox.Name, Limits: r.Sandbox.Limits, ReadonlyRoot: ro,
+		Tmpfs:       spec.TmpfsOf(r.Sandbox.Limits.Tmp, ro),
+		CgroupMount: l.Cgroups.Version() == "v2",
+	}
+	for _, m := range r.Mounts {
+		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})
+	}
+	return s
+}
+
+// devices are what the OCI spec gives every container
+// (runtime-spec, config-linux.md, "Default Devices"); in a user namespace the
+// runtimes bind the host's.
+var devices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"}
+
+// expectedMounts is the whole mount table of a sandbox: what the spec asks
+// for, and what the runtime adds to keep the OCI spec's promises.
+func expectedMounts(sb *sandbox) []verify.Mount {
+	sb.mu.Lock()
+	rec := sb.rec
+	sb.mu.Unlock()
+	s := spec.Build(sb.l.specOf(&rec))
+	root := verify.Mount{Target: "/", FSType: "overlay", Flags: []string{"nosuid", "nodev"}, Writable: !s.Root.Readonly}
+	if s.Root.Readonly {
+		root.Flags = append(root.Flags, "ro")
+	}
+	ms := []verify.Mount{root}
+	for _, m := range s.Mounts {
+		ms = append(ms, expectedMount(m))
+	}
+	for _, d := range devices {
+		ms = append(ms, verify.Mount{Target: d, FSType: "devtmpfs"})
+	}
+	for _, p := range s.Linux.MaskedPaths {
+		// The sandbox's /proc has what the host's kernel has.
+		switch st, err := os.Stat(p); {
+		case err != nil:
+		case st.IsDir():
+			ms = append(ms, verify.Mount{Target: p, FSType: "tmpfs", Flags: []string{"ro"}})
+		default:
+			ms = append(ms, verify.Mount{Target: p, FSType: "devtmpfs"})
+		}
+	}
+	for _, p := range s.Linux.ReadonlyPaths {
+		if _, err := os.Stat(p); err == nil {
+			ms = append(ms, verify.Mount{Target: p, FSType: "proc", Flags: []string{"ro", "nosuid", "nodev", "noexec"}})
+		}
+	}
+	return ms
+}
+
+func expectedMount(m specs.Mount) verify.Mount {
+	v := verify.Mount{Target: m.Destination}
+	if m.Type != "bind" {
+		v.FSType = m.Type
+	}
+	for _, o := range m.Options {
+		key, val, _ := strings.Cut(o, "=")
+		n, _ := strconv.ParseUint(val, 10, 64) // spec.Build wrote it
+		switch key {
+		case "ro", "nosuid", "nodev", "noexec":
+			v.Flags = append(v.Flags, key)
+		case "size":
+			v.Size = n
+		case "nr_inodes":
+			v.Inodes = n
+		}
+	}
+	if m.Type == "bind" && m.Destination != spec.InitPath {
+		v.Flags = append(v.Flags, "idmapped")
+	}
+	return v
+}

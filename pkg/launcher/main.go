@@ -1,0 +1,309 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/spec"
+)
+
+// mainID is the main command's id among the execs.
+const mainID = "main"
+
+// The descriptors PID 1 keeps of the main command, so that a daemon that was
+// killed leaves the pipes open and its successor reads on where it stopped.
+const (
+	keptOut   = 0 // stdout, or the terminal's master
+	keptErr   = 1
+	keptStdin = 2
+)
+
+// startMain starts the main command. Its output goes to the log by splice,
+// whether or not anybody is attached.
+func (sb *sandbox) startMain(ctx context.Context, a *admission.Admitted) (stamp int64, err error) {
+	r := a.Request
+	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
+	var streams *stdio
+	if r.TTY {
+		streams, err = newTTY(sb.pid, agent, 80, 24)
+	} else {
+		streams, err = newPipes(agent, r.Stdin)
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		streams.closeChild()
+		if err != nil {
+			streams.close()
+		}
+	}()
+	if err := streams.pollable(); err != nil {
+		return 0, err
+	}
+	keep := []*os.File{streams.stdout, streams.stderr}
+	if r.TTY {
+		keep = []*os.File{streams.master}
+	} else if r.Stdin {
+		keep = append(keep, streams.stdin)
+	}
+	_, pidfd, nspid, stamp, err := sb.startCommand(ctx, command{
+		id: mainID, argv: r.Command, env: a.Env, workdir: r.Workdir, tty: r.TTY, io: streams, keep: keep,
+	})
+	var failed *agentinit.ExecError
+	if errors.As(err, &failed) {
+		return 0, api.Errorf(api.CodeInvalid, "%s: %w", r.Command[0], err).
+			WithHint(fmt.Sprintf("a shell would exit with %d", failed.ExitCode()))
+	}
+	if err != nil {
+		return 0, err
+	}
+	_ = pidfd.Close() // the main command is signalled by way of its record
+	sb.rec.MainNSPID = nspid
+	sb.adoptMain(streams)
+	return stamp, nil
+}
+
+// adoptMain takes the daemon's ends of the main command's streams.
+func (sb *sandbox) adoptMain(s *stdio) {
+	sb.master, sb.stdin = s.master, s.stdin
+	if s.master != nil {
+		sb.capture(logs.Stdout, s.master, false)
+		return
+	}
+	sb.capture(logs.Stdout, s.stdout, true)
+	sb.capture(logs.Stderr, s.stderr, true)
+}
+
+// capture moves output to the log until its end, or until the daemon stops:
+// what is in the pipe then stays there for the next daemon.
+func (sb *sandbox) capture(stream byte, f *os.File, done bool) {
+	sb.output.Go(func() {
+		if err := sb.log.Capture(sb.l.ctx, stream, f); err != nil && sb.l.ctx.Err() == nil {
+			sb.l.log.Error("output is not captured any more", "sandbox", sb.id, "error", err)
+		}
+		if done {
+			_ = f.Close()
+		}
+	})
+}
+
+// watchMain follows the main command to its end, which is the sandbox's.
+func (sb *sandbox) watchMain(ctx context.Context) {
+	status, err := sb.host.Wait(ctx, mainID)
+	if err != nil {
+		return // the sandbox ended first, and watch saw it; or the daemon stops
+	}
+	code := status.ExitCode()
+	sb.mu.Lock()
+	reason := sb.askedFor
+	sb.mu.Unlock()
+	if reason == "" {
+		reason = api.ReasonExited
+	}
+	if cg, err := sb.cg.Exec(mainID); err == nil && cg.OOMKills() > 0 && status.Signaled() {
+		reason = api.ReasonOOM
+	}
+	sb.end(reason, &code)
+}
+
+// signalMain sends a signal to the main command's first process.
+func (sb *sandbox) signalMain(sig syscall.Signal) error {
+	cg, err := sb.cg.Exec(mainID)
+	if err != nil {
+		return api.Errorf(api.CodeConflict, "sandbox %s has no main command", sb.id).WithHint("creel stop ends it")
+	}
+	pid, err := sb.mainPid(cg)
+	if err != nil || pid == 0 {
+		return err
+	}
+	pidfd, err := openPidfd(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer pidfd.Close()
+	return signalPidfd(pidfd, sig)
+}
+
+// mainPid is the host pid of the main command's first process: PID 1's child
+// of the in-sandbox pid that the start returned.
+func (sb *sandbox) mainPid(cg interface{ Pids() ([]int, error) }) (int, error) {
+	pids, err := cg.Pids()
+	if err != nil || len(pids) == 0 {
+		return 0, err
+	}
+	sb.mu.Lock()
+	ns := sb.rec.MainNSPID
+	sb.mu.Unlock()
+	return agentinit.MatchNSPid(pids, ns)
+}
+
+// attachment is a client of the main command; it implements server.Session.
+type attachment struct {
+	sb     *sandbox
+	stdin  io.WriteCloser
+	out    *io.PipeReader
+	err    *io.PipeReader
+	cancel context.CancelCauseFunc
+	once   sync.Once
+}
+
+var _ server.Session = (*attachment)(nil)
+
+// errDetached is the cause of an attach that its client ended.
+var errDetached = errors.New("the client went away")
+
+func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachment, error) {
+	if len(sb.fixed.Request.Command) == 0 {
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has no main command to attach to", sb.id).WithHint("creel exec runs one")
+	}
+	if o.Stdin && sb.stdin == nil && sb.master == nil {
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s was started without standard input", sb.id).WithHint("creel run -i")
+	}
+	if !ended(sb.state()) {
+		if err := sb.active(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.Cols != 0 && o.Rows != 0 && sb.master != nil {
+		if err := resize(sb.master, o.Cols, o.Rows); err != nil {
+			return nil, err
+		}
+	}
+	actx, cancel := context.WithCancelCause(sb.l.ctx)
+	a := &attachment{sb: sb, cancel: cancel}
+	var outW, errW *io.PipeWriter
+	a.out, outW = io.Pipe()
+	a.err, errW = io.Pipe()
+	if o.Stdin {
+		a.stdin = sb.mainInput()
+	}
+	opts := logs.ReadOptions{Follow: true}
+	if !o.Replay {
+		opts.Since = time.Now()
+	}
+	sb.client(1)
+	sb.l.background(func(context.Context) {
+		err := sb.readLog(actx, opts, func(stream byte, _ time.Time, p []byte) error {
+			w := outW
+			if stream == logs.Stderr {
+				w = errW
+			}
+			_, err := w.Write(p)
+			return err
+		})
+		_ = outW.CloseWithError(err) // nil is the end
+		_ = errW.CloseWithError(err)
+	})
+	return a, nil
+}
+
+// mainInput is where an attached client's input goes. Its end reaches the
+// command only when PID 1 lets go of the copy it keeps.
+func (sb *sandbox) mainInput() io.WriteCloser {
+	if sb.master != nil {
+		return ttyInput{sb.master}
+	}
+	return pipeInput{sb}
+}
+
+type pipeInput struct{ sb *sandbox }
+
+func (p pipeInput) Write(b []byte) (int, error) { return p.sb.stdin.Write(b) }
+
+func (p pipeInput) Close() error {
+	ctx, cancel := context.WithTimeout(p.sb.l.ctx, channelTimeout)
+	defer cancel()
+	return errors.Join(p.sb.stdin.Close(), p.sb.host.LetGo(ctx, mainID))
+}
+
+// ID is "main".
+func (a *attachment) ID() string { return mainID }
+
+// Files is empty: the main command's output also goes to the log.
+func (a *attachment) Files() []*os.File { return nil }
+
+// Stdin is nil when it was not asked for.
+func (a *attachment) Stdin() io.WriteCloser { return a.stdin }
+
+// Stdout is the output, from the start with Replay.
+func (a *attachment) Stdout() io.Reader { return a.out }
+
+// Stderr is the errors, nil with a terminal.
+func (a *attachment) Stderr() io.Reader {
+	if a.sb.fixed.Request.TTY {
+		return nil
+	}
+	return a.err
+}
+
+// Resize sets the terminal's size.
+func (a *attachment) Resize(cols, rows uint16) error { return resize(a.sb.master, cols, rows) }
+
+// Signal sends a signal to the main command; SIGKILL ends the sandbox.
+func (a *attachment) Signal(sig syscall.Signal) error { return a.sb.kill(sig) }
+
+// Wait returns how the main command ended.
+func (a *attachment) Wait(ctx context.Context) (api.ExecResult, error) {
+	select {
+	case <-a.sb.done:
+		return a.sb.mainResult(), nil
+	case <-ctx.Done():
+		return api.ExecResult{}, context.Cause(ctx)
+	}
+}
+
+// Close detaches; the command goes on.
+func (a *attachment) Close() error {
+	a.once.Do(func() {
+		a.cancel(errDetached)
+		_ = a.out.CloseWithError(errDetached)
+		_ = a.err.CloseWithError(errDetached)
+		a.sb.client(-1)
+	})
+	return nil
+}
+
+// mainResult is the main command's end, as an exec's.
+func (sb *sandbox) mainResult() api.ExecResult {
+	v := sb.view()
+	r := api.ExecResult{ID: mainID, Reason: v.Reason, LimitsHit: v.LimitsHit, Took: api.Duration(v.Ended.Sub(v.Started))}
+	if v.ExitCode != nil {
+		r.ExitCode = *v.ExitCode
+	}
+	if r.ExitCode > exitSignaled {
+		r.Signal = r.ExitCode - exitSignaled
+	}
+	return r
+}
+
+// readLog reads what is kept of the output, also after the sandbox ended.
+func (sb *sandbox) readLog(ctx context.Context, o logs.ReadOptions, emit func(byte, time.Time, []byte) error) error {
+	if sb.log != nil {
+		return sb.log.Read(ctx, o, emit)
+	}
+	l, err := logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes})
+	if err != nil {
+		return err
+	}
+	if err := l.Close(); err != nil { // nothing comes any more
+		return err
+	}
+	return l.Read(ctx, o, emit)
+}

@@ -1,0 +1,266 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/verify"
+)
+
+// prove has PID 1 install the system call filter and try what must fail, and
+// reads everything back from outside. It happens between start and go: no
+// instruction of the agent's has run. One control that is not ok ends it.
+func (s *launch) prove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	filter := s.l.Filters[s.Profile.Seccomp]
+	hello, err := s.sb.host.Hello(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.sb.host.Setup(ctx, agentinit.Setup{Filter: installed(filter)}); err != nil {
+		return err
+	}
+	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true})
+	if err != nil {
+		return err
+	}
+	e, err := s.sb.expect(ctx, "spawn", filter)
+	if err != nil {
+		return err
+	}
+	e.Alone = true
+	pending, err := s.sb.cg.Pending()
+	if err != nil {
+		return err
+	}
+	e.Procs = append(pending, s.sb.pid)
+	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
+	e.Extra = append(e.Extra, verify.FromProbe(probesOf(probes))...)
+	e.Extra = append(e.Extra, keyring(s.id, hello.Keyring))
+	e.Extra = append(e.Extra, netns.Check(s.ns)...)
+	ev := verify.Read(ctx, e)
+	s.sb.rec.FilterDigest = filter.Digest()
+	if !ev.OK {
+		return notProven(ev)
+	}
+	return s.l.Store.AddEvidence(ev)
+}
+
+// notProven is the refusal, naming the controls.
+func notProven(ev api.Evidence) error {
+	var names []string
+	for _, c := range verify.Failed(ev.Controls) {
+		names = append(names, fmt.Sprintf("%s (want %s, is %s)", c.Name, c.Expected, c.Observed))
+	}
+	e := api.Errorf(api.CodeNotProven, "isolation not proven: %s", strings.Join(names, "; ")).
+		WithHint("creel doctor says what this host lacks")
+	e.Evidence = &ev
+	return e
+}
+
+// proveAgain reads everything back from a running sandbox. What PID 1 would
+// say is worth nothing after go, so there is no probe. A control that is not
+// ok any more is drift: an event, and a problem that "creel ps" shows.
+func (sb *sandbox) proveAgain(ctx context.Context, why string) (api.Evidence, error) {
+	filter, err := sb.l.filterOf(&sb.fixed, sb.filterDigest())
+	if err != nil {
+		return api.Evidence{}, err
+	}
+	e, err := sb.expect(ctx, why, filter)
+	if err != nil {
+		return api.Evidence{}, err
+	}
+	sb.mu.Lock()
+	e.OwnNS = map[string]uint64{"net": sb.rec.NetNS}
+	e.StartTime = sb.rec.InitStart
+	e.PID = sb.rec.InitPID
+	sb.proven = time.Now()
+	sb.mu.Unlock()
+	ev := verify.Read(ctx, e)
+	if ended(sb.state()) {
+		return ev, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	if err := sb.l.Store.AddEvidence(ev); err != nil {
+		return ev, err
+	}
+	if !ev.OK {
+		drift := notProven(ev).Error()
+		sb.l.log.ErrorContext(ctx, "drift", "sandbox", sb.id, "controls", drift)
+		sb.l.publish("evidence.drift", sb.identity(), "controls", drift)
+		sb.mu.Lock()
+		sb.rec.Sandbox.Problem = drift
+		sb.mu.Unlock()
+	}
+	return ev, nil
+}
+
+func (sb *sandbox) filterDigest() string {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec.FilterDigest
+}
+
+// expect is what the kernel must say of the sandbox, from its record alone.
+func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) (verify.Expect, error) {
+	exe, err := fileID(filepath.Join(sb.l.dir(sb.id), "init"))
+	if err != nil {
+		return verify.Expect{}, err
+	}
+	var pidfd int
+	if err := control(sb.pidfd, func(fd int) error { pidfd = fd; return nil }); err != nil {
+		return verify.Expect{}, err
+	}
+	r := sb.fixed.Request
+	lim := sb.fixed.Sandbox.Limits
+	return verify.Expect{
+		ID: sb.id, Why: why, PID: sb.pid, PIDFD: pidfd,
+		HostNS:  sb.l.HostNS,
+		HostUID: sb.fixed.Sandbox.HostUID, IDs: spec.RangeSize,
+		AgentUID: spec.AgentUID, AgentGID: spec.AgentGID,
+		Filter: filter.Bytes(),
+		Rlimits: map[string]verify.Rlimit{
+			"nofile":   {Soft: uint64(lim.Files), Hard: uint64(lim.Files)},
+			"core":     {},
+			"msgqueue": {},
+			"memlock":  {Soft: 64 << 10, Hard: 64 << 10},
+		},
+		Mounts:       expectedMounts(sb),
+		ClosedMounts: true,
+		FDs:          initFDs(why == "spawn"),
+		Exe:          exe,
+		Extra:        controls(sb.cg.Controls()),
+		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(r)...),
+	}, nil
+}
+
+func controls(cs []cgroup.Control) []api.Control {
+	out := make([]api.Control, 0, len(cs))
+	for _, c := range cs {
+		out = append(out, api.Control{Name: c.Name, Expected: c.Expected, Observed: c.Observed, OK: c.OK})
+	}
+	return out
+}
+
+// weaker says what this host does not enforce for such a request.
+func weaker(r api.SpawnRequest) []string {
+	for _, m := range r.Mounts {
+		if !m.ReadOnly {
+			return []string{"unix_peers: a Unix socket in a writable mount can be connected to from both sides; mount no directory that holds one you do not want shared"}
+		}
+	}
+	return nil
+}
+
+// initFDs are the descriptors that PID 1 may have: its streams, both ends of
+// the channel, and what the Go runtime polls with. Later also the pipes of
+// the commands that run.
+func initFDs(atStart bool) []verify.FD {
+	fds := []verify.FD{
+		{Num: 0, Target: "/dev/null"},
+		{Num: 1, Target: "/dev/null"},
+		{Num: 2, Target: "/dev/null"},
+		{Num: 100, Target: "socket:"},
+		{Num: 101, Target: "socket:"},
+	}
+	if !atStart {
+		fds = append(fds, verify.FD{Num: -1, Target: "pipe:"}, verify.FD{Num: -1, Target: "/dev/pts/ptmx"})
+	}
+	return fds
+}
+
+func probesOf(rs []agentinit.ProbeResult) []verify.Probe {
+	out := make([]verify.Probe, 0, len(rs))
+	for _, r := range rs {
+		out = append(out, verify.Probe{Name: r.Name, Want: []unix.Errno{r.Want}, Got: r.Got})
+	}
+	return out
+}
+
+// keyring is the control of the session keyring. It cannot be seen from
+// outside; PID 1 reads it before the filter refuses keyctl(2) to everybody.
+func keyring(id, described string) api.Control {
+	parts := strings.SplitN(described, ";", 5)
+	name := parts[len(parts)-1]
+	return api.Control{
+		Name: "keyring.session", Expected: "a fresh one, named after the sandbox", Observed: strconv.Quote(name),
+		OK: len(parts) == 5 && strings.Contains(name, id),
+	}
+}
+
+func fileID(path string) (verify.FileID, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return verify.FileID{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return verify.FileID{Dev: st.Dev, Ino: st.Ino}, nil
+}
+
+// KeepFilters writes each filter under its digest, so that a later daemon
+// with another profile still knows what a running sandbox was given.
+func (l *Launcher) KeepFilters() error {
+	dir := filepath.Join(l.StateDir, "filters")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, f := range l.Filters {
+		path := filepath.Join(dir, f.Digest())
+		if _, err := os.Lstat(path); err == nil {
+			continue
+		}
+		if err := os.WriteFile(path+".new", f.Bytes(), 0o600); err != nil {
+			return err
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// filterOf is the filter that a sandbox was given.
+func (l *Launcher) filterOf(r *store.Record, digest string) (seccomp.Filter, error) {
+	if p, err := l.Policy.Profiles.Get(r.Sandbox.Profile); err == nil {
+		if f, ok := l.Filters[p.Seccomp]; ok && f.Digest() == digest {
+			return f, nil
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(l.StateDir, "filters", filepath.Base(digest)))
+	if err != nil {
+		return nil, fmt.Errorf("filter of sandbox %s: %w", r.Sandbox.ID, err)
+	}
+	f, err := seccomp.ParseFilter(b)
+	if err == nil && f.Digest() != digest {
+		err = fmt.Errorf("filter file %s was changed", digest)
+	}
+	return f, err
+}
+
+// installed is what PID 1 is told to install: the filter, unless a test takes
+// that layer away.
+func installed(f seccomp.Filter) []byte {
+	switch {
+	case failpoint.On("layer.seccomp"):
+		return nil
+	case failpoint.On("layer.seccomp.content"):
+		changed := append(seccomp.Filter(nil), f...)
+		changed[len(changed)-1].K ^= 1
+		return changed.Bytes()
+	}
+	return f.Bytes()
+}

@@ -1,0 +1,316 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/verify"
+)
+
+// Reconcile makes the records and the kernel agree after a restart, however
+// the last daemon ended: what runs is taken over and proven again, what was
+// half made or half removed is undone, and what carries an id that no record
+// knows is removed. It returns when that is done; what could not be is in
+// the records, and is tried again.
+func (l *Launcher) Reconcile(ctx context.Context) error {
+	if err := l.dropSpares(); err != nil {
+		return err
+	}
+	var recs []store.Record
+	if err := l.Store.Sandboxes(func(r store.Record) error {
+		recs = append(recs, r)
+		return nil
+	}); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(cap(l.launches))
+	for _, r := range recs {
+		sb := l.newSandbox(r)
+		l.sandboxes[sb.id] = sb
+		g.Go(func() error { l.reconcile(gctx, sb); return nil })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.removeStrangers(ctx)
+}
+
+// reconcile settles one record.
+func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
+	log := l.log.With("sandbox", sb.id)
+	state := sb.rec.Sandbox.State
+	switch state {
+	case api.StateRunning, api.StatePaused:
+		err := sb.takeOver(ctx)
+		if err == nil {
+			log.InfoContext(ctx, "sandbox taken over")
+			l.publish("sandbox.adopted", sb.identity())
+			return
+		}
+		log.WarnContext(ctx, "sandbox cannot be taken over and is ended", "error", err)
+		why := api.ReasonDied
+		if api.CodeOf(err) == api.CodeNotProven {
+			why = api.ReasonDrift
+		}
+		sb.ending = true
+		sb.finish(ctx, why, nil)
+	case api.StateStopping:
+		sb.rec.Sandbox.State, sb.ending = api.StateRunning, true // finish makes the move again
+		_ = sb.reopen()
+		sb.finish(ctx, sb.rec.Sandbox.Reason, nil)
+	case api.StateStopped:
+		close(sb.done)
+		if sb.rec.Clean {
+			close(sb.gone)
+			return
+		}
+		sb.cleanUp()
+	case api.StateRemoving:
+		close(sb.done)
+		sb.cleanUp()
+		select {
+		case <-sb.gone:
+		default:
+			return // noted in the record
+		}
+		if err := l.drop(sb); err != nil {
+			log.ErrorContext(ctx, "record not removed", "error", err)
+		}
+	default: // creating, unknown: half made
+		close(sb.done)
+		if err := errors.Join(l.undoAll(ctx, sb.id)); err != nil {
+			l.unknown(sb, err)
+			return
+		}
+		if err := l.forget(sb); err != nil {
+			l.unknown(sb, err)
+		}
+	}
+}
+
+// reopen takes the handles on PID 1 and its cgroup, if it is still that
+// process.
+func (sb *sandbox) reopen() error {
+	r := &sb.rec
+	if r.BootID != bootID() {
+		return errors.New("the host was restarted")
+	}
+	pidfd, err := openPidfd(r.InitPID)
+	if err != nil {
+		return err
+	}
+	// The start time is read after the pidfd holds the process, so that it
+	// is this process's.
+	start, err := verify.StartTime(r.InitPID)
+	if err != nil || start != r.InitStart {
+		_ = pidfd.Close()
+		return fmt.Errorf("pid %d is not PID 1 of the sandbox any more: %w", r.InitPID, errors.Join(err))
+	}
+	cg, err := sb.l.Cgroups.Reopen(sb.id, r.InitPID, cgroupLimits(r.Sandbox.Limits))
+	if err != nil {
+		_ = pidfd.Close()
+		return err
+	}
+	sb.pid, sb.pidfd, sb.cg = r.InitPID, pidfd, cg
+	return nil
+}
+
+// takeOver makes a running sandbox this daemon's: the channel is taken again
+// from PID 1, the log goes on where it stopped, and execs whose clients went
+// away with the last daemon are ended.
+func (sb *sandbox) takeOver(ctx context.Context) error {
+	if err := sb.reopen(); err != nil {
+		return err
+	}
+	cctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	host, err := takeHost(cctx, sb.pidfd)
+	if err != nil {
+		return err
+	}
+	sb.host = host
+	live, finished, err := host.Resume(cctx)
+	if err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	if sb.log, err = logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes}); err != nil {
+		return err
+	}
+	if err := sb.takeStreams(live, finished); err != nil {
+		return err
+	}
+	if err := sb.endLost(cctx, finished); err != nil {
+		return err
+	}
+	if _, err := sb.proveAgain(ctx, "reconcile"); err != nil {
+		return err
+	}
+	sb.watch()
+	return nil
+}
+
+// takeStreams takes the main command's streams from PID 1 again.
+func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finished) error {
+	if len(sb.fixed.Request.Command) == 0 {
+		return nil
+	}
+	var kept []int
+	for _, p := range live {
+		if p.ID == mainID {
+			kept = p.KeepFDs
+		}
+	}
+	for _, p := range finished {
+		if p.ID == mainID {
+			kept = p.KeepFDs
+		}
+	}
+	var files []*os.File
+	for _, n := range kept {
+		f, err := sb.takeKept(n)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
+	if sb.fixed.Request.TTY {
+		if len(files) != 1 {
+			return fmt.Errorf("PID 1 keeps %d descriptors of the terminal, want 1", len(files))
+		}
+		sb.adoptMain(&stdio{master: files[0]})
+		return nil
+	}
+	if len(files) < keptStdin {
+		return fmt.Errorf("PID 1 keeps %d descriptors of the main command, want at least %d", len(files), keptStdin)
+	}
+	s := &stdio{stdout: files[keptOut], stderr: files[keptErr]}
+	if len(files) > keptStdin {
+		s.stdin = files[keptStdin]
+	}
+	sb.adoptMain(s)
+	return nil
+}
+
+// takeKept takes one descriptor from PID 1. Which one is PID 1's word, so it
+// is looked at before it is used: a pipe or a terminal, nothing else.
+func (sb *sandbox) takeKept(n int) (*os.File, error) {
+	var fd int
+	err := control(sb.pidfd, func(pidfd int) (err error) {
+		fd, err = unix.PidfdGetfd(pidfd, n, 0)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d of PID 1: %w", n, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFIFO && kind != unix.S_IFCHR {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("descriptor %d of PID 1 is neither a pipe nor a terminal", n)
+	}
+	return os.NewFile(uintptr(fd), "kept"), nil // nonblocking since it was made
+}
+
+// endLost ends the execs of the last daemon's clients, which went away with
+// it, and forgets the results nobody waits for.
+func (sb *sandbox) endLost(ctx context.Context, finished []agentinit.Finished) error {
+	for _, id := range sb.cg.Execs() {
+		if id == mainID {
+			continue
+		}
+		cg, err := sb.cg.Exec(id)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(cg.Kill(ctx), cg.Remove()); err != nil {
+			return fmt.Errorf("exec %s: %w", id, err)
+		}
+		sb.l.publish("exec.ended", sb.identity(), "exec", id, "reason", string(api.ReasonLost))
+	}
+	for _, p := range finished {
+		if p.ID != mainID {
+			_ = sb.host.Ack(ctx, p.ID)
+		}
+	}
+	return nil
+}
+
+// removeStrangers removes what carries an id that no record knows: left by a
+// crash between an effect and its record, or by a lost state file.
+func (l *Launcher) removeStrangers(ctx context.Context) error {
+	ids, err := l.Leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		l.log.WarnContext(ctx, "removing what no record knows", "sandbox", id)
+		if err := l.undoAll(ctx, id); err != nil {
+			l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+			continue
+		}
+		if err := os.RemoveAll(l.logDir(id)); err != nil {
+			l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+		}
+	}
+	return nil
+}
+
+// Leftovers are the ids that something in the kernel or on disk carries and
+// no record knows.
+func (l *Launcher) Leftovers(ctx context.Context) ([]string, error) {
+	ids, err := l.Runtime.IDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	more, err := l.Cgroups.List()
+	if err != nil {
+		return nil, err
+	}
+	layers, err := l.layers.List()
+	if err != nil {
+		return nil, err
+	}
+	ids = slices.Concat(ids, more, layers)
+	for _, dir := range []string{filepath.Join(l.RunDir, "sandboxes"), filepath.Join(l.StateDir, "logs")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			ids = append(ids, e.Name())
+		}
+	}
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(ids, func(id string) bool { return l.sandboxes[id] != nil }), nil
+}
+
+// InUse is the id ranges of records, for the pool, before a Launcher exists.
+func InUse(s *store.Store) ([]uint32, error) {
+	var in []uint32
+	err := s.Sandboxes(func(r store.Record) error {
+		if !r.Clean {
+			in = append(in, r.Sandbox.HostUID)
+		}
+		return nil
+	})
+	return in, err
+}

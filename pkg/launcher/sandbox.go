@@ -1,0 +1,211 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/store"
+)
+
+// sandbox is one sandbox in memory: its record and, while it runs, the
+// handles on its kernel objects.
+type sandbox struct {
+	l  *Launcher
+	id string
+	// fixed is the part of the record that never changes: who and what.
+	fixed store.Record
+
+	// These are set before the sandbox is running and do not change then.
+	pid    int      // PID 1's, on the host
+	pidfd  *os.File // nonblocking, of PID 1
+	host   *agentinit.Host
+	cg     *cgroup.Sandbox
+	log    *logs.Log
+	master *os.File // the main command's terminal, nil without one
+	stdin  *os.File // the main command's input, nil without one
+
+	done chan struct{} // closed when the sandbox has ended and that is on disk
+	gone chan struct{} // closed when nothing is left of it but its record
+
+	mu       sync.Mutex
+	rec      store.Record
+	execs    map[string]*session
+	clients  int       // attached and listening
+	busy     time.Time // when something was last seen to happen
+	ending   bool
+	idle     bool // paused because it was idle: the next exec resumes it
+	cpu      time.Duration
+	proven   time.Time      // when evidence was last taken
+	askedFor api.Reason     // why the main command is about to end
+	output   sync.WaitGroup // captures of the main command's output
+	timeout  *time.Timer    // of the main command
+	hits     map[string]int64
+}
+
+func (l *Launcher) newSandbox(rec store.Record) *sandbox {
+	return &sandbox{
+		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
+		done: make(chan struct{}), gone: make(chan struct{}),
+		execs: map[string]*session{}, busy: time.Now(),
+		hits: map[string]int64{},
+	}
+}
+
+// identity is the record as it was at the start; only what never changes may
+// be read from it.
+func (sb *sandbox) identity() *store.Record { return &sb.fixed }
+
+func (sb *sandbox) state() api.State {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec.Sandbox.State
+}
+
+// view is what callers see.
+func (sb *sandbox) view() api.Sandbox {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	v := sb.rec.Sandbox
+	v.Execs = 0
+	for _, s := range sb.execs {
+		if !s.internal {
+			v.Execs++
+		}
+	}
+	v.LimitsHit = sb.hitsLocked()
+	return v
+}
+
+func (sb *sandbox) hitsLocked() map[string]int64 {
+	out := map[string]int64{}
+	for k, n := range sb.rec.Sandbox.LimitsHit {
+		out[k] = n
+	}
+	for k, n := range sb.hits {
+		out[k] += n
+	}
+	if sb.cg != nil && !ended(sb.rec.Sandbox.State) {
+		for k, n := range sb.cg.Hits() {
+			out[k] = max(out[k], n)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// move changes the state in memory and on disk, in one commit.
+func (sb *sandbox) move(to api.State, change func(*store.Record)) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if err := checkMove(sb.rec.Sandbox.State, to); err != nil {
+		return err
+	}
+	next := sb.rec
+	next.Sandbox.State = to
+	if change != nil {
+		change(&next)
+	}
+	if err := sb.l.Store.PutSandbox(next); err != nil {
+		return fmt.Errorf("sandbox %s: %w", sb.id, err)
+	}
+	sb.rec = next
+	return nil
+}
+
+// active is nil if the sandbox takes commands; one that was paused for being
+// idle is woken.
+func (sb *sandbox) active(ctx context.Context) error {
+	sb.mu.Lock()
+	state, idle := sb.rec.Sandbox.State, sb.idle
+	sb.busy = time.Now()
+	sb.mu.Unlock()
+	switch {
+	case state == api.StateRunning:
+		return nil
+	case state == api.StatePaused && idle:
+		return sb.resume(ctx)
+	case state == api.StatePaused:
+		return api.Errorf(api.CodeConflict, "sandbox %s is paused", sb.id).WithHint("creel resume " + sb.fixed.Sandbox.Name)
+	}
+	return api.Errorf(api.CodeConflict, "sandbox %s is %s", sb.id, state).WithHint("creel inspect tells why it ended")
+}
+
+// client counts a caller that is listening; the sandbox is not idle meanwhile.
+func (sb *sandbox) client(n int) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.clients += n
+	sb.busy = time.Now()
+}
+
+// dir is the sandbox's own directory, lost at reboot.
+func (l *Launcher) dir(id string) string { return filepath.Join(l.RunDir, "sandboxes", id) }
+
+func (l *Launcher) logDir(id string) string { return filepath.Join(l.StateDir, "logs", id) }
+
+// openPidfd gives a descriptor of a process that the poller can wait for.
+func openPidfd(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	return os.NewFile(uintptr(fd), fmt.Sprintf("pidfd %d", pid)), nil
+}
+
+// waitPidfd returns when the process has ended, or the file is closed.
+func waitPidfd(pidfd *os.File) error {
+	c, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return c.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n == 1
+	})
+}
+
+// signalPidfd sends sig; a process that has ended already is no error.
+func signalPidfd(pidfd *os.File, sig unix.Signal) error {
+	err := control(pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
+	if err == unix.ESRCH {
+		return nil
+	}
+	return err
+}
+
+// release lets go of the handles without touching the sandbox.
+func (sb *sandbox) release() {
+	sb.mu.Lock()
+	sessions := make([]*session, 0, len(sb.execs))
+	for _, s := range sb.execs {
+		sessions = append(sessions, s)
+	}
+	if sb.timeout != nil {
+		sb.timeout.Stop()
+	}
+	sb.mu.Unlock()
+	for _, s := range sessions {
+		_ = s.Close()
+	}
+	if sb.host != nil {
+		_ = sb.host.Close()
+	}
+	if sb.pidfd != nil {
+		_ = sb.pidfd.Close()
+	}
+	if sb.log != nil {
+		_ = sb.log.Close()
+	}
+}

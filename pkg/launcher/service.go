@@ -1,0 +1,235 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/server"
+)
+
+// Spawn admits a request and launches it.
+func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	a, err := admission.Resolve(req, l.Policy)
+	if err != nil {
+		return nil, err
+	}
+	return l.Launch(ctx, c, a, dirs)
+}
+
+// List is the caller's sandboxes, newest first.
+func (l *Launcher) List(_ context.Context, c peer.Cred, o server.ListOptions) ([]api.Sandbox, error) {
+	out := []api.Sandbox{}
+	for _, sb := range l.all() {
+		if !mayUse(c, sb.identity()) {
+			continue
+		}
+		v := sb.view()
+		if wanted(v, o) {
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Sandbox) int { return b.Created.Compare(a.Created) })
+	return out, nil
+}
+
+func wanted(v api.Sandbox, o server.ListOptions) bool {
+	switch {
+	case v.State == api.StateRemoving:
+		return false
+	case o.State != "" && v.State != o.State:
+		return false
+	case o.State == "" && !o.All && ended(v.State):
+		return false
+	case o.Agent != "" && v.Agent != o.Agent:
+		return false
+	}
+	for k, want := range o.Labels {
+		if have, ok := v.Labels[k]; !ok || have != want {
+			return false
+		}
+	}
+	return true
+}
+
+// Get is one sandbox.
+func (l *Launcher) Get(_ context.Context, c peer.Cred, ref string) (*api.Sandbox, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	v := sb.view()
+	return &v, nil
+}
+
+// Stop ends a sandbox and says how it ended.
+func (l *Launcher) Stop(ctx context.Context, c peer.Cred, ref string, grace time.Duration) (*api.WaitResult, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := sb.stop(ctx, grace); err != nil {
+		return nil, err
+	}
+	return sb.result(), nil
+}
+
+// Kill sends a signal to the main command; SIGKILL ends the sandbox.
+func (l *Launcher) Kill(_ context.Context, c peer.Cred, ref string, sig syscall.Signal) error {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return err
+	}
+	return sb.kill(sig)
+}
+
+// Pause freezes the agent's processes.
+func (l *Launcher) Pause(ctx context.Context, c peer.Cred, ref string) error {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return err
+	}
+	return sb.pause(ctx, false)
+}
+
+// Resume lets them go on.
+func (l *Launcher) Resume(ctx context.Context, c peer.Cred, ref string) error {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return err
+	}
+	return sb.resume(ctx)
+}
+
+// Remove forgets an ended sandbox.
+func (l *Launcher) Remove(ctx context.Context, c peer.Cred, ref string, force bool) error {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return err
+	}
+	return sb.remove(ctx, force)
+}
+
+// Wait returns when the sandbox has ended.
+func (l *Launcher) Wait(ctx context.Context, c peer.Cred, ref string) (*api.WaitResult, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-sb.done:
+		return sb.result(), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (sb *sandbox) result() *api.WaitResult {
+	v := sb.view()
+	r := &api.WaitResult{ID: v.ID, State: v.State, Reason: v.Reason, LimitsHit: v.LimitsHit}
+	if v.ExitCode != nil {
+		r.ExitCode = *v.ExitCode
+	}
+	return r
+}
+
+// Exec starts a command.
+func (l *Launcher) Exec(ctx context.Context, c peer.Cred, ref string, req api.ExecRequest) (server.Session, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	s, err := sb.exec(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Attach joins the main command.
+func (l *Launcher) Attach(ctx context.Context, c peer.Cred, ref string, o server.AttachOptions) (server.Session, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	a, err := sb.attach(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Logs reads the main command's output.
+func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return err
+	}
+	follow := o.Follow && !ended(sb.state())
+	if follow {
+		sb.client(1)
+		defer sb.client(-1)
+	}
+	opts := logs.ReadOptions{Follow: follow, Tail: max(o.Tail, 0), Since: o.Since}
+	if o.Tail == 0 && opts.Since.IsZero() {
+		opts.Since = time.Now() // no line of what is kept
+	}
+	return sb.readLog(ctx, opts, emit)
+}
+
+// Stats is what a sandbox uses now.
+func (l *Launcher) Stats(_ context.Context, c peer.Cred, ref string) (*api.Stats, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if ended(sb.state()) {
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	st, err := sb.cg.Stats()
+	if err != nil {
+		return nil, err
+	}
+	st.Name = sb.view().Name
+	return &st, nil
+}
+
+// Events gives the events that the caller may see.
+func (l *Launcher) Events(ctx context.Context, c peer.Cred, after uint64, emit func(api.Event) error) error {
+	own := fmt.Sprint(c.UID)
+	return l.Bus.Follow(ctx, after, func(e api.Event) error {
+		if c.UID != 0 && e.Fields[callerField] != own {
+			return nil
+		}
+		return emit(e)
+	})
+}
+
+// Evidence is what was proven of a sandbox, newest first.
+func (l *Launcher) Evidence(ctx context.Context, c peer.Cred, ref string, fresh bool) ([]api.Evidence, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if fresh {
+		if ended(sb.state()) {
+			return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended; its evidence is kept, and cannot be taken again", sb.id)
+		}
+		if _, err := sb.proveAgain(ctx, "request"); err != nil {
+			return nil, err
+		}
+	}
+	kept, err := l.Store.Evidence(sb.id)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(kept)
+	return kept, nil
+}
