@@ -45,6 +45,9 @@ func Leftovers(dir string) ([]string, error) {
 		return nil, err
 	}
 	dir = filepath.Clean(dir)
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = resolved // as the table has it
+	}
 	var out []string
 	for _, e := range es {
 		if e.point == dir || strings.HasPrefix(e.point, strings.TrimSuffix(dir, "/")+"/") {

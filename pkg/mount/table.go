@@ -34,16 +34,19 @@ func mountOf(proc *os.File, fd int) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	es, err := table(proc, "thread-self")
+	found := entry{}
+	err = scan(proc, "thread-self", func(e entry) {
+		if e.id == id {
+			found = e
+		}
+	})
 	if err != nil {
 		return entry{}, err
 	}
-	for _, e := range es {
-		if e.id == id {
-			return e, nil
-		}
+	if found.fsType == "" {
+		return entry{}, errNotHere
 	}
-	return entry{}, errNotHere
+	return found, nil
 }
 
 // mountID is the id, in mountinfo, of the mount that fd is on.
@@ -60,31 +63,37 @@ func mountID(fd int) (uint64, error) {
 }
 
 // table is the mount table of the process's (or "thread-self"'s) namespace.
-func table(proc *os.File, process string) ([]entry, error) {
+func table(proc *os.File, process string) (out []entry, err error) {
+	err = scan(proc, process, func(e entry) { out = append(out, e) })
+	return out, err
+}
+
+// scan calls fn for each line. It keeps nothing, since a caller can have
+// 100,000 mounts in a namespace of its own (fs.mount-max).
+func scan(proc *os.File, process string, fn func(entry)) error {
 	fd, err := unix.Openat(int(proc.Fd()), process+"/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("mount table: %w", err)
+		return fmt.Errorf("mount table: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "mountinfo")
 	defer f.Close()
-	return parse(f)
+	return parse(f, fn)
 }
 
-func parse(r io.Reader) ([]entry, error) {
-	var out []entry
+func parse(r io.Reader, fn func(entry)) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 1<<20) // overlay options can be long
 	for sc.Scan() {
 		e, err := parseLine(sc.Bytes())
 		if err != nil {
-			return nil, fmt.Errorf("mount table: %w", err)
+			return fmt.Errorf("mount table: %w", err)
 		}
-		out = append(out, e)
+		fn(e)
 	}
 	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("mount table: %w", err)
+		return fmt.Errorf("mount table: %w", err)
 	}
-	return out, nil
+	return nil
 }
 
 // parseLine reads "36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/x rw".

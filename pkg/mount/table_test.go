@@ -11,8 +11,8 @@ func TestParse(t *testing.T) {
 	in := `22 27 0:21 / /proc rw,relatime - proc proc rw
 36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime,idmapped master:1 shared:2 - ext3 /dev/root rw,errors=continue
 40 35 0:50 / / ro - fuse.sshfs a - b rw`
-	got, err := parse(strings.NewReader(in))
-	if err != nil {
+	var got []entry
+	if err := parse(strings.NewReader(in), func(e entry) { got = append(got, e) }); err != nil {
 		t.Fatal(err)
 	}
 	want := []entry{
@@ -24,7 +24,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("parse (-want +got):\n%s", diff)
 	}
 	for _, bad := range []string{"22 27 0:21 / /proc rw", "x 27 0:21 / /proc rw - proc proc rw", " - ", "1 2 3 4 5 6 - "} {
-		if _, err := parse(strings.NewReader(bad)); err == nil {
+		if err := parse(strings.NewReader(bad), func(entry) {}); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}

@@ -90,6 +90,10 @@ func New(root, mkfs string) (*Maker, error) {
 	if err := os.MkdirAll(filepath.Join(root, nameTemplates), 0o700); err != nil {
 		return nil, fmt.Errorf("writable layers: %w", err)
 	}
+	root, err := filepath.EvalSymlinks(root) // as the kernel names a loop device's file
+	if err != nil {
+		return nil, fmt.Errorf("writable layers: %w", err)
+	}
 	return &Maker{root: root, mkfs: mkfs}, nil
 }
 

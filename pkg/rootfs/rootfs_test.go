@@ -53,8 +53,13 @@ func TestMain(m *testing.M) {
 func newMaker(t testing.TB) (*rootfs.Maker, string) {
 	t.Helper()
 	kerneltest.Require(t, kerneltest.Root)
-	root := filepath.Join(t.TempDir(), "rootfs")
-	m, err := rootfs.New(root, "")
+	dir := t.TempDir()
+	root := filepath.Join(dir, "rootfs")
+	// By a symlink, as /var/run is.
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	m, err := rootfs.New(filepath.Join(dir, "link", "rootfs"), "")
 	if err != nil {
 		t.Fatal(err)
 	}
