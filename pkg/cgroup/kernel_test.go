@@ -400,7 +400,7 @@ func TestKillForkBomb(t *testing.T) {
 	if p, err := s.Pending(); len(p) != 0 || err != nil {
 		t.Errorf("Pending = %v, %v", p, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	n := len(pids(t, e))
 	began := time.Now()
@@ -491,7 +491,7 @@ func TestFreeze(t *testing.T) {
 	pid := pids(t, e)[0]
 	waitFor(t, "the agent to stop", func() bool { return strings.Contains("DS", state(t, pid)) })
 	// An exec of a paused sandbox can be killed alone.
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := e.Kill(ctx); err != nil {
 		t.Fatal(err)
