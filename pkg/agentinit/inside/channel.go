@@ -35,8 +35,8 @@ func (q *outQueue) push(msg []byte) {
 	q.list = append(q.list, append([]byte(nil), msg...))
 }
 
-func (q *outQueue) pop()            { q.list = q.list[1:] }
-func (q *outQueue) queued() int     { return len(q.list) }
+func (q *outQueue) pop()        { q.list = q.list[1:] }
+func (q *outQueue) queued() int { return len(q.list) }
 
 // packetChannel is a SOCK_SEQPACKET socket; descriptors come with messages.
 type packetChannel struct {
