@@ -69,6 +69,10 @@ func parse(oob []byte) ([]int, error) {
 			err = fmt.Errorf("control message of level %d and type %d; only SCM_RIGHTS is expected", m.Header.Level, m.Header.Type)
 			continue
 		}
+		if len(m.Data)%4 != 0 { // ParseUnixRights would panic
+			err = fmt.Errorf("control message with %d bytes of descriptors", len(m.Data))
+			continue
+		}
 		got, perr := unix.ParseUnixRights(&m)
 		if perr != nil {
 			err = fmt.Errorf("control message: %w", perr)
