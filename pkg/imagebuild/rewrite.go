@@ -15,6 +15,7 @@ import (
 const (
 	maxEntries = 1 << 20 // an image has about ten thousand
 	maxText    = 64 << 20
+	maxBytes   = 16 << 30 // of all files; an image has a quarter of one
 )
 
 // rewriter turns mmdebstrap's tar into a layer.
@@ -25,6 +26,7 @@ type rewriter struct {
 	edits   map[string]func([]byte) ([]byte, error)
 	dropped Dropped
 	status  []byte // dpkg's database, for the list of packages
+	bytes   int64  // of all files so far
 }
 
 // rewrite copies the system in r to w as one layer: see the package comment.
@@ -156,6 +158,10 @@ func (rw *rewriter) header(name string, h *tar.Header) (*tar.Header, error) {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
+		// A sparse file is a few bytes that stand for any number.
+		if rw.bytes += h.Size; isSparse(h) || rw.bytes > maxBytes {
+			return nil, errors.New("the file is sparse or the image too large")
+		}
 		out.Size = h.Size
 	case tar.TypeSymlink:
 		if h.Linkname == "" || strings.ContainsRune(h.Linkname, 0) {
@@ -173,6 +179,15 @@ func (rw *rewriter) header(name string, h *tar.Header) (*tar.Header, error) {
 		out.Linkname = target
 	}
 	return out, nil
+}
+
+func isSparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 func hasXattrs(h *tar.Header) bool {
