@@ -183,6 +183,21 @@ func TestManyExecs(t *testing.T) {
 		run(i)
 	}
 	pid := s.cmd.Process.Pid
+	want := agentinit.Descriptors()
+	for _, fd := range openFDs(t, pid) {
+		var n int
+		var link string
+		if _, err := fmt.Sscan(fd, &n, &link); err != nil {
+			t.Fatal(err)
+		}
+		if target, ok := want[n]; !ok || !strings.HasPrefix(link, target) {
+			t.Errorf("descriptor %s of PID 1 is not in Descriptors", fd)
+		}
+		delete(want, n)
+	}
+	if len(want) != 0 {
+		t.Errorf("descriptors missing in PID 1: %v", want)
+	}
 	fds, mine := openFDs(t, pid), len(openFDs(t, os.Getpid()))
 	for i := 50; i < n; i++ {
 		run(i)

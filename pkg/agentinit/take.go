@@ -13,6 +13,20 @@ import (
 // DaemonFD is the descriptor in creel-init that is the daemon's end.
 const DaemonFD = 101
 
+// Descriptors are what creel-init has open when it has answered Hello, and
+// before it was told to start anything: number and beginning of the link in
+// /proc/PID/fd. While a process waits for its release there is one more
+// socket; the descriptors to keep (and the pipes or terminal of Bytes) are
+// there until its Ack. It has never anything else.
+func Descriptors() map[int]string {
+	return map[int]string{
+		0: "/dev/null", 1: "/dev/null", 2: "/dev/null", 3: "/dev/null",
+		4: "anon_inode:[eventpoll]", 5: "anon_inode:[eventfd]", // the Go runtime's
+		100: "socket:", DaemonFD: "socket:", 102: "anon_inode:[eventpoll]",
+		104: "pipe:", 105: "pipe:",
+	}
+}
+
 // Take gets the daemon's end of the channel out of the creel-init that pidfd
 // refers to, and begins to read it. It waits until creel-init is so far; it
 // ends when the process does or with ctx. pidfd stays the caller's. It needs

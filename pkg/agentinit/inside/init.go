@@ -16,6 +16,7 @@ package inside
 import (
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/creel-sandbox/creel/pkg/agentinit/internal/wire"
@@ -27,6 +28,10 @@ const (
 	DaemonFD = 101 // the daemon's, which PID 1 never uses
 	epollFD  = 102
 	outFD    = 103 // where a stream is written
+	sigRFD   = 104 // the pipe of signals
+	sigWFD   = 105
+
+	daemonEnd = 106 // where DaemonFD is until pairUp
 )
 
 // FileOpName is argv[0] of a process that does one file operation.
@@ -108,6 +113,10 @@ func run(stream bool) syscall.Errno {
 	if e := prepare(stream); e != 0 {
 		return e
 	}
+	// The runtime opens a poll set of its own with its first timer, which
+	// would be the first one after a garbage collection: PID 1's descriptors
+	// are compared with the proof's for as long as it lives.
+	time.Sleep(1)
 	sigs, e := takeSignals()
 	if e != 0 {
 		return e
@@ -196,12 +205,8 @@ func prepare(stream bool) syscall.Errno {
 	if e := moveTo(a, InitFD); e != 0 {
 		return e
 	}
-	daemonEnd = b
-	return 0
+	return moveTo(b, daemonEnd)
 }
-
-// daemonEnd is the daemon's end until pairUp.
-var daemonEnd = -1
 
 // pairUp gives the daemon's end its number, by which the daemon takes it:
 // from here on PID 1 listens.

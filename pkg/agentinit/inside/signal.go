@@ -47,7 +47,13 @@ func takeSignals() (int, syscall.Errno) {
 	}
 	setNonblock(r)
 	setNonblock(w)
-	signalPipe = int32(w)
+	if e := moveTo(r, sigRFD); e != 0 {
+		return -1, e
+	}
+	if e := moveTo(w, sigWFD); e != 0 {
+		return -1, e
+	}
+	signalPipe = sigWFD
 	def := sigaction{}
 	ours := sigaction{handler: signalHandlerPC(), flags: saOnstack | saRestart, restorer: signalRestorerPC()}
 	if ours.restorer != 0 {
@@ -65,7 +71,7 @@ func takeSignals() (int, syscall.Errno) {
 			return -1, e
 		}
 	}
-	return r, 0
+	return sigRFD, 0
 }
 
 func isForwarded(s syscall.Signal) bool {
