@@ -75,7 +75,7 @@ func (e *env) cycle(b *testing.B, id, rt string, took map[string][]time.Duration
 // BenchmarkIdle reports the memory of idle shims, in KiB each, and what their
 // creation took, by the collector's settings.
 func BenchmarkIdle(b *testing.B) {
-	for _, shimEnv := range [][]string{{}, {"GOGC=50"}, {"GOGC=25"}, {"GOGC=10"}} {
+	for _, shimEnv := range [][]string{{}, {"GOGC=25"}} {
 		b.Run(strings.Join(append([]string{"env"}, shimEnv...), ","), func(b *testing.B) {
 			e := start(b)
 			importBusybox(b, e)

@@ -58,10 +58,6 @@ var required = []string{
 	"io.containerd.shim.v1.manager",
 }
 
-// defaultShimEnv is the environment of the shims, on top of containerd's. A
-// shim idles; a small heap matters more than its speed.
-var defaultShimEnv = []string{"GOGC=25", "GOMAXPROCS=2"}
-
 // maxSocketDir is the longest directory in which containerd accepts shim
 // sockets: sun_path's 107 bytes less "/" and a SHA-256 in hex
 // (core/runtime/v2/socket_linux.go).
@@ -89,11 +85,7 @@ func containerdConfig(c Config) (string, error) {
 	line("[plugins.\"io.containerd.shim.v1.manager\"]")
 	// Not the default, /run/containerd/s, which every containerd shares.
 	line("socket_dir = %s", strconv.Quote(sockets))
-	env := c.ShimEnv
-	if env == nil {
-		env = defaultShimEnv
-	}
-	line("env = %s", list(env))
+	line("env = %s", list(c.ShimEnv))
 	line("[plugins.\"io.containerd.metadata.v1.bolt\"]")
 	line("content_sharing_policy = \"shared\"")
 	line("no_sync = %t", c.NoSync)
