@@ -104,6 +104,15 @@ bin/creel bin/creel-init: FORCE
 	@mkdir -p bin
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
+# creeld as the crash tests want it: any step can be made to fail, or to kill
+# the daemon, from outside. Never installed.
+.PHONY: build-failpoint
+build-failpoint: bin/creeld-failpoint
+
+bin/creeld-failpoint: FORCE
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -tags failpoint -ldflags '$(LDFLAGS)' -o $@ ./cmd/creeld
+
 .PHONY: cross
 cross: ## Check that everything builds for arm64
 	@CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -trimpath ./...
@@ -153,15 +162,15 @@ fuzz: ## Fuzz each target for FUZZTIME (60s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: test-integration
-test-integration: deps-test tools build image ## Tests against a real containerd; T=Name runs one (as root)
+test-integration: deps-test tools build build-failpoint image ## Tests against a real containerd; T=Name runs one (as root)
 	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') ./integration/...
 
 .PHONY: test-vm
-test-vm: tools build image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
+test-vm: tools build build-failpoint image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
 	@$(GO) run ./integration/vm/run -suite $(VM_SUITE) -qemu-floor $(QEMU_FLOOR)
 
 .PHONY: soak
-soak: tools build image ## Long forms of the tests, hours (as root)
+soak: tools build build-failpoint image ## Long forms of the tests, hours (as root)
 	@CREEL_SOAK=1 CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 6h ./integration/...
 	@hack/fuzz.sh $(FUZZTIME)
 

@@ -15,9 +15,10 @@ done
 
 # Private parts apart from the two commands, so that creel's containerd and
 # runtimes are never found by way of PATH.
-install -d "$root/bin" "$root/lib/creel"
+lib=$prefix/lib/creel/bin
+install -d "$root/bin" "$destdir$lib"
 install -m 0755 bin/creeld bin/creel "$root/bin/"
-install -m 0755 bin/creel-init bin/containerd bin/containerd-shim-runc-v2 bin/ctr bin/crun bin/runc "$root/lib/creel/"
+install -m 0755 bin/creel-init bin/containerd bin/containerd-shim-runc-v2 bin/ctr bin/crun bin/runc "$destdir$lib/"
 
 install -d "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/lib/tmpfiles.d"
 sed "/^ExecStart=/s|@bindir@|$prefix/bin|" systemd/creeld.service >"$root/lib/systemd/system/creeld.service"
@@ -38,7 +39,9 @@ completion fish "$root/share/fish/vendor_completions.d/creel.fish"
 conf=$destdir/etc/creel/creeld.toml
 install -d "$(dirname "$conf")"
 if [ ! -e "$conf" ]; then
-	bin/creeld config default >"$conf.new"
+	bin/creeld config default | sed "s|^bin_dir = .*|bin_dir = \"$lib\"|" >"$conf.new"
+	grep -qxF "bin_dir = \"$lib\"" "$conf.new"
+	bin/creeld config check "$conf.new" >&2
 	chmod 0644 "$conf.new"
 	mv "$conf.new" "$conf"
 fi
