@@ -42,6 +42,9 @@ type Error struct {
 	Problems  []Problem `json:"problems,omitempty"`
 	// Evidence is set with isolation_not_proven.
 	Evidence *Evidence `json:"evidence,omitempty"`
+	// ExitCode is set when the command of a spawn could not be executed: what
+	// a shell would exit with, 126 or 127.
+	ExitCode int `json:"exit_code,omitempty"`
 	cause    error
 }
 

@@ -22,10 +22,10 @@ import (
 // The exit codes of creel itself. run and exec exit with the command's own
 // code otherwise.
 const (
-	exitFailed  = 1
-	exitMisuse  = 2
-	exitOwn     = 125 // of run and exec: creel failed, not the command
-	exitTimeout = 124
+	exitFailed   = 1
+	exitMisuse   = 2
+	exitOwn      = 125 // of run and exec: creel failed, not the command
+	exitNotFound = 127 // as a shell's
 )
 
 // Stdio is where a command line reads and writes.
@@ -87,13 +87,13 @@ func Main(ctx context.Context, args []string, stdio Stdio) int {
 	case isUsage(cmd, err):
 		code = exitMisuse
 	}
-	if cmd != nil && cmd.Annotations[ownExit] != "" && (ee == nil || ee.err != nil) {
+	if cmd != nil && cmd.Annotations[ownExit] != "" && (code == exitFailed || code == exitMisuse) && show != nil {
 		code = exitOwn
 	}
 	if show != nil {
 		a.printError(show)
 	}
-	if show != nil && (code == exitMisuse || isUsage(cmd, err)) {
+	if show != nil && isUsage(cmd, err) {
 		fmt.Fprintf(a.Err, "See: %s --help\n", cmd.CommandPath())
 	}
 	return code

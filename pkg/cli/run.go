@@ -156,9 +156,13 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 			return &exitError{exitOwn, err}
 		}
 	}
+	// In the foreground creel removes it itself, when it has all the output:
+	// the daemon could be done with a short command before creel has joined it.
+	remove := req.Remove && foreground
+	req.Remove = req.Remove && !foreground
 	res, err := a.spawn(ctx, req)
 	if err != nil {
-		return &exitError{exitOwn, err}
+		return a.spawnFailed(ctx, req, err)
 	}
 	if req.Trace && !a.json {
 		if err := writeTrace(a, res.Trace); err != nil {
@@ -172,7 +176,38 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 		_, err := fmt.Fprintln(a.Out, res.Sandbox.ID)
 		return err
 	}
-	return a.foreground(ctx, req, res.Sandbox)
+	err = a.foreground(ctx, req, res.Sandbox)
+	if remove {
+		err = a.removeAfter(ctx, res.Sandbox, err)
+	}
+	return err
+}
+
+// spawnFailed is creel's own failure, unless it is the command that could not
+// be executed.
+func (a *app) spawnFailed(ctx context.Context, req api.SpawnRequest, err error) error {
+	var e *api.Error
+	if !errors.As(err, &e) || e.ExitCode == 0 {
+		return &exitError{exitOwn, err}
+	}
+	if e.ExitCode == exitNotFound {
+		a.hintImage(ctx, req)
+	}
+	return &exitError{e.ExitCode, err}
+}
+
+// removeAfter removes the sandbox of a run that is over. The command's exit
+// code says more than a removal that failed.
+func (a *app) removeAfter(ctx context.Context, sb api.Sandbox, err error) error {
+	rerr := a.client().Remove(ctx, sb.ID, true)
+	if rerr == nil || api.CodeOf(rerr) == api.CodeNotFound {
+		return err
+	}
+	if err == nil {
+		return &exitError{exitOwn, fmt.Errorf("remove sandbox %s: %w", sb.Name, rerr)}
+	}
+	a.printError(fmt.Errorf("remove sandbox %s: %w", sb.Name, rerr))
+	return err
 }
 
 func (a *app) spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
@@ -200,7 +235,7 @@ func (a *app) foreground(ctx context.Context, req api.SpawnRequest, sb api.Sandb
 		err = fmt.Errorf("%w; the sandbox may be running on: creel logs -f %s", err, sb.Name)
 		return &exitError{exitOwn, err}
 	}
-	if res.ExitCode == 127 {
+	if res.ExitCode == exitNotFound {
 		a.hintImage(ctx, req)
 	}
 	return a.finish(req.Command, res)

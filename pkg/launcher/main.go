@@ -3,7 +3,6 @@ package launcher
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -65,8 +64,9 @@ func (sb *sandbox) startMain(ctx context.Context, a *admission.Admitted) (stamp 
 	})
 	var failed *agentinit.ExecError
 	if errors.As(err, &failed) {
-		return 0, api.Errorf(api.CodeInvalid, "%s: %w", r.Command[0], err).
-			WithHint(fmt.Sprintf("a shell would exit with %d", failed.ExitCode()))
+		refusal := api.Errorf(api.CodeInvalid, "%s: %w", r.Command[0], err)
+		refusal.ExitCode = failed.ExitCode()
+		return 0, refusal
 	}
 	if err != nil {
 		return 0, err

@@ -172,6 +172,9 @@ func (d *Daemon) Spawn(_ context.Context, _ server.Caller, req api.SpawnRequest,
 	if err != nil {
 		return nil, err
 	}
+	if b.proc.ended() && b.proc.result.Error != "" {
+		return nil, &api.Error{Code: api.CodeInvalid, Message: command[0] + ": " + b.proc.result.Error, ExitCode: b.proc.result.ExitCode}
+	}
 	d.sandboxes[id] = b
 	res := &api.SpawnResult{Sandbox: b.Sandbox, Evidence: d.Proof}
 	if req.Trace {
