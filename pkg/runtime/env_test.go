@@ -112,16 +112,30 @@ func mountsBelow(t testing.TB, dir string) []string {
 	return out
 }
 
-// busybox is a static program with a shell, for images.
+// needBusybox is a static program with a shell, for images.
+var needBusybox = kerneltest.Need{Name: "busybox", Probe: func() error {
+	if _, err := os.Stat(busyboxPath()); err != nil {
+		return errors.New("no /bin/busybox; install busybox-static")
+	}
+	return nil
+}}
+
+// busyboxPath is /bin/busybox, or CREEL_TEST_BUSYBOX.
+func busyboxPath() string {
+	if p := os.Getenv("CREEL_TEST_BUSYBOX"); p != "" {
+		return p
+	}
+	return "/bin/busybox"
+}
+
 func busybox(t testing.TB) []byte {
 	t.Helper()
-	for _, p := range []string{os.Getenv("CREEL_TEST_BUSYBOX"), "/bin/busybox", filepath.Join(kerneltest.BinDir(), "busybox")} {
-		if b, err := os.ReadFile(p); err == nil {
-			return b
-		}
+	kerneltest.Require(t, needBusybox)
+	b, err := os.ReadFile(busyboxPath())
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Skip("need busybox: install busybox-static")
-	return nil
+	return b
 }
 
 // file is an entry of a layer.
