@@ -94,8 +94,11 @@ func serve(path string) error {
 	if err != nil {
 		return err
 	}
-	// What creeld makes is for root unless it says otherwise.
-	unix.Umask(0o077)
+	// Whoever starts creeld does not choose the modes of what it makes: its
+	// containerd inherits this, and makes the root directories of sandboxes,
+	// which the agent must be able to enter. Every private file of creeld's
+	// own says 0600 or 0700 itself.
+	unix.Umask(0o022)
 	if err := mountns.Enter(cfg.RunDir); err != nil {
 		return err
 	}

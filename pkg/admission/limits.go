@@ -22,7 +22,7 @@ func resolveLimits(ps *problems, req api.Limits, p *profile.Profile) api.Limits 
 	limit(ps, "pids", &out.Pids, def.Pids, top.Pids, minPids)
 	limit(ps, "files", &out.Files, def.Files, top.Files, minFiles)
 	limit(ps, "disk", &out.Disk, def.Disk, top.Disk, 1<<20)
-	limit(ps, "io_weight", &out.IOWeight, def.IOWeight, top.IOWeight, 1)
+	limit(ps, "io_weight", &out.IOWeight, def.IOWeight, top.IOWeight, 10)
 	limit(ps, "output_rate", &out.OutputRate, def.OutputRate, top.OutputRate, 1<<10)
 	limit(ps, "ttl", &out.TTL, def.TTL, top.TTL, 0)
 	limit(ps, "idle", &out.Idle, def.Idle, top.Idle, 0)

@@ -100,7 +100,7 @@ type Limits struct {
 	Disk Size `json:"disk,omitzero" toml:"disk"`
 	// Tmp is the bytes of all tmpfs mounts together; at most half of Memory.
 	Tmp Size `json:"tmp,omitzero" toml:"tmp"`
-	// IOWeight is the block I/O weight, 1 to 1000 (100 is neutral).
+	// IOWeight is the block I/O weight, 10 to 1000 (100 is neutral).
 	IOWeight int64 `json:"io_weight,omitzero" toml:"io_weight"`
 	// OutputRate is the bytes per second of output, averaged over 10 s,
 	// above which the sandbox ends with reason "output".

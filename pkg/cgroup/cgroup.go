@@ -122,6 +122,15 @@ func (h *Host) Weaker() []string {
 	return out
 }
 
+// LimitsSwap says whether the OCI runtime can be told a limit of memory and
+// swap together.
+func (h *Host) LimitsSwap() bool {
+	return h.version == 2 || h.by["memory"].exists("memory.memsw.limit_in_bytes")
+}
+
+// WeighsIO says whether the OCI runtime can be told a block I/O weight.
+func (h *Host) WeighsIO() bool { return h.ioWeightFile() != "" }
+
 // ioWeightFile is the file that holds the I/O weight, "" when there is none.
 // The files do not exist at the top of a hierarchy, so the base is looked at.
 func (h *Host) ioWeightFile() string {

@@ -13,6 +13,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/launcher"
+	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
@@ -137,6 +138,7 @@ func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*a
 		},
 		CgroupVersion: s.d.cgroups.Version(), CgroupWeaker: s.d.cgroups.Weaker(),
 		Leftovers: leftovers,
+		Protected: append(mount.HostDoors(), cfg.StateDir, cfg.RunDir),
 		Versions: []doctor.Version{
 			{Name: "containerd", Have: v.Containerd, Min: "2.0.10", Why: "CVE-2026-53488"},
 			{Name: "crun", Have: v.Crun, Min: "1.21", Why: "CVE-2025-24965"},

@@ -227,7 +227,7 @@ func (s *launch) stageMounts(ctx context.Context) error {
 		tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
 			Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
 			Target: staged, ReadOnly: m.ReadOnly,
-			CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent,
+			CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
 		})
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Source, err)

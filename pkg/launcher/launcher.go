@@ -130,7 +130,7 @@ func New(o Options) (*Launcher, error) {
 		{filepath.Join(o.RunDir, "spare"), 0o700},
 		{filepath.Join(o.StateDir, "logs"), 0o700},
 	} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
+		if err := errors.Join(os.MkdirAll(d.path, d.mode), os.Chmod(d.path, d.mode)); err != nil {
 			return nil, fmt.Errorf("launcher: %w", err)
 		}
 	}

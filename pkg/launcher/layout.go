@@ -23,6 +23,8 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 		Hostname: r.Sandbox.Name, Limits: r.Sandbox.Limits, ReadonlyRoot: ro,
 		Tmpfs:       spec.TmpfsOf(r.Sandbox.Limits.Tmp, ro),
 		CgroupMount: l.Cgroups.Version() == "v2",
+		SwapLimit:   l.Cgroups.LimitsSwap(),
+		IOWeight:    l.Cgroups.WeighsIO(),
 	}
 	for _, m := range r.Mounts {
 		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})

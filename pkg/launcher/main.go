@@ -176,7 +176,7 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	if o.Stdin && sb.stdin == nil && sb.master == nil {
 		return nil, api.Errorf(api.CodeConflict, "sandbox %s was started without standard input", sb.id).WithHint("creel run -i")
 	}
-	if !ended(sb.state()) {
+	if sb.state() == api.StatePaused {
 		if err := sb.active(ctx); err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,19 +168,16 @@ func weaker(r api.SpawnRequest) []string {
 	return nil
 }
 
-// initFDs are the descriptors that PID 1 may have: its streams, both ends of
-// the channel, and what the Go runtime polls with. Later also the pipes of
-// the commands that run.
+// initFDs are the descriptors that PID 1 may have: its own closed list and,
+// once commands run, their control sockets and the ends that it keeps.
 func initFDs(atStart bool) []verify.FD {
-	fds := []verify.FD{
-		{Num: 0, Target: "/dev/null"},
-		{Num: 1, Target: "/dev/null"},
-		{Num: 2, Target: "/dev/null"},
-		{Num: 100, Target: "socket:"},
-		{Num: 101, Target: "socket:"},
+	var fds []verify.FD
+	for n, target := range agentinit.Descriptors() {
+		fds = append(fds, verify.FD{Num: n, Target: target})
 	}
+	slices.SortFunc(fds, func(a, b verify.FD) int { return a.Num - b.Num })
 	if !atStart {
-		fds = append(fds, verify.FD{Num: -1, Target: "pipe:"}, verify.FD{Num: -1, Target: "/dev/pts/ptmx"})
+		fds = append(fds, verify.FD{Num: -1, Target: "socket:"}, verify.FD{Num: -1, Target: "pipe:"}, verify.FD{Num: -1, Target: "/dev/pts/ptmx"})
 	}
 	return fds
 }
