@@ -39,6 +39,7 @@ type Config struct {
 	Containerd     Containerd `toml:"containerd"`
 	Runtime        Runtime    `toml:"runtime"`
 	IDs            IDs        `toml:"ids"`
+	Cgroup         Cgroup     `toml:"cgroup"`
 	Limits         Limits     `toml:"limits"`
 	Exec           Exec       `toml:"exec"`
 	Logs           Logs       `toml:"logs"`
@@ -63,6 +64,12 @@ type Runtime struct {
 type IDs struct {
 	First uint32 `toml:"first"`
 	Last  uint32 `toml:"last"`
+}
+
+// Cgroup is where sandboxes' cgroups are.
+type Cgroup struct {
+	// Root is their parent; empty chooses one.
+	Root string `toml:"root"`
 }
 
 // Limits bound all sandboxes together.

@@ -49,7 +49,7 @@ func TestDefaultTextIsTheDefaults(t *testing.T) {
 
 func TestMerge(t *testing.T) {
 	got, err := config.Load(write(t, map[string]string{
-		"creeld.toml":           "version = 1\nrun_dir = '/r'\n[runtime]\nallowed = ['crun', 'runc']\n[log]\nlevel = 'debug'\n",
+		"creeld.toml":           "version = 1\nrun_dir = '/r'\ncgroup.root = '/agents.slice/creel-2'\n[runtime]\nallowed = ['crun', 'runc']\n[log]\nlevel = 'debug'\n",
 		"config.d/20-b.toml":    "log.level = 'warn'\n[limits.max]\ncpus = 3\nmemory = '8G'\n",
 		"config.d/10-a.toml":    "[log]\nlevel = 'error'\nformat = 'json'\n[runtime]\nallowed = ['runc']\ndefault = 'runc'\n[evidence]\ninterval = '1m'\n",
 		"config.d/.hidden.toml": "nonsense",
@@ -59,7 +59,7 @@ func TestMerge(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Defaults()
-	want.RunDir = "/r"
+	want.RunDir, want.Cgroup.Root = "/r", "/agents.slice/creel-2"
 	want.Log = config.Log{Level: "warn", Format: "json"}
 	want.Runtime = config.Runtime{Default: "runc", Allowed: []string{"runc"}}
 	want.Limits.Max.CPUs, want.Limits.Max.Memory = 3, 8<<30
@@ -96,6 +96,7 @@ DIR/creeld.toml:9:1: ids.first: 0x3e8 is not a multiple of 65536 above 0
 DIR/creeld.toml:10:1: ids.last: 0x80000000 is not a multiple of 65536, less one, below 2^31
 DIR/config.d/a.toml:4:1: exec.max_per_sandbox: 0 is not from 1 to 4096
 DIR/config.d/a.toml:6:1: server.max_streams: 256 is not from 1 to 255 (one less than server.max_connections)`},
+		{"cgroup root", map[string]string{"creeld.toml": "version = 1\n[cgroup]\nroot = '/a/../b'\n"}, `DIR/creeld.toml:3:1: cgroup.root: "/a/../b" is not a cgroup such as "/creel": names of letters, digits, "_", "-", ".", ":" and "@", each after a slash and not starting with a dot`},
 		{"table for a value", map[string]string{"creeld.toml": "version = 1\n[socket]\npath = '/x'\n"}, "DIR/creeld.toml:2:1: socket: map[path:/x] is not a string"},
 		{"value for a table", map[string]string{"creeld.toml": "version = 1\nlog = 'debug'\n"}, `DIR/creeld.toml:2:1: unknown key "log"`},
 	}

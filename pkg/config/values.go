@@ -130,7 +130,10 @@ func assignPlain(field reflect.Value, v any) error {
 // idRange is how many ids each sandbox has.
 const idRange = 65536
 
-var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+var (
+	nameRE   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	cgroupRE = regexp.MustCompile(`^(/[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]*)+$`)
+)
 
 // check holds every value against its bounds. A problem is reported where the
 // value was set.
@@ -170,6 +173,9 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 	}
 	if !nameRE.MatchString(cfg.DefaultProfile) {
 		bad("default_profile", "%q is not a profile's name: 1 to 63 of a-z, 0-9 and -", cfg.DefaultProfile)
+	}
+	if r := cfg.Cgroup.Root; r != "" && !cgroupRE.MatchString(r) {
+		bad("cgroup.root", "%q is not a cgroup such as \"/creel\": names of letters, digits, \"_\", \"-\", \".\", \":\" and \"@\", each after a slash and not starting with a dot", r)
 	}
 	if strings.ContainsAny(cfg.SocketGroup, ":/ \n\x00") {
 		bad("socket_group", "%q is not a group's name", cfg.SocketGroup)

@@ -113,7 +113,7 @@ func (d *daemon) host(ctx context.Context) (err error) {
 	if d.hostNS["mnt"], err = mountns.HostInode(); err != nil {
 		return err
 	}
-	if d.cgroups, err = cgroup.Detect(cgroup.Options{}); err != nil {
+	if d.cgroups, err = cgroup.Detect(cgroup.Options{Root: d.cfg.Cgroup.Root}); err != nil {
 		return err
 	}
 	d.onClose(d.cgroups.Close)
