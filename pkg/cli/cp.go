@@ -47,6 +47,8 @@ func (a *app) copy(ctx context.Context, src, dst string) error {
 	if in == out {
 		return misuse("one of SRC and DST is SANDBOX:PATH, the other is here; write ./a:b for a file here with a colon")
 	}
+	ctx, stop := interruptible(ctx)
+	defer stop()
 	c := copier{app: a, files: a.client()}
 	var err error
 	p := a.progress("copying")

@@ -61,7 +61,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, ref string, command []stri
 		return &exitError{exitOwn, err}
 	}
 	if req.TTY {
-		req.Cols, req.Rows = terminalSize(a.In)
+		req.Cols, req.Rows = sizeOr(a.In)
 	}
 	proc, err := a.client().StartExec(ctx, ref, req)
 	if err != nil {

@@ -135,6 +135,8 @@ func parseEpoch(s string) (time.Time, error) {
 }
 
 func (a *app) buildImage(ctx context.Context, opts imagebuild.Options, output string) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
 	p := a.progress("building the image")
 	opts.Progress = p.step
 	if output != "" {

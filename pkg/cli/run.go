@@ -221,7 +221,7 @@ func (a *app) spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult
 func (a *app) foreground(ctx context.Context, req api.SpawnRequest, sb api.Sandbox) error {
 	opts := client.AttachOptions{Replay: true, Stdin: req.Stdin, TTY: req.TTY}
 	if req.TTY {
-		opts.Cols, opts.Rows = terminalSize(a.In)
+		opts.Cols, opts.Rows = sizeOr(a.In)
 	}
 	proc, err := a.client().Attach(ctx, sb.ID, opts)
 	if err != nil {

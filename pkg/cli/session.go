@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"os"
@@ -102,6 +103,28 @@ func (i *interrupts) count(now time.Time) int {
 	i.n++
 	i.last = now
 	return i.n
+}
+
+// errInterrupted is why the context of an interruptible verb ended.
+var errInterrupted = errors.New("interrupted")
+
+// interruptible is ctx that ends with Ctrl-C or a request to end, for verbs
+// that have something to clean up then.
+func interruptible(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		select {
+		case <-c:
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(c)
+		cancel(nil)
+	}
 }
 
 // finish turns a result into creel's exit code and says what the code alone

@@ -23,6 +23,17 @@ func terminalSize(stream any) (cols, rows uint16) {
 	return ws.Col, ws.Row
 }
 
+// usualSize is what a terminal gets when creel has none itself.
+const usualCols, usualRows = 80, 24
+
+// sizeOr is the size of the terminal behind a stream, else the usual one.
+func sizeOr(stream any) (cols, rows uint16) {
+	if cols, rows = terminalSize(stream); cols == 0 || rows == 0 {
+		return usualCols, usualRows
+	}
+	return cols, rows
+}
+
 // rawMode passes every key on, Ctrl-C included. The caller runs restore on
 // every way out; it may run it more than once. Without a terminal it does
 // nothing.

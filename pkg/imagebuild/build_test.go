@@ -196,7 +196,7 @@ func TestArchive(t *testing.T) {
 	}
 	read("index.json", &index)
 	d := index.Manifests[0]
-	if d.Digest.String() != res.Digest || d.Annotations[v1.AnnotationRefName] != opts.Ref || d.Annotations[nameAnnotation] != opts.Ref {
+	if d.Digest.String() != res.Digest || d.Annotations[v1.AnnotationRefName] != opts.Ref || d.Annotations[fullNameAnnotation] != opts.Ref {
 		t.Errorf("index = %+v", d)
 	}
 	read("blobs/sha256/"+d.Digest.Encoded(), &manifest)

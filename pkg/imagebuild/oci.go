@@ -11,15 +11,64 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
-
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// nameAnnotation is where containerd looks for an image's full name.
-const nameAnnotation = "io.containerd.image.name"
+// The names of the OCI image specification 1.1 that an archive needs.
+const (
+	layoutVersion  = "1.0.0"
+	typeIndex      = "application/vnd.oci.image.index.v1+json"
+	typeManifest   = "application/vnd.oci.image.manifest.v1+json"
+	typeConfig     = "application/vnd.oci.image.config.v1+json"
+	typeLayer      = "application/vnd.oci.image.layer.v1.tar"
+	nameAnnotation = "org.opencontainers.image.ref.name"
+	// fullNameAnnotation is where containerd looks for an image's full name.
+	fullNameAnnotation = "io.containerd.image.name"
+)
+
+// The documents, with the fields that are used. The specification's own Go
+// types are not: they compile regular expressions when the program starts,
+// and every exec would wait for that.
+type (
+	descriptor struct {
+		MediaType   string            `json:"mediaType"`
+		Digest      string            `json:"digest"`
+		Size        int64             `json:"size"`
+		Annotations map[string]string `json:"annotations,omitempty"`
+		Platform    *platform         `json:"platform,omitempty"`
+	}
+	platform struct {
+		Architecture string `json:"architecture"`
+		OS           string `json:"os"`
+	}
+	imageIndex struct {
+		SchemaVersion int          `json:"schemaVersion"`
+		MediaType     string       `json:"mediaType"`
+		Manifests     []descriptor `json:"manifests"`
+	}
+	imageManifest struct {
+		SchemaVersion int          `json:"schemaVersion"`
+		MediaType     string       `json:"mediaType"`
+		Config        descriptor   `json:"config"`
+		Layers        []descriptor `json:"layers"`
+	}
+	imageConfig struct {
+		Created time.Time `json:"created"`
+		platform
+		Config  struct{}  `json:"config"`
+		RootFS  rootFS    `json:"rootfs"`
+		History []history `json:"history"`
+	}
+	rootFS struct {
+		Type    string   `json:"type"`
+		DiffIDs []string `json:"diff_ids"`
+	}
+	history struct {
+		Created   time.Time `json:"created"`
+		CreatedBy string    `json:"created_by"`
+	}
+)
 
 // builder turns a finished system into an archive.
 type builder struct {
@@ -46,7 +95,7 @@ func (b *builder) archive(ctx context.Context, w io.Writer) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	layer := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digestOf(sum.Sum(nil)), Size: n.n}
+	layer := descriptor{MediaType: typeLayer, Digest: digestPrefix + hex.EncodeToString(sum.Sum(nil)), Size: n.n}
 	config, manifest, index, err := b.documents(layer, epoch)
 	if err != nil {
 		return nil, err
@@ -55,11 +104,11 @@ func (b *builder) archive(ctx context.Context, w io.Writer) (*Result, error) {
 	a := &archiver{tw: tar.NewWriter(w), epoch: epoch}
 	a.dir("blobs/")
 	a.dir("blobs/sha256/")
-	a.file(v1.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+v1.ImageLayoutVersion+`"}`))
+	a.file("oci-layout", []byte(`{"imageLayoutVersion":"`+layoutVersion+`"}`))
 	a.file("index.json", index)
 	a.blob(config)
 	a.blob(manifest)
-	a.stream("blobs/sha256/"+layer.Digest.Encoded(), layer.Size, func(w io.Writer) error {
+	a.stream(blobName(layer.Digest), layer.Size, func(w io.Writer) error {
 		_, _, err := b.layer(ctx, w, epoch)
 		return err
 	})
@@ -67,13 +116,20 @@ func (b *builder) archive(ctx context.Context, w io.Writer) (*Result, error) {
 		return nil, fmt.Errorf("write image: %w", err)
 	}
 	return &Result{
-		Ref: b.opts.Ref, Digest: digest.FromBytes(manifest).String(), Size: layer.Size,
+		Ref: b.opts.Ref, Digest: digestOf(manifest), Size: layer.Size,
 		Packages: packages, Dropped: dropped,
 	}, nil
 }
 
-func digestOf(sum []byte) digest.Digest {
-	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum))
+const digestPrefix = "sha256:"
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return digestPrefix + hex.EncodeToString(sum[:])
+}
+
+func blobName(digest string) string {
+	return "blobs/sha256/" + strings.TrimPrefix(digest, digestPrefix)
 }
 
 func (b *builder) layer(ctx context.Context, w io.Writer, epoch time.Time) ([]string, Dropped, error) {
@@ -113,33 +169,30 @@ func (b *builder) newestPackaged() (time.Time, error) {
 
 // documents are the image's JSON. The configuration names no user, no
 // entrypoint and no environment: creel uses none of an image's.
-func (b *builder) documents(layer v1.Descriptor, epoch time.Time) (config, manifest, index []byte, err error) {
+func (b *builder) documents(layer descriptor, epoch time.Time) (config, manifest, index []byte, err error) {
 	created := epoch.UTC()
-	config, err = json.Marshal(v1.Image{
-		Created:  &created,
-		Platform: v1.Platform{Architecture: b.opts.Arch, OS: "linux"},
-		RootFS:   v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.Digest}},
-		History:  []v1.History{{Created: &created, CreatedBy: "creel image build base, Debian " + b.opts.Suite}},
+	here := platform{Architecture: b.opts.Arch, OS: "linux"}
+	config, err = json.Marshal(imageConfig{
+		Created: created, platform: here,
+		RootFS:  rootFS{Type: "layers", DiffIDs: []string{layer.Digest}},
+		History: []history{{Created: created, CreatedBy: "creel image build base, Debian " + b.opts.Suite}},
 	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	manifest, err = json.Marshal(v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: v1.MediaTypeImageManifest,
-		Config:    v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))},
-		Layers:    []v1.Descriptor{layer},
+	manifest, err = json.Marshal(imageManifest{
+		SchemaVersion: 2, MediaType: typeManifest,
+		Config: descriptor{MediaType: typeConfig, Digest: digestOf(config), Size: int64(len(config))},
+		Layers: []descriptor{layer},
 	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	index, err = json.Marshal(v1.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: v1.MediaTypeImageIndex,
-		Manifests: []v1.Descriptor{{
-			MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest)),
-			Platform:    &v1.Platform{Architecture: b.opts.Arch, OS: "linux"},
-			Annotations: map[string]string{nameAnnotation: b.opts.Ref, v1.AnnotationRefName: b.opts.Ref},
+	index, err = json.Marshal(imageIndex{
+		SchemaVersion: 2, MediaType: typeIndex,
+		Manifests: []descriptor{{
+			MediaType: typeManifest, Digest: digestOf(manifest), Size: int64(len(manifest)), Platform: &here,
+			Annotations: map[string]string{nameAnnotation: b.opts.Ref, fullNameAnnotation: b.opts.Ref},
 		}},
 	})
 	return config, manifest, index, err
@@ -171,7 +224,7 @@ func (a *archiver) file(name string, b []byte) {
 	})
 }
 
-func (a *archiver) blob(b []byte) { a.file("blobs/sha256/"+digest.FromBytes(b).Encoded(), b) }
+func (a *archiver) blob(b []byte) { a.file(blobName(digestOf(b)), b) }
 
 func (a *archiver) stream(name string, size int64, write func(io.Writer) error) {
 	if a.header(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size}) {
