@@ -53,6 +53,13 @@ var (
 		}
 		return nil
 	}}
+	// Busybox is a static busybox, for images of one file.
+	Busybox = Need{"busybox", func() error {
+		if err := exists(BusyboxPath()); err != nil {
+			return fmt.Errorf("%w; install Debian's busybox-static", err)
+		}
+		return nil
+	}}
 	// BaseImage is the agent image that "make image" builds.
 	BaseImage = Need{"base-image", func() error {
 		if err := exists(BaseImagePath()); err != nil {
@@ -76,6 +83,14 @@ func BaseImagePath() string {
 		return p
 	}
 	return filepath.Join(repo(), ".cache", "images", "base.oci.tar")
+}
+
+// BusyboxPath is a static busybox: Debian's, or CREEL_TEST_BUSYBOX.
+func BusyboxPath() string {
+	if p := os.Getenv("CREEL_TEST_BUSYBOX"); p != "" {
+		return p
+	}
+	return "/bin/busybox"
 }
 
 // Require skips the test if the machine lacks one of the needs, or fails it

@@ -1,0 +1,317 @@
+// Package lab runs a creeld of the test's own: a real daemon, a real
+// containerd and real sandboxes, below a directory and a cgroup that nothing
+// else uses, with the failpoints of pkg/failpoint compiled in.
+//
+// Every lab compares the host before and after: what a test leaves behind
+// fails it.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+)
+
+// Lab is one daemon and its directories.
+type Lab struct {
+	*client.Client
+	Dir    string // everything of the daemon's
+	Socket string
+	Log    string
+	Bin    string // creel, creeld and what they run
+
+	tb     testing.TB
+	config string
+	fail   string
+	cgroup string
+	daemon *exec.Cmd
+	exited chan struct{}
+}
+
+// Options change a lab's configuration.
+type Options struct {
+	// Config is added to the configuration file.
+	Config string
+	// Image is the archive imported as "base"; Tiny when empty.
+	Image string
+}
+
+// numbers keeps the id ranges of concurrent labs apart.
+var numbers struct {
+	sync.Mutex
+	next int
+}
+
+// New starts a daemon with an image called "base". It is ended, and what it
+// left is looked for, when the test ends.
+func New(tb testing.TB, o Options) *Lab {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root, kerneltest.IDMap, kerneltest.Bin)
+	// Short, because sockets below it must fit into 108 bytes.
+	dir, err := os.MkdirTemp("/tmp", "creel-lab-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	l := &Lab{
+		tb: tb, Dir: dir, Socket: filepath.Join(dir, "run", "creel.sock"), Log: filepath.Join(dir, "log"),
+		Bin: kerneltest.BinDir(), config: filepath.Join(dir, "creeld.toml"), fail: filepath.Join(dir, "failpoints"),
+		cgroup: "/" + filepath.Base(dir),
+	}
+	l.Client = client.New(l.Socket)
+	numbers.Lock()
+	first := 0x7900_0000 + numbers.next*0x0040_0000
+	numbers.next = (numbers.next + 1) % 8
+	numbers.Unlock()
+	text := fmt.Sprintf(`version = 1
+run_dir = %q
+state_dir = %q
+bin_dir = %q
+socket = %q
+socket_group = ""
+profiles_dir = %q
+[cgroup]
+root = %q
+[ids]
+first = %#x
+last = %#x
+[log]
+level = "debug"
+`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), l.Bin, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+0x003F_FFFF)
+	l.write(l.config, text+o.Config)
+	tb.Cleanup(l.close)
+	l.Start()
+	image := o.Image
+	if image == "" {
+		image = Tiny(tb)
+	}
+	l.Import("base", image)
+	return l
+}
+
+func (l *Lab) write(path, text string) {
+	l.tb.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		l.tb.Fatal(err)
+	}
+}
+
+// creeld is the daemon with failpoints, or the one CREEL_TEST_CREELD names.
+func (l *Lab) creeld() string {
+	if p := os.Getenv("CREEL_TEST_CREELD"); p != "" {
+		return p
+	}
+	return filepath.Join(l.Bin, "creeld-failpoint")
+}
+
+// Start starts the daemon and waits until it answers.
+func (l *Lab) Start() {
+	l.tb.Helper()
+	log, err := os.OpenFile(l.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		l.tb.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(l.creeld(), "--config", l.config)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CREEL_FAILPOINT_FILE=" + l.fail}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		l.tb.Fatalf("%v; run \"make build-failpoint\"", err)
+	}
+	l.daemon, l.exited = cmd, make(chan struct{})
+	go func() { _ = cmd.Wait(); close(l.exited) }()
+	l.Eventually("creeld answers", 60*time.Second, func() error {
+		select {
+		case <-l.exited:
+			l.tb.Fatalf("creeld ended at start:\n%s", l.LogTail(20))
+		default:
+		}
+		_, err := l.Version(context.Background())
+		return err
+	})
+}
+
+// Kill ends the daemon as a crash would, and waits.
+func (l *Lab) Kill() {
+	_ = l.daemon.Process.Kill()
+	<-l.exited
+}
+
+// Exited is closed when the daemon has ended by itself, as a failpoint of
+// action "kill" makes it.
+func (l *Lab) Exited() <-chan struct{} { return l.exited }
+
+// Stop ends the daemon as systemd would, and waits.
+func (l *Lab) Stop() {
+	_ = l.daemon.Process.Signal(unix.SIGTERM)
+	<-l.exited
+}
+
+// DaemonPID is creeld's.
+func (l *Lab) DaemonPID() int { return l.daemon.Process.Pid }
+
+// Fail sets the failpoints: lines of "NAME ACTION", none to clear them.
+func (l *Lab) Fail(lines ...string) {
+	l.tb.Helper()
+	l.write(l.fail, strings.Join(lines, "\n")+"\n")
+}
+
+// Import gives the daemon an image.
+func (l *Lab) Import(ref, archive string) {
+	l.tb.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		l.tb.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := l.ImportImage(context.Background(), ref, f); err != nil {
+		l.tb.Fatalf("import %s: %v", archive, err)
+	}
+}
+
+// Creel runs the command line as the caller of the test.
+func (l *Lab) Creel(args ...string) (stdout, stderr string, code int) {
+	return l.CreelAs(nil, "", args...)
+}
+
+// CreelAs runs the command line as somebody, with standard input.
+func (l *Lab) CreelAs(cred *syscall.Credential, stdin string, args ...string) (stdout, stderr string, code int) {
+	l.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(l.Bin, "creel"), args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "CREEL_SOCKET=" + l.Socket, "HOME=/"}
+	cmd.Dir = "/"
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errb bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errb
+	if cred != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		l.tb.Fatalf("creel %q: %v", args, err)
+	}
+	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
+}
+
+// Spawn launches a sandbox that the test ends with, if it has not before.
+func (l *Lab) Spawn(req api.SpawnRequest) *api.Sandbox {
+	l.tb.Helper()
+	res, err := l.Client.Spawn(context.Background(), req)
+	if err != nil {
+		l.tb.Fatalf("spawn: %v\n%s", err, l.LogTail(5))
+	}
+	return &res.Sandbox
+}
+
+// Sh runs a shell script in a sandbox and gives its output and result.
+func (l *Lab) Sh(id, script string) (string, api.ExecResult) {
+	l.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return l.ShContext(ctx, id, api.ExecRequest{Command: []string{"/bin/sh", "-c", script}})
+}
+
+// ShContext runs any command; standard output and error come together.
+func (l *Lab) ShContext(ctx context.Context, id string, req api.ExecRequest) (string, api.ExecResult) {
+	l.tb.Helper()
+	var out lockedBuffer
+	res, err := l.Exec(ctx, id, req, client.Stdio{Out: &out, Err: &out})
+	if err != nil {
+		l.tb.Fatalf("exec %q: %v\n%s", req.Command, err, l.LogTail(5))
+	}
+	return out.String(), res
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// Eventually waits for a condition and fails the test with its last error.
+func (l *Lab) Eventually(what string, within time.Duration, cond func() error) {
+	l.tb.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := cond()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			l.tb.Fatalf("%s: not within %s: %v\n%s", what, within, err, l.LogTail(10))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// LogTail is the last lines of the daemon's log.
+func (l *Lab) LogTail(n int) string {
+	text, _ := os.ReadFile(l.Log)
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(len(lines)-n, 0):], "\n")
+}
+
+// close removes every sandbox, ends the daemon and its containerd, and holds
+// the host to what it was before.
+func (l *Lab) close() {
+	l.Fail()
+	select {
+	case <-l.exited:
+		l.Start()
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	all, err := l.List(ctx, client.ListOptions{All: true})
+	if err != nil {
+		l.tb.Errorf("list: %v", err)
+	}
+	for _, sb := range all {
+		if err := l.Remove(ctx, sb.ID, true); err != nil && api.CodeOf(err) != api.CodeNotFound {
+			l.tb.Errorf("remove %s: %v", sb.ID, err)
+		}
+	}
+	l.NothingLeft()
+	if l.tb.Failed() {
+		l.tb.Logf("the end of creeld's log:\n%s", l.LogTail(40))
+	}
+	l.Stop()
+	l.stopContainerd()
+	l.unmountAll()
+	l.removeCgroups()
+	if err := os.RemoveAll(l.Dir); err != nil {
+		l.tb.Errorf("remove %s: %v", l.Dir, err)
+	}
+}
