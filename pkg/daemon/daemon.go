@@ -42,6 +42,7 @@ type daemon struct {
 	log     *slog.Logger
 	closers []func() error
 
+	socket   *server.Socket
 	rt       *runtime.Client
 	versions runtime.Versions
 	store    *store.Store
@@ -67,6 +68,10 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 		name string
 		fn   func(context.Context) error
 	}{
+		// First: a socket from systemd must be close-on-exec before anything
+		// is started, or containerd and every shim would hold it. Callers
+		// that connect early wait until there is an answer.
+		{"socket", d.listen},
 		{"host", d.host},
 		{"profiles", d.profiles},
 		{"containerd", d.containerd},
@@ -90,6 +95,14 @@ func (d *daemon) close() error {
 		errs = append(errs, last())
 	}
 	return errors.Join(errs...)
+}
+
+func (d *daemon) listen(ctx context.Context) (err error) {
+	if d.socket, err = server.Listen(ctx, d.cfg.Socket, d.cfg.SocketGroup); err != nil {
+		return err
+	}
+	d.onClose(d.socket.Close)
+	return nil
 }
 
 // host refuses a kernel, a runtime or a range of ids that cannot hold what
@@ -258,18 +271,13 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sock, err := server.Listen(ctx, d.cfg.Socket, d.cfg.SocketGroup)
-	if err != nil {
-		return err
-	}
-	defer sock.Close()
 	d.launcher.Watch()
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(sock.UnixListener) }()
+	go func() { served <- srv.Serve(d.socket.UnixListener) }()
 	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
 		d.log.WarnContext(ctx, "systemd was not told that creeld is ready", "error", err)
 	}
-	d.log.InfoContext(ctx, "creeld is ready", "version", api.BuildVersion, "socket", sock.Addr().String(), "cgroup", d.cgroups.Version())
+	d.log.InfoContext(ctx, "creeld is ready", "version", api.BuildVersion, "socket", d.cfg.Socket, "cgroup", d.cgroups.Version())
 	select {
 	case err := <-served:
 		return err
