@@ -104,8 +104,7 @@ const ownExit = "own-exit"
 
 // isUsage tells cobra's own complaints, which have no type.
 func isUsage(cmd *cobra.Command, err error) bool {
-	var ee *exitError
-	if errors.As(err, &ee) {
+	if ee, ok := errors.AsType[*exitError](err); ok {
 		return ee.code == exitMisuse
 	}
 	return cmd != nil && !cmd.HasParent() // only an unknown verb fails at the root

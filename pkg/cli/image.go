@@ -17,8 +17,10 @@ import (
 )
 
 func imageCommand(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Images", Args: args(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{
+		Use: "image", Short: "Images", Args: args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imageListCommand(a), imageRemoveCommand(a))
 	return cmd
 }

@@ -11,8 +11,10 @@ import (
 const maxProfile = 1 << 20
 
 func profileCommand(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "profile", Short: "Isolation profiles", Args: args(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{
+		Use: "profile", Short: "Isolation profiles", Args: args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(
 		&cobra.Command{Use: "ls", Short: "List profiles", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := a.client().Profiles(cmd.Context())

@@ -17,6 +17,7 @@ type progress struct {
 	mu    sync.Mutex
 	text  string
 	shown bool
+	last  time.Time // of the last plain line
 
 	stop chan struct{}
 	done sync.WaitGroup
@@ -28,6 +29,9 @@ func (a *app) progress(text string) *progress {
 	return p
 }
 
+// plainEvery is how often a plain line says that it still goes on.
+const plainEvery = 15 * time.Second
+
 func (p *progress) loop(started time.Time) {
 	first := time.NewTimer(time.Second)
 	defer first.Stop()
@@ -36,7 +40,7 @@ func (p *progress) loop(started time.Time) {
 		return
 	case <-first.C:
 	}
-	every := 15 * time.Second
+	every := plainEvery
 	if p.terminal {
 		every = 120 * time.Millisecond
 	}
@@ -57,6 +61,10 @@ func (p *progress) show(frame int, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.shown = true
+	if !p.terminal && time.Since(p.last) < plainEvery {
+		return // a step has just said more
+	}
+	p.last = time.Now()
 	if p.terminal {
 		_, _ = fmt.Fprintf(p.out, "\r\x1b[K%c %s (%d s)", spinner[frame%len(spinner)], p.text, int(took.Seconds()))
 		return
@@ -70,6 +78,7 @@ func (p *progress) step(text string) {
 	defer p.mu.Unlock()
 	p.text = printable(text)
 	if !p.terminal {
+		p.last = time.Now()
 		_, _ = fmt.Fprintf(p.out, "creel: %s\n", p.text)
 	}
 }

@@ -102,9 +102,9 @@ func FuzzLinkStaysIn(f *testing.F) {
 				return err
 			}
 			for _, to := range []string{p, filepath.Join(p, "x"), p + "/d", p + "/e"} {
-				real, err := filepath.EvalSymlinks(to)
-				if err == nil && real != tree && !strings.HasPrefix(real, tree+"/") {
-					t.Errorf("with d -> %q and e -> %q, %s leads to %s", one, two, to, real)
+				end, err := filepath.EvalSymlinks(to)
+				if err == nil && end != tree && !strings.HasPrefix(end, tree+"/") {
+					t.Errorf("with d -> %q and e -> %q, %s leads to %s", one, two, to, end)
 				}
 			}
 			return nil
@@ -121,9 +121,20 @@ func TestLinkStaysIn(t *testing.T) {
 		to    string
 		want  bool
 	}{
-		{0, "a", true}, {0, "a/b", true}, {0, ".", true}, {0, "./a//b/", true},
-		{0, "..", false}, {1, "..", true}, {1, "../a", true}, {1, "../../a", false}, {2, ".././../a", true},
-		{0, "", false}, {5, "/etc", false}, {5, "a/../b", false}, {5, "../a/..", false}, {0, "a\x00", false},
+		{0, "a", true},
+		{0, "a/b", true},
+		{0, ".", true},
+		{0, "./a//b/", true},
+		{0, "..", false},
+		{1, "..", true},
+		{1, "../a", true},
+		{1, "../../a", false},
+		{2, ".././../a", true},
+		{0, "", false},
+		{5, "/etc", false},
+		{5, "a/../b", false},
+		{5, "../a/..", false},
+		{0, "a\x00", false},
 	}
 	for _, tt := range tests {
 		if got := linkStaysIn(tt.depth, tt.to); got != tt.want {
@@ -147,7 +158,10 @@ func TestParseMount(t *testing.T) {
 		{in: "/a:/b:rw", want: api.Mount{Source: "/a", Target: "/b"}},
 		{in: "/with:colon:/b", want: api.Mount{Source: "/with:colon", Target: "/b"}},
 		{in: ".:/w", want: api.Mount{Source: wd, Target: "/w"}},
-		{in: "/a", bad: true}, {in: ":/b", bad: true}, {in: "/a:b", bad: true}, {in: "", bad: true},
+		{in: "/a", bad: true},
+		{in: ":/b", bad: true},
+		{in: "/a:b", bad: true},
+		{in: "", bad: true},
 	}
 	for _, tt := range tests {
 		got, err := parseMount(tt.in)

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,11 +84,12 @@ func (c *Client) httpClient() *http.Client {
 
 // route is a path under /v1 with each element escaped.
 func route(elems ...string) string {
-	p := "/v1"
+	var b strings.Builder
+	b.WriteString("/v1")
 	for _, e := range elems {
-		p += "/" + url.PathEscape(e)
+		b.WriteString("/" + url.PathEscape(e))
 	}
-	return p
+	return b.String()
 }
 
 // request describes one call.
@@ -142,15 +144,13 @@ func (c *Client) do(ctx context.Context, r request) (io.ReadCloser, error) {
 // requestError drops net/http's `Post "http://creel/v1/...":` prefix, which
 // tells a person nothing, and keeps a cancelled context recognisable.
 func requestError(ctx context.Context, err error) error {
-	var apiErr *api.Error
-	if errors.As(err, &apiErr) {
+	if apiErr, ok := errors.AsType[*api.Error](err); ok {
 		return apiErr
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
 	}
 	return brokeOff(err)

@@ -68,7 +68,9 @@ func TestSpawnReportsEverySource(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.Spawn(t.Context(), api.SpawnRequest{Mounts: []api.Mount{
-		{Source: file, Target: "/a"}, {Source: filepath.Join(file, "x"), Target: "/b"}, {Source: "", Target: "/c"},
+		{Source: file, Target: "/a"},
+		{Source: filepath.Join(file, "x"), Target: "/b"},
+		{Source: "", Target: "/c"},
 		{Source: t.TempDir(), Target: "/d"},
 	}})
 	var e *api.Error

@@ -33,14 +33,14 @@ func (c *Client) dialError(err error) error {
 		return api.Errorf(api.CodeUnavailable, "socket %s: %w", c.socket, err)
 	}
 	switch {
-	case errno == syscall.EACCES || errno == syscall.EPERM:
+	case errors.Is(errno, os.ErrPermission):
 		e := api.Errorf(api.CodeDenied, "socket %s: %w", c.socket, errno)
 		return e.WithHint(deniedHint(c.socket))
-	case errno == syscall.ENOENT || errno == syscall.ECONNREFUSED:
+	case errors.Is(errno, os.ErrNotExist), errors.Is(errno, syscall.ECONNREFUSED):
 		e := api.Errorf(api.CodeUnavailable, "socket %s: %w", c.socket, errno)
 		return e.WithHint("creeld is not running there; start it with: systemctl start creeld " +
 			"(or name another socket with --socket or CREEL_SOCKET)")
-	case errno == syscall.EAGAIN:
+	case errors.Is(errno, syscall.EAGAIN):
 		e := api.Errorf(api.CodeUnavailable, "socket %s: the daemon's queue is full", c.socket)
 		return e.WithHint("try again in a moment")
 	}

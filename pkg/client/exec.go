@@ -125,7 +125,7 @@ func (c *Client) startStream(ctx context.Context, r wireRequest, tty, stdin bool
 		if err != nil {
 			return nil, readError(ctx, err)
 		}
-		switch f.Type {
+		switch f.Type { //nolint:exhaustive // default refuses the others
 		case stream.FDs:
 			err = p.adopt(f)
 		case stream.Started:
@@ -247,7 +247,7 @@ func (p *Process) untilExit(stdio Stdio) (api.ExecResult, error) {
 		if err != nil {
 			return res, readError(p.ctx, err)
 		}
-		switch f.Type {
+		switch f.Type { //nolint:exhaustive // default refuses the others
 		case stream.Stdout:
 			err = writeAll(stdio.Out, f.Payload)
 		case stream.Stderr:

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -48,16 +49,15 @@ func (c *Client) Logs(ctx context.Context, ref string, opts LogOptions, out, err
 		if err != nil {
 			return readError(ctx, err)
 		}
-		switch f.Type {
+		switch f.Type { //nolint:exhaustive // default refuses the others
 		case stream.Stdout:
 			err = writeAll(out, f.Payload)
 		case stream.Stderr:
 			err = writeAll(errOut, f.Payload)
 		case stream.Error:
 			err = streamError(f.Payload)
-		case stream.Exit:
-			return nil
-		default: // nothing else belongs in a log
+		default:
+			err = fmt.Errorf("the daemon sent a frame of type %v in a log", f.Type)
 		}
 		if err != nil {
 			return err

@@ -64,8 +64,7 @@ func (w *wire) roundTrip(r wireRequest) error {
 	}
 	if _, err := w.conn.Write(r.bytes()); err != nil {
 		// The daemon may have answered without reading all of it.
-		var refusal *api.Error
-		if errors.As(w.readHead(r), &refusal) {
+		if refusal, ok := errors.AsType[*api.Error](w.readHead(r)); ok {
 			return refusal
 		}
 		return fmt.Errorf("send request: %w", err)
@@ -140,8 +139,7 @@ func readError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var apiErr *api.Error
-	if errors.As(err, &apiErr) {
+	if apiErr, ok := errors.AsType[*api.Error](err); ok {
 		return apiErr
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {

@@ -135,7 +135,7 @@ func parseList(b []byte) []source {
 		var s source
 		if opts, after, ok := strings.Cut(strings.TrimSpace(rest), "]"); ok && strings.HasPrefix(opts, "[") {
 			rest = after
-			for _, o := range strings.Fields(opts[1:]) {
+			for o := range strings.FieldsSeq(opts[1:]) {
 				if v, ok := strings.CutPrefix(strings.ToLower(o), "signed-by="); ok {
 					s.signedBy = o[len(o)-len(v):]
 				}
@@ -190,8 +190,8 @@ func stanzaSources(st map[string]string) []source {
 		signedBy = "" // a key in place, or several: left to the host's trusted keys
 	}
 	var all []source
-	for _, uri := range strings.Fields(st["uris"]) {
-		for _, suite := range strings.Fields(st["suites"]) {
+	for uri := range strings.FieldsSeq(st["uris"]) {
+		for suite := range strings.FieldsSeq(st["suites"]) {
 			if usable(uri) {
 				all = append(all, source{uri: uri, suite: suite, signedBy: signedBy})
 			}

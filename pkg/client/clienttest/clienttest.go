@@ -57,7 +57,7 @@ type box struct {
 // New starts one; it ends with the test.
 func New(tb testing.TB) *Daemon {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "creel") // t.TempDir's names can be too long for a socket
+	dir, err := os.MkdirTemp("", "creel") //nolint:usetesting // a socket's path has 108 bytes, and TempDir's can be longer
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func (d *Daemon) serve(tb testing.TB) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 5*time.Second)
 		defer cancel()
 		if err := errors.Join(srv.Shutdown(ctx), <-served, d.Root.Close()); err != nil {
 			tb.Errorf("stop the daemon: %v", err)
