@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -72,10 +73,8 @@ func cleanName(name string) (string, error) {
 	if len(name) > 4095 {
 		return "", errors.New("the name is longer than a path can be")
 	}
-	for _, part := range strings.Split(name, "/") {
-		if part == ".." {
-			return "", errors.New("the name holds \"..\"")
-		}
+	if slices.Contains(strings.Split(name, "/"), "..") {
+		return "", errors.New("the name holds \"..\"")
 	}
 	if c := path.Clean(name); c != "." {
 		return c, nil
