@@ -201,6 +201,10 @@ fmt: .cache/tools/golangci-lint-$(GOLANGCI_VERSION) ## Format the sources
 
 ##@ Other
 
+.PHONY: demo
+demo: tools build image ## An agent's job in a sandbox, start to end, as an ordinary user (as root)
+	@CGO_ENABLED=0 $(GO) run ./integration/demo
+
 .PHONY: install
 install: ## Install below prefix (/usr/local), DESTDIR first: binaries, units, completions
 	@hack/install.sh '$(DESTDIR)' '$(prefix)'
