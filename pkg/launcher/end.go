@@ -70,7 +70,7 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 		fields = append(fields, "limits_hit."+k, fmt.Sprint(hits[k]))
 	}
 	sb.l.publish("sandbox.stopped", sb.identity(), fields...)
-	close(sb.done)
+	sb.markDone()
 	sb.release()
 	sb.cleanUp()
 }
@@ -159,7 +159,7 @@ func (sb *sandbox) cleaned() {
 	if !remove {
 		err = l.Store.PutSandbox(sb.rec)
 	}
-	close(sb.gone) // from here on it is remove that drops
+	sb.markGone() // from here on it is remove that drops
 	sb.mu.Unlock()
 	if remove {
 		err = l.drop(sb)

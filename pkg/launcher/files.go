@@ -24,7 +24,7 @@ const fileTime = 30 * time.Second
 // in a cgroup of its own like any command, so that no path of the agent's is
 // ever followed by root. The session is the caller's to Close.
 func (l *Launcher) fileOp(ctx context.Context, c peer.Cred, ref string, argv []string, input bool, within time.Duration) (*session, error) {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -155,6 +155,7 @@ func (s *launch) reserve(ctx context.Context) error {
 // reconcile knows that something may be left.
 func (s *launch) failed(ctx context.Context, err error) error {
 	s.sb.release()
+	defer s.sb.markDone() // for whoever waits for it
 	uerr := s.undo.Run(ctx)
 	if uerr == nil {
 		uerr = s.l.forget(s.sb)

@@ -251,6 +251,15 @@ func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 	return nil, missing
 }
 
+// findLaunched is find for what needs a sandbox that has come up.
+func (l *Launcher) findLaunched(c peer.Cred, ref string) (*sandbox, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	return sb, sb.launched()
+}
+
 // roomLocked is nil if one more sandbox of uid fits into the totals.
 func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
 	n, own := 1, 1

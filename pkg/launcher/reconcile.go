@@ -71,14 +71,14 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 		_ = sb.reopen()
 		sb.finish(ctx, sb.rec.Sandbox.Reason, nil)
 	case api.StateStopped:
-		close(sb.done)
+		sb.markDone()
 		if sb.rec.Clean {
-			close(sb.gone)
+			sb.markGone()
 			return
 		}
 		sb.cleanUp()
 	case api.StateRemoving:
-		close(sb.done)
+		sb.markDone()
 		sb.cleanUp()
 		select {
 		case <-sb.gone:
@@ -89,7 +89,7 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 			log.ErrorContext(ctx, "record not removed", "error", err)
 		}
 	default: // creating, unknown: half made
-		close(sb.done)
+		sb.markDone()
 		if err := errors.Join(l.undoAll(ctx, sb.id)); err != nil {
 			l.unknown(sb, err)
 			return

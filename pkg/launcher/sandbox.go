@@ -37,6 +37,8 @@ type sandbox struct {
 	done chan struct{} // closed when the sandbox has ended and that is on disk
 	gone chan struct{} // closed when nothing is left of it but its record
 
+	doneOnce, goneOnce sync.Once
+
 	mu       sync.Mutex
 	rec      store.Record
 	execs    map[string]*session
@@ -64,6 +66,20 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 // identity is the record as it was at the start; only what never changes may
 // be read from it.
 func (sb *sandbox) identity() *store.Record { return &sb.fixed }
+
+// markDone says that the sandbox has ended, markGone that nothing is left of
+// it but its record.
+func (sb *sandbox) markDone() { sb.doneOnce.Do(func() { close(sb.done) }) }
+func (sb *sandbox) markGone() { sb.goneOnce.Do(func() { close(sb.gone) }) }
+
+// launched is nil if the sandbox has come as far as running: before that its
+// handles are the launch's own.
+func (sb *sandbox) launched() error {
+	if sb.state() == api.StateCreating {
+		return api.Errorf(api.CodeConflict, "sandbox %s is being created", sb.id).WithHint("wait until its spawn has answered")
+	}
+	return nil
+}
 
 func (sb *sandbox) state() api.State {
 	sb.mu.Lock()

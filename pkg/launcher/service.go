@@ -71,7 +71,7 @@ func (l *Launcher) Get(_ context.Context, c peer.Cred, ref string) (*api.Sandbox
 
 // Stop ends a sandbox and says how it ended.
 func (l *Launcher) Stop(ctx context.Context, c peer.Cred, ref string, grace time.Duration) (*api.WaitResult, error) {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (l *Launcher) Stop(ctx context.Context, c peer.Cred, ref string, grace time
 
 // Kill sends a signal to the main command; SIGKILL ends the sandbox.
 func (l *Launcher) Kill(_ context.Context, c peer.Cred, ref string, sig syscall.Signal) error {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (l *Launcher) Kill(_ context.Context, c peer.Cred, ref string, sig syscall.
 
 // Pause freezes the agent's processes.
 func (l *Launcher) Pause(ctx context.Context, c peer.Cred, ref string) error {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (l *Launcher) Pause(ctx context.Context, c peer.Cred, ref string) error {
 
 // Resume lets them go on.
 func (l *Launcher) Resume(ctx context.Context, c peer.Cred, ref string) error {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (l *Launcher) Resume(ctx context.Context, c peer.Cred, ref string) error {
 
 // Remove forgets an ended sandbox.
 func (l *Launcher) Remove(ctx context.Context, c peer.Cred, ref string, force bool) error {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (sb *sandbox) result() *api.WaitResult {
 
 // Exec starts a command.
 func (l *Launcher) Exec(ctx context.Context, c peer.Cred, ref string, req api.ExecRequest) (server.Session, error) {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (l *Launcher) Exec(ctx context.Context, c peer.Cred, ref string, req api.Ex
 
 // Attach joins the main command.
 func (l *Launcher) Attach(ctx context.Context, c peer.Cred, ref string, o server.AttachOptions) (server.Session, error) {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +168,7 @@ func (l *Launcher) Attach(ctx context.Context, c peer.Cred, ref string, o server
 
 // Logs reads the main command's output.
 func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.L
 
 // Stats is what a sandbox uses now.
 func (l *Launcher) Stats(_ context.Context, c peer.Cred, ref string) (*api.Stats, error) {
-	sb, err := l.find(c, ref)
+	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -219,6 +219,9 @@ func (l *Launcher) Evidence(ctx context.Context, c peer.Cred, ref string, fresh 
 		return nil, err
 	}
 	if fresh {
+		if err := sb.launched(); err != nil {
+			return nil, err
+		}
 		if ended(sb.state()) {
 			return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended; its evidence is kept, and cannot be taken again", sb.id)
 		}
