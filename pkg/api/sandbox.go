@@ -197,6 +197,9 @@ type Step struct {
 	Name  string  `json:"name"`
 	Start float64 `json:"start_ms"` // since the request was read
 	Took  float64 `json:"took_ms"`
+	// At is the moment on CLOCK_MONOTONIC, in nanoseconds, of a step that
+	// another process stamped; 0 for the daemon's own.
+	At int64 `json:"at_ns,omitempty"`
 }
 
 // Evidence is what was read back from the kernel of one sandbox.

@@ -21,7 +21,7 @@ func (t *trace) end(name string, began time.Time) {
 
 // stamp adds a moment that another process took on CLOCK_MONOTONIC.
 func (t *trace) stamp(name string, mono int64) {
-	t.list = append(t.list, api.Step{Name: name, Start: ms(time.Duration(mono - t.mono))})
+	t.list = append(t.list, api.Step{Name: name, Start: ms(time.Duration(mono - t.mono)), At: mono})
 }
 
 func (t *trace) steps() []api.Step { return t.list }
