@@ -91,8 +91,25 @@ func (d *demo) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, tail(logPath()))
 	}
+	// Of a run that was killed: their records are in what is kept.
+	if err := d.removeSandboxes(ctx); err != nil {
+		return err
+	}
 	d.tell.say("    creel %s, containerd %s, %s %s, Linux %s, cgroup %s", v.Creel, v.Containerd, v.Runtime, v.RuntimeVer, v.Kernel, v.Cgroup)
 	return nil
+}
+
+// removeSandboxes removes whatever the daemon has.
+func (d *demo) removeSandboxes(ctx context.Context) error {
+	list, err := d.client.List(ctx, client.ListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, sb := range list {
+		errs = append(errs, d.client.Remove(ctx, sb.ID, true))
+	}
+	return errors.Join(errs...)
 }
 
 // answer waits until creeld does.
@@ -111,6 +128,15 @@ func (d *demo) answer(ctx context.Context) (*api.Version, error) {
 			return nil, fmt.Errorf("creeld does not answer: %w", err)
 		case <-time.After(20 * time.Millisecond):
 		}
+	}
+}
+
+func ended(p *process) bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
 	}
 }
 

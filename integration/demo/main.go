@@ -102,7 +102,10 @@ func (d *demo) end(ctx context.Context) error {
 	err := d.tell.step("stop creeld and remove the user", func() error {
 		var err error
 		if d.daemon != nil {
-			err = d.daemon.stop(10 * time.Second)
+			if err = d.removeSandboxes(ctx); ended(d.daemon) {
+				err = nil // nobody to ask; it was said why
+			}
+			err = errors.Join(err, d.daemon.stop(10*time.Second))
 		}
 		return errors.Join(err, d.cleanUp(ctx))
 	})
