@@ -94,6 +94,11 @@ func (d *demo) copyExample() error {
 	if err != nil {
 		return err
 	}
+	work, err := os.OpenRoot(workspace()) // the user's directory: no link of its is followed out
+	if err != nil {
+		return err
+	}
+	defer work.Close()
 	for _, f := range files {
 		if !f.Type().IsRegular() {
 			continue
@@ -102,8 +107,12 @@ func (d *demo) copyExample() error {
 		if err != nil {
 			return err
 		}
-		to := filepath.Join(workspace(), f.Name())
-		if err := errors.Join(os.WriteFile(to, data, 0o644), os.Chown(to, int(d.user.uid), int(d.user.gid))); err != nil {
+		out, err := work.OpenFile(f.Name(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(data)
+		if err := errors.Join(err, out.Chown(int(d.user.uid), int(d.user.gid)), out.Close()); err != nil {
 			return err
 		}
 	}
