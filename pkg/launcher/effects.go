@@ -64,17 +64,25 @@ func (l *Launcher) undoAll(ctx context.Context, id string) error {
 // spareInits is how many private copies of creel-init are kept ready.
 const spareInits = 4
 
+// initMode is of every copy of creel-init: executable, readable by nobody.
+const initMode = 0o111
+
 // placeInit puts a private copy of creel-init into a sandbox's directory.
 // Private, because pages of a file that sandboxes share could be changed in
 // one by a kernel bug and run in another (CVE-2026-31431). Not readable, so
 // that the kernel makes every process that runs it non-dumpable, with the
 // initial user namespace as its owner (execve(2), kernel fs/exec.c would_dump).
-func (l *Launcher) placeInit(id string) error {
+func (l *Launcher) placeInit(id string) (err error) {
 	dir := l.dir(id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
 	dst := filepath.Join(dir, "init")
+	defer func() {
+		if err == nil {
+			err = weakenInit(dst)
+		}
+	}()
 	select {
 	case spare := <-l.spares:
 		if err := os.Rename(spare, dst); err == nil {
@@ -137,7 +145,7 @@ func copyInit(src, dst string) (err error) {
 	if _, err := io.Copy(out, in); err != nil {
 		return fmt.Errorf("creel-init: %w", err)
 	}
-	if err := out.Chmod(0o111); err != nil {
+	if err := out.Chmod(initMode); err != nil {
 		return fmt.Errorf("creel-init: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,14 +35,8 @@ func (s *launch) prove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.sb.host.Setup(ctx, agentinit.Setup{Filter: installed(filter)}); err != nil {
-		return err
-	}
-	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true})
+	tried, err := s.ask(ctx, filter)
 	if err != nil {
-		return err
-	}
-	if err := weakenAlone(ctx, s.sb); err != nil {
 		return err
 	}
 	e, err := s.sb.expect(ctx, "spawn", filter)
@@ -55,7 +50,7 @@ func (s *launch) prove(ctx context.Context) error {
 	}
 	e.Procs = append(pending, s.sb.pid)
 	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
-	e.Extra = append(e.Extra, verify.FromProbe(probesOf(probes))...)
+	e.Extra = append(e.Extra, tried...)
 	e.Extra = append(e.Extra, keyring(s.id, hello.Keyring))
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
 	ev := verify.Read(ctx, e)
@@ -64,6 +59,25 @@ func (s *launch) prove(ctx context.Context) error {
 		return notProven(ev)
 	}
 	return s.l.Store.AddEvidence(ev)
+}
+
+// ask has PID 1 install the filter and try what must fail. A kernel that
+// refuses the filter, as it does without no_new_privs (seccomp(2)), is itself
+// a control that is not ok; the rest of the proof says why.
+func (s *launch) ask(ctx context.Context, filter seccomp.Filter) ([]api.Control, error) {
+	err := s.sb.host.Setup(ctx, agentinit.Setup{Filter: installed(filter)})
+	var refused unix.Errno
+	if errors.As(err, &refused) {
+		return []api.Control{{Name: "seccomp.install", Expected: "taken by the kernel", Observed: refused.Error()}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true})
+	if err != nil {
+		return nil, err
+	}
+	return verify.FromProbe(probesOf(probes)), nil
 }
 
 // notProven is the refusal, naming the controls.
@@ -122,7 +136,7 @@ func (sb *sandbox) filterDigest() string {
 
 // expect is what the kernel must say of the sandbox, from its record alone.
 func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) (verify.Expect, error) {
-	exe, err := fileID(filepath.Join(sb.l.dir(sb.id), "init"))
+	exe, unreadable, err := initFile(filepath.Join(sb.l.dir(sb.id), "init"))
 	if err != nil {
 		return verify.Expect{}, err
 	}
@@ -148,7 +162,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		ClosedMounts: true,
 		FDs:          initFDs(why == "spawn"),
 		Exe:          exe,
-		Extra:        controls(sb.cg.Controls()),
+		Extra:        append(controls(sb.cg.Controls()), unreadable),
 		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(r)...),
 	}, nil
 }
@@ -204,12 +218,17 @@ func keyring(id, described string) api.Control {
 	}
 }
 
-func fileID(path string) (verify.FileID, error) {
+// initFile says which file the sandbox's copy of creel-init is, and whether it
+// is still one that makes every process that runs it non-dumpable.
+func initFile(path string) (verify.FileID, api.Control, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return verify.FileID{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+		return verify.FileID{}, api.Control{}, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	return verify.FileID{Dev: st.Dev, Ino: st.Ino}, nil
+	owned := func(uid, mode uint32) string { return fmt.Sprintf("mode %04o of uid %d", mode, uid) }
+	c := api.Control{Name: "exe.unreadable", Expected: owned(0, initMode), Observed: owned(st.Uid, st.Mode&0o7777)}
+	c.OK = c.Expected == c.Observed
+	return verify.FileID{Dev: st.Dev, Ino: st.Ino}, c, nil
 }
 
 // KeepFilters writes each filter under its digest, so that a later daemon

@@ -1,9 +1,12 @@
 package launcher
 
 import (
+	"os"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/spec"
 )
 
 // weaken takes one layer away when a test asks for it, to see that the proof
@@ -61,6 +64,11 @@ func weaken(s *specs.Spec) {
 		"layer.pids":   func() { s.Linux.Resources.Pids = nil },
 		"layer.cpu":    func() { s.Linux.Resources.CPU = nil },
 		"layer.oom":    func() { n := 10; s.Process.OOMScoreAdj = &n },
+		"layer.userns": func() { s.Linux.UIDMappings[0].Size-- },
+		"layer.pidns":  func() { drop(specs.PIDNamespace) },
+		"layer.shared": func() { s.Linux.RootfsPropagation = "shared" },
+		"layer.cgroup": func() { s.Linux.CgroupsPath += "x" },
+		"layer.exe":    func() { mount(spec.InitPath, func(m *specs.Mount) { m.Source += otherInit }) },
 		"layer.extramount": func() {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt", Type: "tmpfs", Source: "tmpfs"})
 		},
@@ -69,4 +77,19 @@ func weaken(s *specs.Spec) {
 			fn()
 		}
 	}
+}
+
+// otherInit is a second copy of creel-init beside the sandbox's own.
+const otherInit = ".other"
+
+// weakenInit makes the sandbox's copy of creel-init readable, and with it PID
+// 1 dumpable, or puts another beside it.
+func weakenInit(path string) error {
+	if failpoint.On("layer.dumpable") {
+		return os.Chmod(path, 0o555)
+	}
+	if failpoint.On("layer.exe") {
+		return copyInit(path, path+otherInit)
+	}
+	return nil
 }

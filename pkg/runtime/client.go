@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -81,14 +82,7 @@ func Connect(o Options) (*Client, error) {
 		runtimes: map[string]typeurl.Any{},
 	}
 	for _, name := range []string{"crun", "runc"} {
-		a, err := typeurl.MarshalAny(&options.Options{
-			BinaryName: filepath.Join(o.Bin, name),
-			Root:       filepath.Join(o.State, "oci"),
-			// cgroup paths are ours, for both drivers of the host.
-			SystemdCgroup: false,
-			// A fresh session keyring: the agent must not see ours.
-			NoNewKeyring: false,
-		})
+		a, err := c.marshalOptions(name, true)
 		if err != nil {
 			return nil, fmt.Errorf("options of %s: %w", name, err)
 		}
@@ -127,5 +121,19 @@ func (c *Client) runtimeOptions(name string) (typeurl.Any, error) {
 	if !ok {
 		return nil, &api.Error{Code: api.CodeInvalid, Message: "runtime", Problems: []api.Problem{{Field: "runtime", Value: name, Want: "crun or runc"}}}
 	}
+	if failpoint.On("layer.keyring") {
+		return c.marshalOptions(name, false)
+	}
 	return a, nil
+}
+
+func (c *Client) marshalOptions(name string, keyring bool) (typeurl.Any, error) {
+	return typeurl.MarshalAny(&options.Options{
+		BinaryName: filepath.Join(c.opts.Bin, name),
+		Root:       filepath.Join(c.opts.State, "oci"),
+		// cgroup paths are ours, for both drivers of the host.
+		SystemdCgroup: false,
+		// A fresh session keyring: the agent must not see ours.
+		NoNewKeyring: !keyring,
+	})
 }

