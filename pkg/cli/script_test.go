@@ -38,6 +38,8 @@ func TestScripts(t *testing.T) {
 			e.Setenv("CREEL_SOCKET", d.Socket)
 			e.Setenv("PATH", e.Getenv("PATH")+":/usr/bin:/bin")
 			e.Setenv("TZ", "UTC")
+			// Built with the race detector, each creel would sleep a second at its end.
+			e.Setenv("GORACE", "atexit_sleep_ms=10")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -84,18 +86,21 @@ func requested(ts *testscript.TestScript, neg bool, args []string) {
 
 // refuse makes every further spawn fail.
 func refuse(ts *testscript.TestScript, _ bool, _ []string) {
-	daemonOf(ts).Fail = &api.Error{
-		Code: api.CodeInvalid, Message: "the request is not valid", Hint: "ask \x1b]0;evil\x07 nicely",
-		Problems: []api.Problem{{Field: "limits.memory", Value: "9T", Want: "at most 4G"}},
-	}
+	daemonOf(ts).Set(func(d *clienttest.Daemon) {
+		d.Fail = &api.Error{
+			Code: api.CodeInvalid, Message: "the request is not valid", Hint: "ask \x1b]0;evil\x07 nicely",
+			Problems: []api.Problem{{Field: "limits.memory", Value: "9T", Want: "at most 4G"}},
+		}
+	})
 }
 
 // unproven makes every proof fail.
 func unproven(ts *testscript.TestScript, _ bool, _ []string) {
-	d := daemonOf(ts)
-	d.Proof.OK = false
-	d.Proof.Weaker = []string{"cgroup v1"}
-	d.Proof.Controls = append(d.Proof.Controls, api.Control{Name: "seccomp.filter", Expected: "sha256:aa", Observed: "none\x1b[2J"})
+	daemonOf(ts).Set(func(d *clienttest.Daemon) {
+		d.Proof.OK = false
+		d.Proof.Weaker = []string{"cgroup v1"}
+		d.Proof.Controls = append(d.Proof.Controls, api.Control{Name: "seccomp.filter", Expected: "sha256:aa", Observed: "none\x1b[2J"})
+	})
 }
 
 // hostile fills /bad of the sandbox with what cp must not bring out.
@@ -117,6 +122,10 @@ func hostile(ts *testscript.TestScript, _ bool, _ []string) {
 	file("bad/plain")
 	file("bad/suid")
 	file("bad/sub/inner")
+	d.Set(fill)
+}
+
+func fill(d *clienttest.Daemon) {
 	d.Modes = map[string]uint32{"/bad/suid": 0o4755}
 	d.Listings = map[string][]api.FileInfo{
 		"/bad": {

@@ -87,7 +87,9 @@ func TestSpawnReportsEverySource(t *testing.T) {
 
 func TestSpawnErrorIsTyped(t *testing.T) {
 	d, c := start(t)
-	d.Fail = &api.Error{Code: api.CodeNotProven, Message: "not proven", Evidence: &api.Evidence{Controls: []api.Control{{Name: "x"}}}}
+	d.Set(func(d *clienttest.Daemon) {
+		d.Fail = &api.Error{Code: api.CodeNotProven, Message: "not proven", Evidence: &api.Evidence{Controls: []api.Control{{Name: "x"}}}}
+	})
 	_, err := c.Spawn(t.Context(), api.SpawnRequest{})
 	var e *api.Error
 	if !errors.As(err, &e) || e.Code != api.CodeNotProven || e.Evidence == nil || e.Evidence.Controls[0].Name != "x" {

@@ -24,7 +24,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/server"
 )
 
-// Daemon is the service. Its exported fields may be set before requests come.
+// Daemon is the service. Its exported fields are changed with Set.
 type Daemon struct {
 	server.Service // what is not implemented panics, which fails the test
 
@@ -103,6 +103,13 @@ func (d *Daemon) serve(tb testing.TB) {
 			b.proc.kill()
 		}
 	})
+}
+
+// Set changes the fields between requests.
+func (d *Daemon) Set(change func(d *Daemon)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(d)
 }
 
 // Requests are the spawn requests so far, and the directories that came with
@@ -340,7 +347,9 @@ func (d *Daemon) Evidence(_ context.Context, _ server.Caller, ref string, fresh 
 	if err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
 	e := d.Proof
+	d.mu.Unlock()
 	e.Sandbox, e.Taken = b.ID, time.Unix(0, 0)
 	if fresh {
 		e.Why = "request"

@@ -39,6 +39,8 @@ func (d *Daemon) info(p string, st fs.FileInfo) api.FileInfo {
 		fi.Type = "symlink"
 		fi.Target, _ = d.Root.Readlink(inside(p)) // gone meanwhile: no target
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if m, ok := d.Modes[p]; ok {
 		fi.Mode = m
 	}
@@ -77,7 +79,9 @@ func (d *Daemon) WriteFile(_ context.Context, _ server.Caller, ref, p string, mo
 
 // ListDir lists a directory, or what Listings says of it.
 func (d *Daemon) ListDir(_ context.Context, _ server.Caller, _, p string, limit int, emit func(api.FileInfo) error) (bool, error) {
+	d.mu.Lock()
 	list, ok := d.Listings[p]
+	d.mu.Unlock()
 	if !ok {
 		dir, err := d.Root.Open(inside(p))
 		if err != nil {
@@ -112,7 +116,10 @@ func (d *Daemon) StatFile(_ context.Context, _ server.Caller, ref, p string) (*a
 	if _, err := d.get(ref); err != nil {
 		return nil, err
 	}
-	if _, ok := d.Listings[p]; ok {
+	d.mu.Lock()
+	_, listed := d.Listings[p]
+	d.mu.Unlock()
+	if listed {
 		return &api.FileInfo{Name: path.Base(p), Type: "dir", Mode: 0o755}, nil
 	}
 	st, err := d.Root.Lstat(inside(p))

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ type process struct {
 	stdin  io.WriteCloser
 	out    output
 	errOut output
+	late   atomic.Bool // its time was over
 	done   chan struct{}
 	result api.ExecResult // after done
 }
@@ -119,7 +121,7 @@ func (p *process) start(timeout time.Duration) {
 	}
 	if timeout > 0 {
 		time.AfterFunc(timeout, func() {
-			p.result.Reason = api.ReasonTimeout
+			p.late.Store(true)
 			p.kill()
 		})
 	}
@@ -131,8 +133,8 @@ func (p *process) wait() {
 	ws, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	p.result.ID = "main"
 	switch {
-	case p.result.Reason == api.ReasonTimeout:
-		p.result.ExitCode = 124
+	case p.late.Load():
+		p.result.ExitCode, p.result.Reason = 124, api.ReasonTimeout
 	case ws.Signaled():
 		p.result.ExitCode, p.result.Signal = 128+int(ws.Signal()), int(ws.Signal())
 		p.result.Reason = api.ReasonExited
