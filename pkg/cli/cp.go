@@ -16,7 +16,8 @@ import (
 )
 
 func cpCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	most := api.Size(16 << 30)
+	cmd := &cobra.Command{
 		Use:   "cp SRC SANDBOX:DST | cp SANDBOX:SRC DST",
 		Short: "Copy files and directories into or out of a sandbox",
 		Long: `Copy files and directories into or out of a sandbox; "-" is standard input or
@@ -27,9 +28,11 @@ is written as you, beneath DST only: links that lead out of it, devices and
 set-ID bits are left behind, and each is named on standard error.`,
 		Args: args(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.copy(cmd.Context(), args[0], args[1])
+			return a.copy(cmd.Context(), args[0], args[1], most)
 		},
 	}
+	cmd.Flags().Var(&text[api.Size, *api.Size]{v: &most, kind: "size", raw: "16G"}, "max-size", "bring out at most this much in all")
+	return cmd
 }
 
 // copied is what a copy did.
@@ -41,7 +44,7 @@ type copied struct {
 	Skipped []string `json:"skipped,omitempty"`
 }
 
-func (a *app) copy(ctx context.Context, src, dst string) error {
+func (a *app) copy(ctx context.Context, src, dst string, most api.Size) error {
 	srcRef, srcPath, out := splitRef(src)
 	dstRef, dstPath, in := splitRef(dst)
 	if in == out {
@@ -49,7 +52,7 @@ func (a *app) copy(ctx context.Context, src, dst string) error {
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	c := copier{app: a, files: a.client()}
+	c := copier{app: a, files: a.client(), most: int64(most)}
 	var err error
 	p := a.progress("copying")
 	if out {
@@ -85,6 +88,7 @@ type remote interface {
 type copier struct {
 	app   *app
 	files remote
+	most  int64 // bytes that may come out: a sparse file costs an agent nothing
 	did   copied
 }
 

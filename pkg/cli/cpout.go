@@ -178,8 +178,10 @@ func (c *copier) receiveFile(ctx context.Context, ref, from string, root *os.Roo
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, body)
-	c.did.Bytes += n
+	n, err := io.Copy(f, io.LimitReader(body, c.most-c.did.Bytes+1))
+	if c.did.Bytes += n; err == nil && c.did.Bytes > c.most {
+		err = fmt.Errorf("there is more than %v; see --max-size", api.Size(c.most))
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = root.Rename(temp, name)
 	}
