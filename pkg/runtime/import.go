@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	gort "runtime"
 	"strconv"
@@ -278,21 +279,32 @@ type contentStore struct {
 
 var _ image.Store = (*contentStore)(nil)
 
+// outlast is a context that ends some time after ctx, for cleaning up.
+func outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(10*time.Second, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
 // Put keeps size bytes of r.
 func (s *contentStore) Put(ctx context.Context, r io.Reader, size int64) (_ string, err error) {
 	s.n++
 	ref := s.prefix + "-" + strconv.Itoa(s.n)
-	w, err := content.OpenWriter(ctx, s.cs, content.WithRef(ref))
+	wctx, cancel := outlast(ctx)
+	defer cancel()
+	w, err := content.OpenWriter(wctx, s.cs, content.WithRef(ref))
 	if err != nil {
 		return "", err
 	}
 	defer func() {
-		w.Close()
 		if err != nil {
-			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-			defer cancel()
-			err = errors.Join(err, gone(s.cs.Abort(dctx, ref)))
+			// Close does not wait for containerd, which writes a last file of
+			// the upload then: what Abort removes would be half there again.
+			// A commit of a wrong size is refused after the upload is closed.
+			_ = w.Commit(wctx, math.MaxInt64, "")
+			err = errors.Join(err, gone(s.cs.Abort(wctx, ref)))
 		}
+		w.Close()
 	}()
 	h := digest.Canonical.Digester()
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, h.Hash())}, io.LimitReader(r, size), make([]byte, 1<<20))
