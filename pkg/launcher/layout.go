@@ -50,7 +50,7 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 	}
 	ms := []verify.Mount{root}
 	for _, m := range s.Mounts {
-		ms = append(ms, expectedMount(m))
+		ms = append(ms, expectedMount(m, sb.l.Cgroups.Version()))
 	}
 	for _, d := range devices {
 		ms = append(ms, verify.Mount{Target: d, FSType: "devtmpfs"})
@@ -73,9 +73,12 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 	return ms
 }
 
-func expectedMount(m specs.Mount) verify.Mount {
+func expectedMount(m specs.Mount, cgroupVersion string) verify.Mount {
 	v := verify.Mount{Target: m.Destination}
-	if m.Type != "bind" {
+	switch {
+	case m.Type == "cgroup" && cgroupVersion == "v2":
+		v.FSType = "cgroup2" // the spec has one name for both
+	case m.Type != "bind":
 		v.FSType = m.Type
 	}
 	for _, o := range m.Options {
