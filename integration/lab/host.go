@@ -79,6 +79,10 @@ func (l *Lab) inContainerd() (out []string) {
 
 func (l *Lab) cgroups() (out []string) {
 	for _, top := range l.cgroupTops() {
+		// On v2 sandboxes are one below, in a cgroup that stays.
+		if sub := filepath.Join(top, "sandboxes"); exists(sub) {
+			top = sub
+		}
 		entries, _ := os.ReadDir(top)
 		for _, e := range entries {
 			if e.IsDir() && e.Name() != "supervisor" {
@@ -87,6 +91,11 @@ func (l *Lab) cgroups() (out []string) {
 		}
 	}
 	return out
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // cgroupTops is the lab's own cgroup in every hierarchy.

@@ -26,6 +26,8 @@ type options struct {
 	suite     string
 	qemuFloor string
 	service   bool
+	only      string
+	tests     string
 	boot      time.Duration
 	total     time.Duration
 }
@@ -35,6 +37,8 @@ func main() {
 	flag.StringVar(&o.suite, "suite", "trixie", "Debian `release` to boot")
 	flag.StringVar(&o.qemuFloor, "qemu-floor", "10", "oldest major version of qemu to use")
 	flag.BoolVar(&o.service, "service", true, "install creel and start creeld.service")
+	flag.StringVar(&o.only, "only", "", "run only the listed `package`, such as ./integration")
+	flag.StringVar(&o.tests, "run", "", "with -only: the tests' `regex`, instead of the listed one")
 	flag.DurationVar(&o.boot, "boot-timeout", 5*time.Minute, "give up a boot that has not reached the tests by then")
 	flag.DurationVar(&o.total, "timeout", 45*time.Minute, "give up altogether")
 	flag.Parse()
@@ -69,7 +73,7 @@ func run(o options, w io.Writer) error {
 		return err
 	}
 	step("root disk")
-	entries, err := l.preparePayload(ctx, o.service)
+	entries, err := l.preparePayload(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -63,6 +64,26 @@ func parseTests(r io.Reader) ([]entry, error) {
 	return entries, nil
 }
 
+// narrow keeps one package's lines, for work on its tests. An empty name keeps
+// all; a regex then replaces the listed ones, in a single line.
+func narrow(entries []entry, pkg, regex string) ([]entry, error) {
+	if pkg == "" {
+		if regex != "" {
+			return nil, errors.New("-run needs -only")
+		}
+		return entries, nil
+	}
+	entries = slices.DeleteFunc(entries, func(e entry) bool { return e.pkg != pkg })
+	if len(entries) == 0 {
+		return nil, fmt.Errorf("package %s is not listed", pkg)
+	}
+	if regex != "" {
+		entries = entries[:1]
+		entries[0].regex = regex
+	}
+	return entries, nil
+}
+
 // rootKey names the boot disk after what it is made from.
 func rootKey(repo string) (string, error) {
 	h := sha256.New()
@@ -107,7 +128,7 @@ func (l *layout) prepareRoot(ctx context.Context) error {
 // preparePayload makes the disk with our part of it all: bin/, the tests, the
 // base image, and with service what "make install" lays out. It also makes an
 // empty disk for /var/lib/creel.
-func (l *layout) preparePayload(ctx context.Context, service bool) ([]entry, error) {
+func (l *layout) preparePayload(ctx context.Context, o options) ([]entry, error) {
 	f, err := os.Open(filepath.Join(l.repo, "integration", "vm", "tests.txt"))
 	if err != nil {
 		return nil, err
@@ -116,8 +137,11 @@ func (l *layout) preparePayload(ctx context.Context, service bool) ([]entry, err
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("tests.txt: %w", err)
 	}
+	if entries, err = narrow(entries, o.only, o.tests); err != nil {
+		return nil, fmt.Errorf("tests.txt: %w", err)
+	}
 	dir := filepath.Join(l.work, "payload")
-	if err := l.fillPayload(ctx, dir, entries, service); err != nil {
+	if err := l.fillPayload(ctx, dir, entries, o.service); err != nil {
 		return nil, err
 	}
 	size, err := treeSize(dir)
