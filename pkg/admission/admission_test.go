@@ -23,8 +23,6 @@ func policy(tb testing.TB) admission.Policy {
 	return admission.Policy{Profiles: set, DefaultProfile: "default", DefaultRuntime: "crun", Runtimes: []string{"crun", "runc"}}
 }
 
-func fd(n int) *int { return &n }
-
 func TestResolveDefaults(t *testing.T) {
 	a, err := admission.Resolve(api.SpawnRequest{}, policy(t))
 	if err != nil {
@@ -41,7 +39,7 @@ func TestResolveDefaults(t *testing.T) {
 
 func TestResolveProblems(t *testing.T) {
 	mount := func(target string) api.SpawnRequest {
-		return api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", FD: fd(0), Target: target}}}
+		return api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", FD: new(0), Target: target}}}
 	}
 	tests := []struct {
 		name   string
@@ -58,8 +56,8 @@ func TestResolveProblems(t *testing.T) {
 		{"unclean", mount("/a/../b"), []string{"mounts[0].target"}},
 		{"relative", mount("a"), []string{"mounts[0].target"}},
 		{"control character", mount("/a\x1b"), []string{"mounts[0].target"}},
-		{"nested", api.SpawnRequest{Mounts: []api.Mount{{FD: fd(0), Target: "/w"}, {FD: fd(1), Target: "/w/x"}}}, []string{"mounts[1].target"}},
-		{"strict is read-only", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{FD: fd(0), Target: "/w"}}}, []string{"mounts[0].readonly"}},
+		{"nested", api.SpawnRequest{Mounts: []api.Mount{{FD: new(0), Target: "/w"}, {FD: new(1), Target: "/w/x"}}}, []string{"mounts[1].target"}},
+		{"strict is read-only", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{FD: new(0), Target: "/w"}}}, []string{"mounts[0].readonly"}},
 		{"too much memory", api.SpawnRequest{Limits: api.Limits{Memory: 1 << 50}}, []string{"limits.memory"}},
 		{"too little of all", api.SpawnRequest{Limits: api.Limits{Memory: 1, Pids: 1, Files: 1, CPUs: 0.0001}}, []string{"limits.memory", "limits.pids", "limits.files", "limits.cpus"}},
 		{"tmp above half", api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, Tmp: 40 << 20}}, []string{"limits.tmp"}},

@@ -14,25 +14,25 @@ import (
 )
 
 // streaming is a sandbox after Go whose channel is a byte stream.
-func streaming(t testing.TB) *sandbox {
-	t.Helper()
+func streaming(tb testing.TB) *sandbox {
+	tb.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "theirs")
 	defer theirs.Close()
 	if err := unix.SetNonblock(fds[0], true); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	s := newSandbox(t, theirs, "--stream")
+	s := newSandbox(tb, theirs, "--stream")
 	s.Host = agentinit.TakeStream(os.NewFile(uintptr(fds[0]), "ours"))
-	t.Cleanup(func() { _ = s.Close() })
-	if _, err := s.Hello(deadline(t)); err != nil {
-		t.Fatal(err)
+	tb.Cleanup(func() { _ = s.Close() })
+	if _, err := s.Hello(deadline(tb)); err != nil {
+		tb.Fatal(err)
 	}
-	if err := errors.Join(s.Setup(deadline(t), agentinit.Setup{}), s.Go(deadline(t))); err != nil {
-		t.Fatal(err)
+	if err := errors.Join(s.Setup(deadline(tb), agentinit.Setup{}), s.Go(deadline(tb))); err != nil {
+		tb.Fatal(err)
 	}
 	return s
 }

@@ -235,6 +235,7 @@ func (h *Host) adoptLocked(list []byte) {
 			p.update(wire.TRunning, m)
 		case wire.StateFinished:
 			p.update(wire.TExited, m)
+		case wire.StateWaiting, wire.StateReleased: // nothing happened to it yet
 		}
 	}
 }

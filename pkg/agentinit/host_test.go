@@ -86,16 +86,16 @@ func exited(id string, status uint32) []byte {
 	return answer(wire.TExited, 0, p.Append)
 }
 
-func hosted(t testing.TB, f *fakeInit) *agentinit.Host {
+func hosted(tb testing.TB, f *fakeInit) *agentinit.Host {
 	h := agentinit.NewHost(f)
-	t.Cleanup(func() { _ = h.Close() })
+	tb.Cleanup(func() { _ = h.Close() })
 	return h
 }
 
-func mustHello(t testing.TB, h *agentinit.Host) {
-	t.Helper()
-	if _, err := h.Hello(t.Context()); err != nil {
-		t.Fatal(err)
+func mustHello(tb testing.TB, h *agentinit.Host) {
+	tb.Helper()
+	if _, err := h.Hello(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
 }
 
@@ -215,7 +215,7 @@ func TestClose(t *testing.T) {
 		t.Errorf("Go with a cancelled context = %v", err)
 	}
 	got := make(chan error)
-	go func() { got <- h.Go(context.Background()) }()
+	go func() { got <- h.Go(t.Context()) }()
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}

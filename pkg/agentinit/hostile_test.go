@@ -146,8 +146,7 @@ func TestForkBomb(t *testing.T) {
 		id := fmt.Sprintf("f%d", n)
 		p := agentinit.Process{ID: id, Argv: []string{"true"}, Env: shEnv}
 		_, err := s.Start(deadline(t), p, []*os.File{null, null, null})
-		var e *agentinit.ExecError
-		if errors.As(err, &e) {
+		if e, ok := errors.AsType[*agentinit.ExecError](err); ok {
 			if e.Stage != agentinit.StageFork || !errors.Is(err, unix.EAGAIN) {
 				t.Errorf("Start = %v", err)
 			}

@@ -23,45 +23,45 @@ import (
 var shEnv = []string{"PATH=/usr/bin:/bin", "HOME=" + home}
 
 // quiet starts and releases a script whose stdio is /dev/null.
-func (s *sandbox) quiet(t testing.TB, id, script string) int {
-	t.Helper()
+func (s *sandbox) quiet(tb testing.TB, id, script string) int {
+	tb.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer null.Close()
 	p := agentinit.Process{ID: id, Argv: []string{"sh", "-c", script}, Env: shEnv}
-	pid, err := s.Start(deadline(t), p, []*os.File{null, null, null})
+	pid, err := s.Start(deadline(tb), p, []*os.File{null, null, null})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if _, err := s.Release(deadline(t), id); err != nil {
-		t.Fatal(err)
+	if _, err := s.Release(deadline(tb), id); err != nil {
+		tb.Fatal(err)
 	}
 	return pid
 }
 
-func (s *sandbox) wait(t testing.TB, id string) int {
-	t.Helper()
-	st, err := s.Wait(deadline(t), id)
+func (s *sandbox) wait(tb testing.TB, id string) int {
+	tb.Helper()
+	st, err := s.Wait(deadline(tb), id)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := s.Ack(deadline(t), id); err != nil {
-		t.Fatal(err)
+	if err := s.Ack(deadline(tb), id); err != nil {
+		tb.Fatal(err)
 	}
 	return st.ExitCode()
 }
 
 // eventually waits for something that only the kernel's work delays.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("%s: not within 20 s", what)
+	tb.Fatalf("%s: not within 20 s", what)
 }
 
 func TestSignals(t *testing.T) {
@@ -114,11 +114,11 @@ func TestReaping(t *testing.T) {
 }
 
 // children are the pids, of this namespace, whose parent is pid.
-func children(t testing.TB, pid int) []int {
-	t.Helper()
+func children(tb testing.TB, pid int) []int {
+	tb.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil || len(tasks) == 0 {
-		t.Fatalf("tasks of %d: %q, %v", pid, tasks, err)
+		tb.Fatalf("tasks of %d: %q, %v", pid, tasks, err)
 	}
 	var out []int
 	for _, path := range tasks {
@@ -133,11 +133,11 @@ func children(t testing.TB, pid int) []int {
 	return out
 }
 
-func openFDs(t testing.TB, pid int) []string {
-	t.Helper()
+func openFDs(tb testing.TB, pid int) []string {
+	tb.Helper()
 	es, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var out []string
 	for _, e := range es {
@@ -217,15 +217,15 @@ func TestManyExecs(t *testing.T) {
 	}
 }
 
-func pss(t testing.TB, pid int) (kb int) {
-	t.Helper()
+func pss(tb testing.TB, pid int) (kb int) {
+	tb.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(string(b), "\nPss:")
 	if _, err := fmt.Sscan(rest, &kb); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return kb
 }

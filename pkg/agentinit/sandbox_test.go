@@ -80,14 +80,14 @@ var buildInit = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	builtIn = dir
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the agent's uid must get at the binary
+	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "helper"), self, 0o755); err != nil { //nolint:gosec // as above
+	if err := os.WriteFile(filepath.Join(dir, "helper"), self, 0o755); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "creel-init")
@@ -106,12 +106,12 @@ type sandbox struct {
 }
 
 // newSandbox runs creel-init in its own namespaces. Extra arguments are its.
-func newSandbox(t testing.TB, stdio io.ReadWriteCloser, args ...string) *sandbox {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root)
+func newSandbox(tb testing.TB, stdio io.ReadWriteCloser, args ...string) *sandbox {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root)
 	path, err := buildInit()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s := &sandbox{cmd: exec.Command(filepath.Join(filepath.Dir(path), "helper"), args...), pidfd: -1}
 	s.cmd.Env = []string{helperEnv + "=" + path}
@@ -129,52 +129,52 @@ func newSandbox(t testing.TB, stdio io.ReadWriteCloser, args ...string) *sandbox
 		PidFD:      &s.pidfd,
 	}
 	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = s.cmd.Process.Kill()
 		_ = s.cmd.Wait()
 		_ = unix.Close(s.pidfd)
-		if t.Failed() {
-			t.Logf("init's stderr: %s", &stderr)
+		if tb.Failed() {
+			tb.Logf("init's stderr: %s", &stderr)
 		}
 	})
 	return s
 }
 
 // take connects and says hello.
-func (s *sandbox) take(t testing.TB) agentinit.Hello {
-	t.Helper()
-	h, err := agentinit.Take(deadline(t), s.pidfd)
+func (s *sandbox) take(tb testing.TB) agentinit.Hello {
+	tb.Helper()
+	h, err := agentinit.Take(deadline(tb), s.pidfd)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s.Host = h
-	t.Cleanup(func() { _ = h.Close() })
-	hello, err := h.Hello(deadline(t))
+	tb.Cleanup(func() { _ = h.Close() })
+	hello, err := h.Hello(deadline(tb))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return hello
 }
 
 // running is a sandbox after Go, without filter.
-func running(t testing.TB) *sandbox {
-	t.Helper()
-	s := newSandbox(t, nil)
-	s.take(t)
-	if err := s.Setup(deadline(t), agentinit.Setup{}); err != nil {
-		t.Fatal(err)
+func running(tb testing.TB) *sandbox {
+	tb.Helper()
+	s := newSandbox(tb, nil)
+	s.take(tb)
+	if err := s.Setup(deadline(tb), agentinit.Setup{}); err != nil {
+		tb.Fatal(err)
 	}
-	if err := s.Go(deadline(t)); err != nil {
-		t.Fatal(err)
+	if err := s.Go(deadline(tb)); err != nil {
+		tb.Fatal(err)
 	}
 	return s
 }
 
-func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	t.Cleanup(cancel)
+func deadline(tb testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
+	tb.Cleanup(cancel)
 	return ctx
 }
 
@@ -193,17 +193,17 @@ type result struct {
 }
 
 // exec runs a command to its end with pipes.
-func (s *sandbox) exec(t testing.TB, p agentinit.Process, stdin string) result {
-	t.Helper()
-	ctx := deadline(t)
+func (s *sandbox) exec(tb testing.TB, p agentinit.Process, stdin string) result {
+	tb.Helper()
+	ctx := deadline(tb)
 	if p.ID == "" {
 		p.ID = newID()
 	}
-	in, inW := pipe(t)
-	outR, out := pipe(t)
-	errR, errW := pipe(t)
+	in, inW := pipe(tb)
+	outR, out := pipe(tb)
+	errR, errW := pipe(tb)
 	if _, err := s.Start(ctx, p, []*os.File{in, out, errW}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, f := range []*os.File{in, out, errW} {
 		_ = f.Close()
@@ -223,27 +223,27 @@ func (s *sandbox) exec(t testing.TB, p agentinit.Process, stdin string) result {
 	var err error
 	r.status, err = s.Wait(ctx, p.ID)
 	if (err == nil) != (r.fail == nil) {
-		t.Fatalf("Release: %v, Wait: %v", r.fail, err)
+		tb.Fatalf("Release: %v, Wait: %v", r.fail, err)
 	}
 	if err := s.Ack(ctx, p.ID); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return r
 }
 
-func (s *sandbox) sh(t testing.TB, script string, args ...string) result {
-	t.Helper()
-	return s.exec(t, agentinit.Process{
+func (s *sandbox) sh(tb testing.TB, script string, args ...string) result {
+	tb.Helper()
+	return s.exec(tb, agentinit.Process{
 		Argv: append([]string{"sh", "-c", script, "sh"}, args...),
 		Env:  []string{"PATH=/usr/bin:/bin", "HOME=" + home},
 	}, "")
 }
 
-func pipe(t testing.TB) (*os.File, *os.File) {
-	t.Helper()
+func pipe(tb testing.TB) (*os.File, *os.File) {
+	tb.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return r, w
 }

@@ -256,7 +256,7 @@ func open(t *testing.T, lim cgroup.Limits) (*cgroup.Host, *cgroup.Sandbox, *proc
 	h, root := detect(t)
 	pid1 := runtime(t, h, root, "sandbox1", lim)
 	t.Cleanup(func() {
-		if err := h.RemoveAll(context.Background(), "sandbox1"); err != nil {
+		if err := h.RemoveAll(context.WithoutCancel(t.Context()), "sandbox1"); err != nil {
 			t.Errorf("RemoveAll: %v", err)
 		}
 		if ids, err := h.List(); len(ids) != 0 || err != nil {
@@ -562,7 +562,7 @@ func BenchmarkExec(b *testing.B) {
 	defer h.Close()
 	pid1 := runtime(t, h, fmt.Sprintf("/creel-test-bench-%d", os.Getpid()), "sandbox1", limits)
 	defer func() {
-		_ = h.RemoveAll(context.Background(), "sandbox1")
+		_ = h.RemoveAll(b.Context(), "sandbox1")
 		for _, dir := range mounts() {
 			rmTree(t, dir+fmt.Sprintf("/creel-test-bench-%d", os.Getpid()))
 		}

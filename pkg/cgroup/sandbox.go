@@ -23,7 +23,6 @@ type Sandbox struct {
 	mu      sync.Mutex
 	seenOOM map[string]int64 // OOM kills already reported, by exec
 	removed counts           // of execs that are removed
-	onOOM   func(execID string)
 }
 
 func (h *Host) sandbox(id string, pid1 int, lim Limits) *Sandbox {
@@ -127,7 +126,7 @@ func (s *Sandbox) limitAgent() error {
 	for _, st := range settings {
 		hr := s.host.by[st.controller]
 		err := hr.write(hr.at(s.id, "agent", st.file), st.value)
-		if err != nil && !(st.optional && errors.Is(err, fs.ErrNotExist)) {
+		if err != nil && (!st.optional || !errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("limit the agent: %w", err)
 		}
 	}

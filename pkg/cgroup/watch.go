@@ -151,8 +151,10 @@ func inotifyKeys(b []byte) (keys []int) {
 
 // scanWaits is how long after an event the counters are looked at: v1 tells
 // of an OOM before it picks the victim.
-var scanWaits = []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 20 * time.Millisecond,
-	100 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second}
+var scanWaits = []time.Duration{
+	0, time.Millisecond, 4 * time.Millisecond, 20 * time.Millisecond,
+	100 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second,
+}
 
 // poke looks for new OOM kills, in one goroutine per sandbox at most.
 func (w *watcher) poke(sub *subscription) {

@@ -9,7 +9,6 @@ package config
 
 import (
 	_ "embed"
-
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"

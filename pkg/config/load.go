@@ -158,8 +158,7 @@ func read(path string) ([]byte, error) {
 
 // plain leaves out the path, which the caller names.
 func plain(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err

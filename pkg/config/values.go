@@ -56,7 +56,7 @@ func clean(key string) string { return strings.NewReplacer(`"`, "", " ", "", "\t
 // be right.
 func assign(field reflect.Value, v any) error {
 	if s, ok := v.(string); ok {
-		if u, ok := field.Addr().Interface().(encoding.TextUnmarshaler); ok {
+		if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](field.Addr()); ok {
 			return u.UnmarshalText([]byte(s))
 		}
 	}
@@ -158,8 +158,12 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 		key, v   string
 		optional bool
 	}{
-		{"run_dir", cfg.RunDir, false}, {"state_dir", cfg.StateDir, false}, {"bin_dir", cfg.BinDir, false},
-		{"socket", cfg.Socket, false}, {"profiles_dir", cfg.ProfilesDir, true}, {"containerd.address", cfg.Containerd.Address, true},
+		{"run_dir", cfg.RunDir, false},
+		{"state_dir", cfg.StateDir, false},
+		{"bin_dir", cfg.BinDir, false},
+		{"socket", cfg.Socket, false},
+		{"profiles_dir", cfg.ProfilesDir, true},
+		{"containerd.address", cfg.Containerd.Address, true},
 	} {
 		if (p.v != "" || !p.optional) && (!filepath.IsAbs(p.v) || filepath.Clean(p.v) != p.v || p.v == "/" || strings.ContainsRune(p.v, 0)) {
 			bad(p.key, "%q is not an absolute path without \"..\" or a slash at its end", p.v)

@@ -51,9 +51,7 @@ func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io
 		return nil, api.Errorf(api.CodeInvalid, "an image needs a name").WithHint("creel image import --ref NAME FILE")
 	}
 	if c.UID != 0 {
-		switch _, err := s.rt.Resolve(ctx, ref); api.CodeOf(err) {
-		case api.CodeNotFound:
-		default:
+		if _, err := s.rt.Resolve(ctx, ref); api.CodeOf(err) != api.CodeNotFound {
 			return nil, api.Errorf(api.CodeDenied, "image %s exists, and only root may replace it", ref).WithHint("choose another name")
 		}
 	}

@@ -166,7 +166,7 @@ func socketDoors(a account, paths []string) []api.Check {
 			if err != nil || unix.Stat(p, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 				continue
 			}
-			id := [2]uint64{uint64(st.Dev), st.Ino}
+			id := [2]uint64{st.Dev, st.Ino}
 			if !seen[id] {
 				seen[id] = true
 				out = append(out, bad(Danger, "caller.socket "+p, a.name+" may write to it", notRoot,
@@ -187,8 +187,7 @@ func socketDoors(a account, paths []string) []api.Check {
 
 // reason is an error's kernel part, without the path that the user gave.
 func reason(err error) string {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err.Error()
 	}
 	return err.Error()

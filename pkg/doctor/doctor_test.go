@@ -26,8 +26,14 @@ func TestCompareVersions(t *testing.T) {
 		a, b string
 		want int
 	}{
-		{"v2.4.2", "2.0.0", 1}, {"2.0", "2.0.0", 0}, {"1.7.24~ds1", "2.0.0", -1}, {"6.1.0-18-amd64", "6.1", 0},
-		{"6.18.44", "6.9", 1}, {"crun version 1.21", "1.21", 0}, {"", "0.1", -1}, {"6.1-rc3", "6.1.1", -1},
+		{"v2.4.2", "2.0.0", 1},
+		{"2.0", "2.0.0", 0},
+		{"1.7.24~ds1", "2.0.0", -1},
+		{"6.1.0-18-amd64", "6.1", 0},
+		{"6.18.44", "6.9", 1},
+		{"crun version 1.21", "1.21", 0},
+		{"", "0.1", -1},
+		{"6.1-rc3", "6.1.1", -1},
 	} {
 		got := doctor.CompareVersions(tt.a, tt.b)
 		if (got > 0) != (tt.want > 0) || (got < 0) != (tt.want < 0) {
@@ -99,7 +105,7 @@ func TestGroups(t *testing.T) {
 // The kernel is asked as the user, not the mode bits by us.
 func TestSockets(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Root)
-	dir, err := os.MkdirTemp("/tmp", "creel-doctor-")
+	dir, err := os.MkdirTemp("/tmp", "creel-doctor-") //nolint:usetesting // other users must get there
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +248,7 @@ func TestWorkspaceOfAnother(t *testing.T) {
 		t.Skipf("need user nobody: %v", err)
 	}
 	uid, _ := strconv.Atoi(nobody.Uid)
-	base, err := os.MkdirTemp("/tmp", "creel-doctor-")
+	base, err := os.MkdirTemp("/tmp", "creel-doctor-") //nolint:usetesting // other users must get there
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,13 +40,19 @@ var features = []feature{
 	{"close_range", "5.9", simple(probeCloseRange), Missing, "descriptors cannot be kept out of a new process safely", newKernel},
 	{"socket lookup programs", "5.9", simple(probeSkLookup), Weaker, "network policies cannot be enforced; sandboxes with network \"none\" can", newKernel},
 	{"mount_setattr", "5.12", simple(probeMountSetattr), Missing, "no id-mapped mounts, so neither images nor workspaces", newKernel},
-	{"id-mapped overlay layers", "5.19", probeOverlay, Missing, "images would have to be copied and chowned for each sandbox, which creel does not do",
-		newKernel + ", or put the state directory on ext4, xfs or btrfs"},
+	{
+		"id-mapped overlay layers", "5.19", probeOverlay, Missing, "images would have to be copied and chowned for each sandbox, which creel does not do",
+		newKernel + ", or put the state directory on ext4, xfs or btrfs",
+	},
 	{"id-mapped tmpfs", "6.3", probeTmpfs, Weaker, "a directory on a tmpfs (often /tmp) cannot be mounted in a sandbox", newKernel},
-	{"peer pidfd", "6.5", simple(probePeerPidfd), Weaker,
-		"a caller is known by its credentials and pid; a pid that is used again within a request cannot be told apart", newKernel},
-	{"seccomp actions", "4.14", simple(probeSeccompActions), Missing, "agents cannot be held to a system call filter",
-		"use a kernel with CONFIG_SECCOMP_FILTER"},
+	{
+		"peer pidfd", "6.5", simple(probePeerPidfd), Weaker,
+		"a caller is known by its credentials and pid; a pid that is used again within a request cannot be told apart", newKernel,
+	},
+	{
+		"seccomp actions", "4.14", simple(probeSeccompActions), Missing, "agents cannot be held to a system call filter",
+		"use a kernel with CONFIG_SECCOMP_FILTER",
+	},
 }
 
 func kernel(ctx context.Context, in Inputs) []api.Check {

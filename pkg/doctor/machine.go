@@ -93,8 +93,8 @@ func disk(dir string) api.Check {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return bad(Missing, name, dir+": "+err.Error(), "creeld does not start", "make the directory")
 	}
-	fsType := fsName(int64(st.Type))
-	free := int64(st.Bavail) * int64(st.Bsize)
+	fsType := fsName(st.Type)
+	free := int64(st.Bavail) * st.Bsize
 	detail := fmt.Sprintf("%s: %s, %s free", dir, fsType, api.Size(free>>20<<20))
 	switch fsType {
 	case "overlay", "nfs", "fuse", "ecryptfs", "9p", "vfat", "smb", "proc", "sysfs":

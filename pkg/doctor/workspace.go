@@ -101,7 +101,7 @@ func look(f *os.File, a account) (workspace, error) {
 	if err := unix.Fstatfs(int(f.Fd()), &sfs); err != nil {
 		return w, err
 	}
-	w.fsType, w.readOnly = fsName(int64(sfs.Type)), sfs.Flags&unix.ST_RDONLY != 0
+	w.fsType, w.readOnly = fsName(sfs.Type), sfs.Flags&unix.ST_RDONLY != 0
 	err := a.do(func() error {
 		return unix.Faccessat(int(f.Fd()), "", unix.W_OK|unix.X_OK, unix.AT_EACCESS|unix.AT_EMPTY_PATH)
 	})
@@ -122,8 +122,8 @@ func look(f *os.File, a account) (workspace, error) {
 func touches(dir string, paths []string) string {
 	in := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 	for _, p := range paths {
-		if real, err := filepath.EvalSymlinks(p); err == nil {
-			p = real
+		if resolved, err := filepath.EvalSymlinks(p); err == nil {
+			p = resolved
 		}
 		if in(dir, p) || in(p, dir) {
 			return p

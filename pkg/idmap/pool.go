@@ -25,7 +25,8 @@ const (
 	// useradd and directory services hand out and below 2^31, where
 	// programs that keep ids in signed integers begin to fail.
 	DefaultFirst uint32 = 0x7800_0000
-	DefaultLast  uint32 = 0x7FFD_FFFF
+	// DefaultLast is the last of them.
+	DefaultLast uint32 = 0x7FFD_FFFF
 
 	// maxID is the largest id of a range.
 	maxID uint32 = 1<<31 - 1

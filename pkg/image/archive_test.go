@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"strings"
 	"testing"
 
@@ -52,8 +53,8 @@ type entry struct {
 	link string
 }
 
-func pack(t testing.TB, entries ...entry) []byte {
-	t.Helper()
+func pack(tb testing.TB, entries ...entry) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, e := range entries {
@@ -62,25 +63,25 @@ func pack(t testing.TB, entries ...entry) []byte {
 			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
 		}
 		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := w.Write(e.body); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }
 
 type obj = map[string]any
 
-func enc(t testing.TB, v any) []byte {
-	t.Helper()
+func enc(tb testing.TB, v any) []byte {
+	tb.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }
@@ -98,9 +99,7 @@ func blobEntry(b []byte) entry {
 
 func desc(typ string, b []byte, more obj) obj {
 	d := obj{"mediaType": typ, "digest": digest(b), "size": len(b)}
-	for k, v := range more {
-		d[k] = v
-	}
+	maps.Copy(d, more)
 	return d
 }
 
@@ -110,15 +109,15 @@ type parts struct {
 	arch, name              string
 }
 
-func newParts(t testing.TB) *parts {
-	p := &parts{layer: tarOf(t, dir("bin"), reg("bin/sh")), arch: "amd64", name: "tools:1"}
-	p.config = enc(t, obj{"architecture": p.arch, "os": "linux", "config": obj{"User": "0", "Entrypoint": []string{"/x"}}, "rootfs": obj{"type": "layers", "diff_ids": []string{digest(p.layer)}}})
-	p.manifest = enc(t, obj{"schemaVersion": 2, "config": desc(tConfig, p.config, nil), "layers": []any{desc(tLayer, p.layer, nil)}})
+func newParts(tb testing.TB) *parts {
+	p := &parts{layer: tarOf(tb, dir("bin"), reg("bin/sh")), arch: "amd64", name: "tools:1"}
+	p.config = enc(tb, obj{"architecture": p.arch, "os": "linux", "config": obj{"User": "0", "Entrypoint": []string{"/x"}}, "rootfs": obj{"type": "layers", "diff_ids": []string{digest(p.layer)}}})
+	p.manifest = enc(tb, obj{"schemaVersion": 2, "config": desc(tConfig, p.config, nil), "layers": []any{desc(tLayer, p.layer, nil)}})
 	return p
 }
 
-func (p *parts) index(t testing.TB) entry {
-	return entry{name: "index.json", body: enc(t, obj{"manifests": []any{desc(tManifest, p.manifest, obj{"annotations": obj{"io.containerd.image.name": p.name}})}})}
+func (p *parts) index(tb testing.TB) entry {
+	return entry{name: "index.json", body: enc(tb, obj{"manifests": []any{desc(tManifest, p.manifest, obj{"annotations": obj{"io.containerd.image.name": p.name}})}})}
 }
 
 func TestReadArchiveOCI(t *testing.T) {

@@ -38,20 +38,20 @@ func hard(name, to string) tar.Header {
 }
 
 // tarOf makes a layer of empty files.
-func tarOf(t testing.TB, hs ...tar.Header) []byte {
-	t.Helper()
+func tarOf(tb testing.TB, hs ...tar.Header) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, h := range hs {
 		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := io.CopyN(w, zeros{}, h.Size); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }
@@ -61,9 +61,9 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // add puts plain layers into a tree, the lowest first.
-func add(t testing.TB, tree *image.Tree, layers ...[]byte) error {
+func add(tb testing.TB, tree *image.Tree, layers ...[]byte) error {
 	for _, l := range layers {
-		if err := tree.Add(t.Context(), bytes.NewReader(l), image.Layer{Digest: digest(l), DiffID: digest(l)}); err != nil {
+		if err := tree.Add(tb.Context(), bytes.NewReader(l), image.Layer{Digest: digest(l), DiffID: digest(l)}); err != nil {
 			return err
 		}
 	}
@@ -171,15 +171,15 @@ func TestTreeCheck(t *testing.T) {
 	}
 }
 
-func gz(t testing.TB, b []byte) []byte {
-	t.Helper()
+func gz(tb testing.TB, b []byte) []byte {
+	tb.Helper()
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
 	if _, err := w.Write(b); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes()
 }

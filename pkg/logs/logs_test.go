@@ -33,9 +33,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func open(t *testing.T, dir string, max int64) *logs.Log {
+func open(t *testing.T, dir string, size int64) *logs.Log {
 	t.Helper()
-	l, err := logs.Open(dir, logs.Options{Max: max})
+	l, err := logs.Open(dir, logs.Options{Max: size})
 	if err != nil {
 		t.Fatal(err)
 	}

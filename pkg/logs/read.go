@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -234,11 +235,11 @@ func (r *reader) seekTail(lines int) error {
 		return err
 	}
 	left, first := lines, true // first: the newline that ends the last line does not count
-	for i := len(gens) - 1; i >= 0; i-- {
-		if gens[i] > now.gen {
+	for _, gen := range slices.Backward(gens) {
+		if gen > now.gen {
 			continue
 		}
-		if err := r.openGen(gens[i]); errors.Is(err, fs.ErrNotExist) {
+		if err := r.openGen(gen); errors.Is(err, fs.ErrNotExist) {
 			break
 		} else if err != nil {
 			return err

@@ -56,39 +56,39 @@ type world struct {
 	userns     *os.File
 }
 
-func newWorld(t testing.TB) world {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root, kerneltest.IDMap)
-	dir := t.TempDir()
+func newWorld(tb testing.TB) world {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root, kerneltest.IDMap)
+	dir := tb.TempDir()
 	w := world{run: filepath.Join(dir, "run"), state: filepath.Join(dir, "var", "state"), work: filepath.Join(dir, "home", "work")}
 	for _, d := range []string{filepath.Join(w.run, "mnt"), filepath.Join(w.state, "logs"), w.work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
-	own(t, w.work)
-	chmodUp(t, w.work)
+	own(tb, w.work)
+	chmodUp(tb, w.work)
 	if err := os.Chmod(w.work, 0o700); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	w.stager = mount.New(append(mount.HostDoors(), w.run, w.state))
 	var err error
-	if w.userns, err = idmap.ForCaller(t.Context(), callerUID, callerGID, agentUID, agentGID, groups); err != nil {
-		t.Fatal(err)
+	if w.userns, err = idmap.ForCaller(tb.Context(), callerUID, callerGID, agentUID, agentGID, groups); err != nil {
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		w.userns.Close()
 		if err := mount.Cleanup(filepath.Join(w.run, "mnt")); err != nil {
-			t.Errorf("clean up: %v", err)
+			tb.Errorf("clean up: %v", err)
 		}
 	})
 	return w
 }
 
-func own(t testing.TB, path string) {
-	t.Helper()
+func own(tb testing.TB, path string) {
+	tb.Helper()
 	if err := os.Chown(path, callerUID, callerGID); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -101,13 +101,13 @@ func (w world) request(dir *os.File) mount.Request {
 	}
 }
 
-func openDir(t testing.TB, path string) *os.File {
-	t.Helper()
+func openDir(tb testing.TB, path string) *os.File {
+	tb.Helper()
 	f, err := os.OpenFile(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	tb.Cleanup(func() { f.Close() })
 	return f
 }
 
@@ -186,7 +186,7 @@ func TestStage(t *testing.T) {
 		// not in; "foreign" is of a group that nobody here is in.
 		for _, name := range []string{"roots", "others", "groups", "foreign"} {
 			if err := os.WriteFile(at(name), nil, 0o644); !errors.Is(err, os.ErrPermission) {
-				return fmt.Errorf("the agent writing %s = %v, want permission denied", name, err)
+				return fmt.Errorf("the agent writing %s = %v, want permission denied", name, err) //nolint:errorlint // it may be nil
 			}
 			if err := os.Chmod(at(name), 0o777); name != "foreign" && err == nil {
 				return fmt.Errorf("the agent changed the mode of %s", name)

@@ -369,11 +369,11 @@ func TestPeerNamespace(t *testing.T) {
 }
 
 // chmodUp lets the peer's uid through the test's temporary directories.
-func chmodUp(t testing.TB, path string) {
-	t.Helper()
+func chmodUp(tb testing.TB, path string) {
+	tb.Helper()
 	for p := filepath.Dir(path); p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
 		if err := os.Chmod(p, 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 }

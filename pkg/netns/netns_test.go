@@ -21,14 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func create(t testing.TB) *netns.NS {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root)
+func create(tb testing.TB) *netns.NS {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root)
 	ns, err := netns.Create()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { ns.Close() })
+	tb.Cleanup(func() { ns.Close() })
 	return ns
 }
 
@@ -84,7 +84,7 @@ func TestCreate(t *testing.T) {
 			err = unix.Connect(fd, &unix.SockaddrInet4{Port: 53, Addr: [4]byte(net.ParseIP(addr).To4())})
 			unix.Close(fd)
 			if err != unix.ENETUNREACH {
-				return fmt.Errorf("connect to %s = %v, want ENETUNREACH", addr, err)
+				return fmt.Errorf("connect to %s = %v, want ENETUNREACH", addr, err) //nolint:errorlint // it may be nil
 			}
 		}
 		return nil

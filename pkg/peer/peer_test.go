@@ -1,7 +1,6 @@
 package peer_test
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -95,7 +94,7 @@ func TestPIDFDIsThePeer(t *testing.T) {
 
 func TestConnContextClosesThePIDFD(t *testing.T) {
 	c := fdconn.Server(accept(t))
-	ctx := peer.ConnContext(context.Background(), c)
+	ctx := peer.ConnContext(t.Context(), c)
 	cred, err := peer.From(ctx)
 	if err != nil || cred.PIDFD == nil {
 		t.Fatalf("From = %+v, %v", cred, err)
@@ -109,7 +108,7 @@ func TestConnContextClosesThePIDFD(t *testing.T) {
 	}
 
 	// A connection that cannot tell when it is closed gets none.
-	cred, err = peer.From(peer.ConnContext(context.Background(), accept(t)))
+	cred, err = peer.From(peer.ConnContext(t.Context(), accept(t)))
 	if err != nil || cred.PIDFD != nil || cred.Method != peer.MethodNone {
 		t.Errorf("From = %+v, %v", cred, err)
 	}
@@ -134,7 +133,7 @@ func TestNoCredentials(t *testing.T) {
 		if _, err := peer.UID(conn); !errors.Is(err, peer.ErrNone) {
 			t.Errorf("%s: UID = %v, want ErrNone", name, err)
 		}
-		if _, err := peer.From(peer.ConnContext(context.Background(), conn)); !errors.Is(err, peer.ErrNone) {
+		if _, err := peer.From(peer.ConnContext(t.Context(), conn)); !errors.Is(err, peer.ErrNone) {
 			t.Errorf("%s: From = %v, want ErrNone", name, err)
 		}
 	}

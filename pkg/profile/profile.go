@@ -67,8 +67,7 @@ func Parse(text []byte) (*Profile, error) {
 
 // explain gives a TOML error its position.
 func explain(err error) error {
-	var strict *toml.StrictMissingError
-	if errors.As(err, &strict) {
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		var errs []error
 		for _, e := range strict.Errors {
 			row, col := e.Position()
@@ -76,8 +75,7 @@ func explain(err error) error {
 		}
 		return errors.Join(errs...)
 	}
-	var dec *toml.DecodeError
-	if errors.As(err, &dec) {
+	if dec, ok := errors.AsType[*toml.DecodeError](err); ok {
 		row, col := dec.Position()
 		return fmt.Errorf("line %d, column %d: %w", row, col, err)
 	}

@@ -22,17 +22,17 @@ const hostUID = 0x78000000
 
 // sandbox starts a process in user and mount namespaces of its own whose root
 // is laid out by steps, and gives its pid.
-func sandbox(t testing.TB, steps ...string) int {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root)
-	root := t.TempDir()
+func sandbox(tb testing.TB, steps ...string) int {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root)
+	root := tb.TempDir()
 	for p := root; p != os.TempDir(); p = filepath.Dir(p) {
 		if err := os.Chmod(p, 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := os.Chown(root, hostUID, hostUID); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestHelperSandbox$")
 	cmd.Env = []string{"CREEL_TEST_ROOT=" + root, "CREEL_TEST_STEPS=" + strings.Join(steps, "\n")}
@@ -45,18 +45,18 @@ func sandbox(t testing.TB, steps ...string) int {
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	tb.Cleanup(func() { in.Close(); cmd.Wait() })
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("the sandbox said %q, %v", line, err)
+		tb.Fatalf("the sandbox said %q, %v", line, err)
 	}
 	return cmd.Process.Pid
 }

@@ -50,25 +50,25 @@ func TestMain(m *testing.M) {
 	}
 }
 
-func newMaker(t testing.TB) (*rootfs.Maker, string) {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root)
-	dir := t.TempDir()
+func newMaker(tb testing.TB) (*rootfs.Maker, string) {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root)
+	dir := tb.TempDir()
 	root := filepath.Join(dir, "rootfs")
 	// By a symlink, as /var/run is.
 	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	m, err := rootfs.New(filepath.Join(dir, "link", "rootfs"), "")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return m, root
 }
 
 // loops are the loop devices of files under dir.
-func loops(t testing.TB, dir string) []string {
-	t.Helper()
+func loops(tb testing.TB, dir string) []string {
+	tb.Helper()
 	var out []string
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
@@ -79,11 +79,11 @@ func loops(t testing.TB, dir string) []string {
 	return out
 }
 
-func mounts(t testing.TB, dir string) []string {
-	t.Helper()
+func mounts(tb testing.TB, dir string) []string {
+	tb.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var out []string
 	for line := range strings.Lines(string(b)) {
@@ -95,20 +95,20 @@ func mounts(t testing.TB, dir string) []string {
 }
 
 // nothingLeft waits, since the kernel frees a loop device after the last close.
-func nothingLeft(t testing.TB, root, id string) {
-	t.Helper()
+func nothingLeft(tb testing.TB, root, id string) {
+	tb.Helper()
 	deadline := time.Now().Add(5 * time.Second)
-	for len(loops(t, root)) > 0 && time.Now().Before(deadline) {
+	for len(loops(tb, root)) > 0 && time.Now().Before(deadline) {
 		time.Sleep(5 * time.Millisecond) // a kernel thread frees it; nothing to wait on
 	}
-	if l := loops(t, root); len(l) > 0 {
-		t.Errorf("loop devices left: %q", l)
+	if l := loops(tb, root); len(l) > 0 {
+		tb.Errorf("loop devices left: %q", l)
 	}
-	if m := mounts(t, root); len(m) > 0 {
-		t.Errorf("mounts left: %q", m)
+	if m := mounts(tb, root); len(m) > 0 {
+		tb.Errorf("mounts left: %q", m)
 	}
 	if _, err := os.Lstat(filepath.Join(root, id)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("directory left: %v", err)
+		tb.Errorf("directory left: %v", err)
 	}
 }
 

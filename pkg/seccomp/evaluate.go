@@ -1,5 +1,7 @@
 package seccomp
 
+import "slices"
+
 // Data is one system call as a filter sees it (struct seccomp_data).
 type Data struct {
 	Nr   uint32
@@ -40,12 +42,7 @@ func (c clause) holds(d Data) bool {
 
 // Holds says whether the condition is true of the argument's value.
 func (c Cond) Holds(arg uint64) bool {
-	for _, v := range c.Values {
-		if arg&c.Mask == v {
-			return !c.Not
-		}
-	}
-	return c.Not
+	return slices.Contains(c.Values, arg&c.Mask) != c.Not
 }
 
 // clauses is every call that has rules, with those that can be reached.
@@ -71,10 +68,5 @@ func (p *Profile) clauses(arch string) map[uint32][]clause {
 }
 
 func (r Rule) on(arch string) bool {
-	for _, a := range r.Arch {
-		if a == arch {
-			return true
-		}
-	}
-	return len(r.Arch) == 0
+	return len(r.Arch) == 0 || slices.Contains(r.Arch, arch)
 }

@@ -178,7 +178,7 @@ func tryCalls(profile string) error {
 		err := tt.do()
 		var got unix.Errno
 		if err != nil && !errors.As(err, &got) || got != tt.want {
-			errs = append(errs, fmt.Errorf("%s: %v, want errno %d (%s)", tt.name, err, tt.want, unix.ErrnoName(tt.want)))
+			errs = append(errs, fmt.Errorf("%s: %v, want errno %d (%s)", tt.name, err, tt.want, unix.ErrnoName(tt.want))) //nolint:errorlint // it may be nil
 		}
 	}
 	fmt.Printf("%d calls tried\n", len(tests))

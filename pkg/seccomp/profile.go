@@ -109,7 +109,7 @@ func load(fsys fs.FS, name string, mayExtend bool) (*Profile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile %q: %w", name, err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile %q: %w", name, err)

@@ -146,7 +146,7 @@ func parseValue(s string, bits int) (uint64, error) {
 		return ^v & all, err
 	}
 	var v uint64
-	for _, t := range strings.Split(s, "|") {
+	for t := range strings.SplitSeq(s, "|") {
 		n, ok := names[t]
 		if !ok {
 			var err error

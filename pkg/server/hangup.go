@@ -105,7 +105,7 @@ func (h *hangups) loop(raw syscall.RawConn) {
 		err := raw.Read(func(fd uintptr) bool {
 			var err error
 			n, err = unix.EpollWait(int(fd), events, 0)
-			return n > 0 || (err != nil && err != unix.EINTR) //nolint:errorlint // a bare errno
+			return n > 0 || (err != nil && err != unix.EINTR)
 		})
 		if err != nil {
 			return // closed

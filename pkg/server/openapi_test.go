@@ -61,7 +61,7 @@ func TestOpenAPIRoutes(t *testing.T) {
 	if d.OpenAPI != "3.1.0" {
 		t.Errorf("openapi %q", d.OpenAPI)
 	}
-	var documented, real []string
+	var documented, routed []string
 	ids := map[string]string{}
 	for path, ops := range d.Paths {
 		for method, op := range ops {
@@ -91,11 +91,11 @@ func TestOpenAPIRoutes(t *testing.T) {
 		}
 	}
 	for _, r := range server.Routes() {
-		real = append(real, r.Method+" "+strings.ReplaceAll(r.Pattern, "...}", "}"))
+		routed = append(routed, r.Method+" "+strings.ReplaceAll(r.Pattern, "...}", "}"))
 	}
 	slices.Sort(documented)
-	slices.Sort(real)
-	if diff := cmp.Diff(real, documented); diff != "" {
+	slices.Sort(routed)
+	if diff := cmp.Diff(routed, documented); diff != "" {
 		t.Errorf("routes (-served +documented):\n%s", diff)
 	}
 }
@@ -215,7 +215,7 @@ func goShape(t reflect.Type) string {
 	if t == reflect.TypeFor[time.Time]() {
 		return "time"
 	}
-	_, isText := reflect.New(t).Interface().(encoding.TextUnmarshaler)
+	_, isText := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t))
 	if isText || t.Name() == "State" || t.Name() == "Reason" || t.Name() == "Code" || t.Kind() == reflect.Struct {
 		return t.Name()
 	}

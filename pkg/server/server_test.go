@@ -39,7 +39,7 @@ func start(t *testing.T, opts server.Options) *daemon {
 	dir := t.TempDir()
 	if len(dir) > 80 { // sockaddr_un has 108 bytes
 		var err error
-		if dir, err = os.MkdirTemp("", "creel"); err != nil {
+		if dir, err = os.MkdirTemp("", "creel"); err != nil { //nolint:usetesting // that one is too long
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { os.RemoveAll(dir) })
@@ -63,7 +63,7 @@ func start(t *testing.T, opts server.Options) *daemon {
 	}}}
 	t.Cleanup(func() {
 		d.client.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Second)
 		defer cancel()
 		if err := d.srv.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: %v", err)
@@ -191,27 +191,41 @@ func TestMistakes(t *testing.T) {
 		status                     int
 		message                    string // of api.Error.Error
 	}{
-		{name: "everything at once", method: "POST", target: "/v1/sandboxes", status: 400,
+		{
+			name: "everything at once", method: "POST", target: "/v1/sandboxes", status: 400,
 			body: `{"Name":"x","cmd":["a"],"tty":"yes","env":{"A":1},"limits":{"memory":"lots","pids":1.5},"mounts":[{"source":"/a","target":"/b","fd":"0"}],"tty":true,"labels":null,"timeout":"-1s","image":"a\u0000b"}`,
 			message: `the request is not valid: tty: given once; it is here twice; Name: no such field; it is written "name"; ` +
 				`cmd: no such field; there are agent, command, env, image, labels, limits, mounts, name, network, profile, remove, rootfs, runtime, stdin, timeout, trace, tty, workdir; ` +
 				`tty = "\"yes\"": true or false; env.A = "1": a string; limits.memory = "\"lots\"": "lots" is not a size; write bytes or a number with K, M, G or T; limits.pids = "1.5": a whole number; ` +
-				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m or h; image = "\"a\\u0000b\"": a string without NUL`},
-		{name: "what is required", method: "POST", target: "/v1/sandboxes", body: `{"mounts":[{"fd":0}]}`, status: 400,
-			message: "the request is not valid: mounts[0].source: given; it is required; mounts[0].target: given; it is required"},
-		{name: "not JSON", method: "POST", target: "/v1/sandboxes", body: "{\n \"name\": x}", status: 400,
-			message: "the body is not JSON: line 2, column 10: invalid character 'x' looking for beginning of value"},
-		{name: "trailing data", method: "POST", target: "/v1/sandboxes", body: `{} {}`, status: 400,
-			message: "the body is not JSON: line 1, column 4: invalid character '{' after top-level value"},
+				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m or h; image = "\"a\\u0000b\"": a string without NUL`,
+		},
+		{
+			name: "what is required", method: "POST", target: "/v1/sandboxes", body: `{"mounts":[{"fd":0}]}`, status: 400,
+			message: "the request is not valid: mounts[0].source: given; it is required; mounts[0].target: given; it is required",
+		},
+		{
+			name: "not JSON", method: "POST", target: "/v1/sandboxes", body: "{\n \"name\": x}", status: 400,
+			message: "the body is not JSON: line 2, column 10: invalid character 'x' looking for beginning of value",
+		},
+		{
+			name: "trailing data", method: "POST", target: "/v1/sandboxes", body: `{} {}`, status: 400,
+			message: "the body is not JSON: line 1, column 4: invalid character '{' after top-level value",
+		},
 		{name: "an array", method: "POST", target: "/v1/sandboxes", body: `[]`, status: 400, message: `the request is not valid: body = "[]": an object`},
-		{name: "nothing", method: "POST", target: "/v1/sandboxes", header: []string{"Content-Type", "application/json"}, status: 400,
-			message: "the body is not JSON: line 1, column 1: unexpected end of JSON input"},
-		{name: "form", method: "POST", target: "/v1/sandboxes", body: `{}`, header: []string{"Content-Type", "application/x-www-form-urlencoded"}, status: 400,
-			message: `the body is not announced as JSON: Content-Type = "application/x-www-form-urlencoded": application/json`},
+		{
+			name: "nothing", method: "POST", target: "/v1/sandboxes", header: []string{"Content-Type", "application/json"}, status: 400,
+			message: "the body is not JSON: line 1, column 1: unexpected end of JSON input",
+		},
+		{
+			name: "form", method: "POST", target: "/v1/sandboxes", body: `{}`, header: []string{"Content-Type", "application/x-www-form-urlencoded"}, status: 400,
+			message: `the body is not announced as JSON: Content-Type = "application/x-www-form-urlencoded": application/json`,
+		},
 		{name: "not UTF-8", method: "POST", target: "/v1/sandboxes", body: "{\"name\":\"\xff\"}", status: 400, message: "the body is not UTF-8"},
 		{name: "large", method: "POST", target: "/v1/sandboxes", body: `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, status: 413, message: "the body is larger than 1M"},
-		{name: "query", method: "GET", target: "/v1/sandboxes?al=1&state=gone&all=maybe&label=x&agent=a&agent=b", status: 400,
-			message: `the query is not valid: agent: given once; al: no such parameter; there are agent, all, label, state; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`},
+		{
+			name: "query", method: "GET", target: "/v1/sandboxes?al=1&state=gone&all=maybe&label=x&agent=a&agent=b", status: 400,
+			message: `the query is not valid: agent: given once; al: no such parameter; there are agent, all, label, state; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`,
+		},
 		{name: "no query here", method: "GET", target: "/v1/version?x=1", status: 400, message: "the query is not valid: x: no such parameter; this route has none"},
 		{name: "relative path", method: "GET", target: "/v1/sandboxes/a/files?path=etc", status: 400, message: `the query is not valid: path = "etc": an absolute path in the sandbox`},
 		{name: "no path", method: "GET", target: "/v1/sandboxes/a/files", status: 400, message: `the query is not valid: path: an absolute path in the sandbox`},

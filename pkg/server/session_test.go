@@ -69,7 +69,9 @@ func TestFramedExec(t *testing.T) {
 	// Input arrives in order, and its end too.
 	for _, f := range []stream.Frame{
 		{Type: stream.Resize, Payload: stream.EncodeResize(100, 40)},
-		{Type: stream.Stdin, Payload: []byte("one ")}, {Type: stream.Stdin, Payload: []byte("two")}, {Type: stream.Stdin},
+		{Type: stream.Stdin, Payload: []byte("one ")},
+		{Type: stream.Stdin, Payload: []byte("two")},
+		{Type: stream.Stdin},
 		{Type: stream.Signal, Payload: []byte{15}},
 	} {
 		if err := c.Write(f.Type, f.Payload); err != nil {

@@ -122,8 +122,7 @@ func openBolt(path string, o *bolt.Options) (*bolt.DB, error) {
 }
 
 func damaged(err error) error {
-	var pathErr *os.PathError
-	if errors.As(err, &pathErr) {
+	if _, ok := errors.AsType[*os.PathError](err); ok {
 		return err // permissions and the like: the file itself may be whole
 	}
 	return fmt.Errorf("%w: %w; restore it from a backup, or move it away and run \"creel doctor\" to find what is left of its sandboxes", ErrCorrupt, err)

@@ -20,20 +20,20 @@ import (
 	"pgregory.net/rapid"
 )
 
-func open(t testing.TB, path string) *store.Store {
-	t.Helper()
+func open(tb testing.TB, path string) *store.Store {
+	tb.Helper()
 	s, err := store.Open(path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	tb.Cleanup(func() { s.Close() })
 	return s
 }
 
-func temp(t testing.TB) (*store.Store, string) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "state.db")
-	return open(t, path), path
+func temp(tb testing.TB) (*store.Store, string) {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "state.db")
+	return open(tb, path), path
 }
 
 func record(id, name string, uid uint32) store.Record {

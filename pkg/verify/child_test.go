@@ -267,8 +267,8 @@ func start(t *testing.T, p plan, flags uintptr, hostUID, ids int) (pid, pidfd in
 		t.Fatalf("start: %v", err)
 	}
 	t.Cleanup(func() {
-		proc.Kill() //nolint:errcheck // it may be gone
-		proc.Wait() //nolint:errcheck // only to reap
+		proc.Kill()
+		proc.Wait()
 		unix.Close(pidfd)
 	})
 	said := make([]byte, 4096)

@@ -143,11 +143,19 @@ func getFilters(pid int) ([]byte, error) {
 		return nil, fmt.Errorf("the filter has %d instructions", n)
 	}
 	buf := make([]byte, n*insnSize)
-	if again, err := getFilter(pid, 0, buf); err != nil || again != n {
-		return nil, fmt.Errorf("PTRACE_SECCOMP_GET_FILTER: %d instructions, then %d: %w", n, again, err)
+	again, err := getFilter(pid, 0, buf)
+	if err != nil {
+		return nil, fmt.Errorf("PTRACE_SECCOMP_GET_FILTER: %w", err)
 	}
-	if _, err := getFilter(pid, 1, nil); !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("there is a second filter (%v)", err)
+	if again != n {
+		return nil, fmt.Errorf("the filter had %d instructions, then %d", n, again)
+	}
+	_, err = getFilter(pid, 1, nil)
+	switch {
+	case err == nil:
+		return nil, errors.New("there is a second filter")
+	case !errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("look for a second filter: %w", err)
 	}
 	return buf, nil
 }

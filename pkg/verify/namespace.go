@@ -114,7 +114,7 @@ func related(f *os.File, request uintptr) (uint64, error) {
 	if errno != 0 {
 		return 0, fmt.Errorf("ioctl %#x of namespace %s: %w", request, strings.TrimPrefix(f.Name(), "ns/"), errno)
 	}
-	defer unix.Close(int(fd)) //nolint:errcheck // read only
+	defer unix.Close(int(fd))
 	return inode(int(fd))
 }
 

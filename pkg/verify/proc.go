@@ -57,7 +57,7 @@ func (p *proc) read(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return "", fmt.Errorf("read /proc/%d/%s: %w", p.pid, name, err)
@@ -74,7 +74,7 @@ func (p *proc) list(name string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	entries, err := f.Readdirnames(maxEntries)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("list /proc/%d/%s: %w", p.pid, name, err)

@@ -52,7 +52,7 @@ func launch(t *testing.T, s sandbox) verify.Expect {
 	}
 	dir := t.TempDir()
 	for _, d := range []string{dir, filepath.Dir(dir)} { // the range's ids must pass
-		if err := os.Chmod(d, 0o711); err != nil { //nolint:gosec // names are no secret
+		if err := os.Chmod(d, 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,8 +91,11 @@ func launch(t *testing.T, s sandbox) verify.Expect {
 		ClosedMounts: true,
 		OOMScoreAdj:  321,
 		FDs: []verify.FD{
-			{Num: 0, Target: "/dev/null"}, {Num: 1, Target: "/dev/null"}, {Num: 2, Target: "/dev/null"},
-			{Num: -1, Target: "anon_inode:[eventpoll]"}, {Num: -1, Target: "anon_inode:[eventfd]"},
+			{Num: 0, Target: "/dev/null"},
+			{Num: 1, Target: "/dev/null"},
+			{Num: 2, Target: "/dev/null"},
+			{Num: -1, Target: "anon_inode:[eventpoll]"},
+			{Num: -1, Target: "anon_inode:[eventfd]"},
 		},
 		Exe:   fileID(t, p.Init),
 		Alone: true,
@@ -171,7 +174,7 @@ var static = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	out := filepath.Join(dir, "static")
-	build := exec.CommandContext(context.Background(), tool, "test", "-c", "-o", out, ".") //nolint:usetesting // outlives one test
+	build := exec.CommandContext(context.Background(), tool, "test", "-c", "-o", out, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w: %s", err, text)

@@ -40,7 +40,7 @@ type record struct {
 const recordLen = 16
 
 var (
-	allSignals uint64 = ^uint64(0)
+	allSignals = ^uint64(0)
 	noSignals  uint64
 	defAction  sigaction
 )

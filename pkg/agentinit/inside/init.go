@@ -116,7 +116,7 @@ func run(stream bool) syscall.Errno {
 	// The runtime opens a poll set of its own with its first timer, which
 	// would be the first one after a garbage collection: PID 1's descriptors
 	// are compared with the proof's for as long as it lives.
-	time.Sleep(1)
+	time.Sleep(time.Nanosecond)
 	sigs, e := takeSignals()
 	if e != 0 {
 		return e
@@ -239,7 +239,7 @@ func (s *server) loop() syscall.Errno {
 			switch fd := int(ev.Fd); fd {
 			case s.sigs:
 			case InitFD, outFD:
-				if !s.serve(fd, ev.Events) {
+				if !s.serve(ev.Events) {
 					return 0
 				}
 			default:
@@ -272,7 +272,7 @@ func collect() {
 var started int
 
 // serve reads requests while answers can be queued, and writes what is queued.
-func (s *server) serve(fd int, events uint32) bool {
+func (s *server) serve(events uint32) bool {
 	if events&syscall.EPOLLOUT != 0 {
 		s.ch.flush()
 	}

@@ -143,14 +143,13 @@ func search(name []byte, env [][]byte) syscall.Errno {
 }
 
 // lookup finds a variable; the last one counts, as in shells.
-func lookup(env [][]byte, key string) []byte {
-	for i := len(env) - 1; i >= 0; i-- {
-		e := env[i]
+func lookup(env [][]byte, key string) (value []byte) {
+	for _, e := range env {
 		if len(e) > len(key) && e[len(key)] == '=' && string(e[:len(key)]) == key {
-			return e[len(key)+1:]
+			value = e[len(key)+1:]
 		}
 	}
-	return nil
+	return value
 }
 
 func homeOf(env [][]byte) []byte {

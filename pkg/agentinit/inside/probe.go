@@ -211,7 +211,7 @@ func route() syscall.Errno {
 	}
 	defer closeFD(fd)
 	to := syscall.RawSockaddrInet4{Family: syscall.AF_INET, Port: 80 << 8, Addr: [4]byte{1, 1, 1, 1}}
-	_, e = sys3(syscall.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to)), uintptr(unsafe.Sizeof(to)))
+	_, e = sys3(syscall.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to)), unsafe.Sizeof(to))
 	return e
 }
 

@@ -54,7 +54,7 @@ func ReadEntry(r *R) Entry {
 	return e
 }
 
-// Begin starts a record.
+// BeginRecord starts a record.
 func BeginRecord(buf []byte, t RecordType) W {
 	w := W{buf[:0]}
 	w.U8(uint8(t))

@@ -271,7 +271,7 @@ func (r *R) Str(limit int) string { return string(r.Bytes(limit)) }
 // the message.
 func (r *R) CStr(limit int) []byte {
 	b := r.Bytes(limit)
-	for _, c := range b {
+	for _, c := range b { //nolint:modernize // this package imports nothing
 		if c == 0 {
 			r.Fail()
 			return nil

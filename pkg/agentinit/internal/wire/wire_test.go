@@ -79,9 +79,13 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	for _, s := range []wire.Start{
-		{ID: "a"}, {ID: "a", Argv: [][]byte{nil}}, {ID: "a", Argv: [][]byte{[]byte("a\x00")}},
-		{ID: "a", Argv: [][]byte{[]byte("a")}, Umask: 0o1000}, {ID: "a", Argv: [][]byte{[]byte("a")}, Keep: wire.MaxKeep + 1},
-		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: 2}, {ID: "a", Argv: [][]byte{[]byte("a")}, IO: wire.IOBytes, Keep: 1},
+		{ID: "a"},
+		{ID: "a", Argv: [][]byte{nil}},
+		{ID: "a", Argv: [][]byte{[]byte("a\x00")}},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, Umask: 0o1000},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, Keep: wire.MaxKeep + 1},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: 2},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: wire.IOBytes, Keep: 1},
 	} {
 		var w wire.W
 		s.Append(&w)
