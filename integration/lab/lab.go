@@ -49,6 +49,8 @@ type Options struct {
 	Config string
 	// Image is the archive imported as "base"; Tiny when empty.
 	Image string
+	// Ranges is how many sandboxes have ids of their own at once; 64 when 0.
+	Ranges int
 }
 
 // numbers keeps the id ranges of concurrent labs apart.
@@ -80,6 +82,10 @@ func New(tb testing.TB, o Options) *Lab {
 	first := 0x7900_0000 + numbers.next*0x0040_0000
 	numbers.next = (numbers.next + 1) % 8
 	numbers.Unlock()
+	ranges := 64
+	if o.Ranges > 0 {
+		ranges = o.Ranges
+	}
 	text := fmt.Sprintf(`version = 1
 run_dir = %q
 state_dir = %q
@@ -94,7 +100,7 @@ first = %#x
 last = %#x
 [log]
 level = "debug"
-`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), l.Bin, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+0x003F_FFFF)
+`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), l.Bin, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
 	l.write(l.config, text+o.Config)
 	tb.Cleanup(l.close)
 	l.Start()

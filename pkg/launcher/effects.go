@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -20,45 +21,74 @@ import (
 type effect struct {
 	name string
 	undo func(l *Launcher, ctx context.Context, id string) error
+	// above are effects that use this one: while one of them is there, this
+	// one stays, or what is needed to find and to end them would be lost.
+	above []string
 }
 
 // effects in the order a launch makes them; they are undone last first. The
 // record and the id range are not here: they go last, and only when all of
 // these are gone, so that nothing is forgotten and no id is shared.
 var effects = []effect{
-	{"rundir", func(l *Launcher, _ context.Context, id string) error { return os.RemoveAll(l.dir(id)) }},
-	{"mounts", func(l *Launcher, _ context.Context, id string) error {
+	{name: "rundir", undo: func(l *Launcher, _ context.Context, id string) error { return removeDir(l.dir(id)) }, above: []string{"mounts", "task"}},
+	{name: "mounts", undo: func(l *Launcher, _ context.Context, id string) error {
 		return mount.Cleanup(filepath.Join(l.dir(id), "mnt"))
-	}},
-	{"rootfs", func(l *Launcher, _ context.Context, id string) error { return l.layers.Remove(id) }},
-	{"container", func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteContainer(ctx, id) }},
-	{"task", func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteTask(ctx, id) }},
-	{"cgroup", func(l *Launcher, ctx context.Context, id string) error { return l.Cgroups.RemoveAll(ctx, id) }},
+	}, above: []string{"task"}},
+	{name: "rootfs", undo: func(l *Launcher, _ context.Context, id string) error { return l.layers.Remove(id) }, above: []string{"container", "task"}},
+	{name: "container", undo: func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteContainer(ctx, id) }, above: []string{"task"}},
+	{name: "task", undo: func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteTask(ctx, id) }},
+	{name: "cgroup", undo: func(l *Launcher, ctx context.Context, id string) error { return l.Cgroups.RemoveAll(ctx, id) }},
 }
 
-// undoing is the undo of a named effect.
-func (l *Launcher) undoing(name, id string) func(context.Context) error {
-	for _, e := range effects {
-		if e.name == name {
-			return func(ctx context.Context) error {
-				if err := failpoint.Hit("undo." + name); err != nil {
-					return err
-				}
-				return e.undo(l, ctx, id)
+// undoing is the undo of a named effect. stuck collects the effects that
+// could not be undone in the same go.
+func (l *Launcher) undoing(name, id string, stuck map[string]bool) func(context.Context) error {
+	i := slices.IndexFunc(effects, func(e effect) bool { return e.name == name })
+	if i < 0 {
+		panic("launcher: no effect " + name) // a misspelling in this package
+	}
+	e := effects[i]
+	return func(ctx context.Context) (err error) {
+		defer func() { stuck[name] = err != nil }()
+		for _, a := range e.above {
+			if stuck[a] {
+				return fmt.Errorf("left, because %s is", a)
 			}
 		}
+		if err := failpoint.Hit("undo." + name); err != nil {
+			return err
+		}
+		return e.undo(l, ctx, id)
 	}
-	panic("launcher: no effect " + name) // a misspelling in this package
 }
 
 // undoAll takes back every effect that a sandbox may have. It reports the
 // names of those that could not be.
 func (l *Launcher) undoAll(ctx context.Context, id string) error {
 	var u undo.Stack
+	stuck := map[string]bool{}
 	for _, e := range effects {
-		u.Add(e.name, l.undoing(e.name, id))
+		u.Add(e.name, l.undoing(e.name, id, stuck))
 	}
 	return u.Run(ctx)
+}
+
+// removeDir removes a sandbox's directory and the files in it. It never goes
+// deeper: while a mount is left there, that would be the caller's files.
+func removeDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
 }
 
 // spareInits is how many private copies of creel-init are kept ready.

@@ -38,6 +38,7 @@ type launch struct {
 	dirs    []*os.File
 	trace   trace
 	undo    undo.Stack
+	stuck   map[string]bool // effects whose undo failed
 	sb      *sandbox
 	spec    spec.Sandbox
 	ns      *netns.NS
@@ -52,7 +53,7 @@ type launch struct {
 //
 //nolint:contextcheck // clean-up outlives the request by design
 func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) (_ *api.SpawnResult, err error) {
-	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, trace: newTrace()}
+	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, trace: newTrace(), stuck: map[string]bool{}}
 	select {
 	case l.launches <- struct{}{}:
 		defer func() { <-l.launches }()
@@ -71,6 +72,9 @@ func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitte
 			err = s.failed(ctx, err)
 		}
 	}()
+	if err := failpoint.Hit("launch.reserve"); err != nil {
+		return nil, err
+	}
 	for _, step := range []struct {
 		name string
 		fn   func(context.Context) error
@@ -148,7 +152,7 @@ func (s *launch) reserve(ctx context.Context) error {
 	s.sb = s.l.newSandbox(rec)
 	s.l.sandboxes[s.id] = s.sb
 	s.trace.end("intent", began)
-	return failpoint.Hit("launch.reserve")
+	return nil
 }
 
 // failed takes back what was made. The record goes last: while it is there,
@@ -170,7 +174,7 @@ func (s *launch) failed(ctx context.Context, err error) error {
 }
 
 // did registers the undo of an effect, right beside it.
-func (s *launch) did(effect string) { s.undo.Add(effect, s.l.undoing(effect, s.id)) }
+func (s *launch) did(effect string) { s.undo.Add(effect, s.l.undoing(effect, s.id, s.stuck)) }
 
 // prepare makes all that needs no process of the sandbox's.
 func (s *launch) prepare(ctx context.Context) error {

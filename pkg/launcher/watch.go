@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 )
 
 // tick is how often deadlines, idleness and output rates are looked at.
@@ -78,7 +79,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time, n int) {
 		case api.StatePaused:
 			sb.checkTTL(now)
 		case api.StateStopped, api.StateRemoving, api.StateUnknown:
-			if n%retryEvery == 0 {
+			if n%retryEvery == 0 || failpoint.On("watch.fastretry") {
 				sb.retry()
 			}
 		}
