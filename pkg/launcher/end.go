@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -41,7 +42,11 @@ func (sb *sandbox) end(why api.Reason, code *int) {
 // finish takes a sandbox from running to stopped, and then cleans up.
 func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	log := sb.l.log.With("sandbox", sb.id)
-	if err := sb.move(api.StateStopping, func(r *store.Record) { r.Sandbox.Reason = why }); err != nil {
+	err := sb.move(api.StateStopping, func(r *store.Record) {
+		// All of it now: the next daemon could not find out how it ended.
+		r.Sandbox.Reason, r.Sandbox.ExitCode = why, exitCode(why, code)
+	})
+	if err != nil {
 		log.ErrorContext(ctx, "state not recorded", "error", err)
 	}
 	if err := failpoint.Hit("end.stopping"); err != nil {
@@ -53,11 +58,11 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	sb.drainLog(ctx)
 	now := time.Now().UTC()
 	hits := map[string]int64{}
-	err := sb.move(api.StateStopped, func(r *store.Record) {
+	err = sb.move(api.StateStopped, func(r *store.Record) {
 		r.Sandbox.Ended, r.Sandbox.Execs, r.Sandbox.PID = now, 0, 0
-		r.Sandbox.ExitCode = exitCode(why, code)
 		hits = sb.hitsLocked()
 		r.Sandbox.LimitsHit = hits
+		sb.hits = map[string]int64{} // they are in the record now
 	})
 	if err != nil {
 		log.ErrorContext(ctx, "state not recorded", "error", err)
@@ -98,23 +103,20 @@ func (sb *sandbox) killAll(ctx context.Context) error {
 	if sb.cg != nil {
 		_ = sb.cg.Thaw(ctx) // a v1 frozen process does not die
 	}
+	var errs []error // one way failing does not spare the other
 	if sb.pidfd != nil {
-		if err := signalPidfd(sb.pidfd, unix.SIGKILL); err != nil {
-			return err
-		}
+		errs = append(errs, signalPidfd(sb.pidfd, unix.SIGKILL))
 	}
 	if sb.cg != nil {
-		if err := sb.cg.Kill(ctx); err != nil {
-			return err
+		errs = append(errs, sb.cg.Kill(ctx))
+	}
+	if sb.pidfd != nil {
+		if deadline, ok := ctx.Deadline(); ok {
+			_ = sb.pidfd.SetReadDeadline(deadline)
 		}
+		errs = append(errs, waitPidfd(sb.pidfd))
 	}
-	if sb.pidfd == nil {
-		return nil
-	}
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = sb.pidfd.SetReadDeadline(deadline)
-	}
-	return waitPidfd(sb.pidfd)
+	return errors.Join(errs...)
 }
 
 // drainLog waits until the pipes are at their end, so that the last output is
@@ -147,44 +149,50 @@ func (sb *sandbox) cleanUp() {
 	sb.cleaned()
 }
 
-// cleaned gives the id range back and, if the sandbox was to be removed,
-// forgets it.
+// cleaned records that nothing is left, forgets the sandbox if it was to be
+// removed, and then gives its id range back.
 func (sb *sandbox) cleaned() {
-	l := sb.l
-	l.IDs.Release(sb.fixed.Sandbox.HostUID)
 	sb.mu.Lock()
-	sb.rec.Clean, sb.rec.Undo, sb.rec.Sandbox.Problem = true, nil, ""
-	remove := sb.rec.Sandbox.State == api.StateRemoving || sb.rec.Request.Remove
+	next := sb.rec
+	next.Clean, next.Undo, next.Sandbox.Problem = true, nil, ""
+	forget := next.Sandbox.State == api.StateRemoving || next.Request.Remove
 	var err error
-	if !remove {
-		err = l.Store.PutSandbox(sb.rec)
+	if !forget {
+		err = sb.putLocked(next)
 	}
-	sb.markGone() // from here on it is remove that drops
+	if err == nil {
+		sb.rec = next
+		sb.markGone() // from here on it is remove that drops
+	}
 	sb.mu.Unlock()
-	if remove {
-		err = l.drop(sb)
+	if forget {
+		err = sb.l.drop(sb)
 	}
 	if err != nil {
-		l.log.Error("state not recorded", "sandbox", sb.id, "error", err)
+		sb.l.log.Error("state not recorded; will be tried again", "sandbox", sb.id, "error", err)
+		sb.l.note(sb, err)
+		return
 	}
+	sb.freeIDs()
 }
 
 // note keeps what could not be undone, for people and for the next try.
 func (l *Launcher) note(sb *sandbox, err error) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.dropped {
+		return
+	}
 	sb.rec.Undo = []string{err.Error()}
 	sb.rec.Sandbox.Problem = err.Error()
-	if perr := l.Store.PutSandbox(sb.rec); perr != nil {
+	if perr := sb.putLocked(sb.rec); perr != nil {
 		l.log.Error("state not recorded", "sandbox", sb.id, "error", perr)
 	}
 }
 
 // unknown marks a launch whose undo failed.
 func (l *Launcher) unknown(sb *sandbox, err error) {
-	sb.mu.Lock()
-	sb.rec.Sandbox.State = api.StateUnknown
-	sb.mu.Unlock()
+	sb.amend(func(r *store.Record) { r.Sandbox.State = api.StateUnknown })
 	l.note(sb, err)
 }
 
@@ -196,16 +204,25 @@ func (l *Launcher) forget(sb *sandbox) error {
 	if err := l.drop(sb); err != nil {
 		return err
 	}
-	l.IDs.Release(sb.fixed.Sandbox.HostUID)
+	sb.freeIDs()
 	return nil
 }
 
-// drop removes the record and the logs: the last that is left.
+// drop removes the record and the logs: the last that is left. Once it has
+// succeeded, it does nothing.
 func (l *Launcher) drop(sb *sandbox) error {
-	if err := os.RemoveAll(l.logDir(sb.id)); err != nil {
-		return err
+	sb.mu.Lock()
+	if sb.dropped {
+		sb.mu.Unlock()
+		return nil
 	}
-	if err := l.Store.DeleteSandbox(sb.id); err != nil {
+	err := os.RemoveAll(l.logDir(sb.id))
+	if err == nil {
+		err = l.Store.DeleteSandbox(sb.id)
+	}
+	sb.dropped = err == nil
+	sb.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -213,6 +230,13 @@ func (l *Launcher) drop(sb *sandbox) error {
 	l.mu.Unlock()
 	l.publish("sandbox.removed", sb.identity())
 	return nil
+}
+
+// removed says whether the sandbox is forgotten, or about to be.
+func (sb *sandbox) removed() bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.dropped || sb.rec.Sandbox.State == api.StateRemoving
 }
 
 // stop asks the main command to end, and ends the sandbox after grace.
@@ -273,7 +297,7 @@ func (sb *sandbox) pause(ctx context.Context, idle bool) error {
 	if err := sb.cg.Freeze(ctx); err != nil {
 		return err
 	}
-	if err := sb.move(api.StatePaused, nil); err != nil {
+	if err := sb.move(api.StatePaused, func(r *store.Record) { r.IdlePaused = idle }); err != nil {
 		_ = sb.cg.Thaw(context.WithoutCancel(ctx))
 		return err
 	}
@@ -294,7 +318,7 @@ func (sb *sandbox) resume(ctx context.Context) error {
 	sb.mu.Lock()
 	sb.idle, sb.busy = false, time.Now()
 	sb.mu.Unlock()
-	if err := sb.move(api.StateRunning, nil); err != nil {
+	if err := sb.move(api.StateRunning, func(r *store.Record) { r.IdlePaused = false }); err != nil {
 		return err
 	}
 	sb.l.publish("sandbox.resumed", sb.identity())
@@ -318,6 +342,9 @@ func (sb *sandbox) remove(ctx context.Context, force bool) error {
 		}
 	}
 	if err := sb.move(api.StateRemoving, func(r *store.Record) { r.Sandbox.Name = sb.id }); err != nil {
+		if sb.removed() {
+			return nil // somebody else was faster
+		}
 		return err
 	}
 	select {

@@ -35,6 +35,7 @@ type session struct {
 	sb       *sandbox
 	id       string
 	internal bool // a file operation, not somebody's command
+	ready    bool // under the sandbox's mu: others may use it
 	began    time.Time
 	io       *stdio
 	fds      bool
@@ -158,17 +159,6 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	}
 	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{})}
 	c.id = s.id
-	if err := sb.enter(s); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			sb.leave(s)
-			if s.io != nil {
-				s.io.close()
-			}
-		}
-	}()
 	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
 	if c.tty {
 		s.io, err = newTTY(sb.pid, agent, req.Cols, req.Rows)
@@ -178,6 +168,19 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			s.io.close()
+		}
+	}()
+	if err := sb.enter(s); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			sb.leave(s)
+		}
+	}()
 	if !s.fds {
 		if err := s.io.pollable(); err != nil {
 			return nil, err
@@ -198,6 +201,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	if req.Timeout > 0 {
 		s.timer = time.AfterFunc(req.Timeout.D(), func() { s.end(api.ReasonTimeout) })
 	}
+	sb.ready(s)
 	if !s.internal {
 		sb.l.publish("exec.started", sb.identity(), "exec", s.id)
 	}
@@ -217,6 +221,18 @@ func (sb *sandbox) enter(s *session) error {
 	}
 	sb.execs[s.id] = s
 	return nil
+}
+
+// ready shows the started command to the rest of the sandbox: from here on
+// its end closes the session too.
+func (sb *sandbox) ready(s *session) {
+	sb.mu.Lock()
+	s.ready = true
+	late := sb.ending
+	sb.mu.Unlock()
+	if late {
+		_ = s.Close()
+	}
 }
 
 func (sb *sandbox) leave(s *session) {
@@ -286,12 +302,15 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 	if s.pidfd != nil {
 		_ = s.pidfd.Close()
 	}
-	if sb.host != nil {
-		_ = sb.host.Ack(sb.l.ctx, s.id)
-	}
-	if s.cg != nil {
-		sb.l.background(func(context.Context) { sb.sweep(s.cg) })
-	}
+	sb.l.background(func(ctx context.Context) {
+		// Neither is the client's to wait for.
+		ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+		defer cancel()
+		_ = sb.host.Ack(ctx, s.id) // a sandbox that has ended has forgotten it
+		if s.cg != nil {
+			sb.sweep(s.cg)
+		}
+	})
 	if s.internal {
 		return
 	}

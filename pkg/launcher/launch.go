@@ -44,6 +44,7 @@ type launch struct {
 	ns      *netns.NS
 	newTask func(context.Context) (int, error)
 	upper   string // of the writable layer; empty without one
+	proof   api.Evidence
 }
 
 // Launch makes a sandbox of an admitted request: it returns when the
@@ -98,11 +99,7 @@ func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitte
 			return nil, err
 		}
 	}
-	evidence, err := l.Store.Evidence(s.id)
-	if err != nil {
-		return nil, err
-	}
-	res := &api.SpawnResult{Sandbox: s.sb.view(), Evidence: evidence[0]}
+	res := &api.SpawnResult{Sandbox: s.sb.view(), Evidence: s.proof}
 	if a.Request.Trace {
 		res.Trace = s.trace.steps()
 	}
@@ -158,8 +155,16 @@ func (s *launch) reserve(ctx context.Context) error {
 // failed takes back what was made. The record goes last: while it is there,
 // reconcile knows that something may be left.
 func (s *launch) failed(ctx context.Context, err error) error {
-	s.sb.release()
+	s.sb.mu.Lock()
+	ending := s.sb.ending
+	s.sb.ending = true // it has no end of its own any more
+	s.sb.mu.Unlock()
+	if ending {
+		// It ran, and has ended by itself meanwhile: that cleans up.
+		return errors.Join(err, s.sb.remove(context.WithoutCancel(ctx), true))
+	}
 	defer s.sb.markDone() // for whoever waits for it
+	s.sb.release()
 	uerr := s.undo.Run(ctx)
 	if uerr == nil {
 		uerr = s.l.forget(s.sb)
@@ -198,7 +203,8 @@ func (s *launch) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.upper, s.sb.rec.RootfsKind = filepath.Dir(layer.Upper), layer.Kind
+		s.upper = filepath.Dir(layer.Upper)
+		s.sb.amend(func(r *store.Record) { r.RootfsKind = layer.Kind })
 	}
 	s.spec = s.l.specOf(&s.sb.rec)
 	s.spec.NetNS = ns.Path()
@@ -237,8 +243,10 @@ func (s *launch) stageMounts(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Source, err)
 		}
-		s.sb.rec.Mounts = append(s.sb.rec.Mounts, store.Mount{
-			Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly,
+		s.sb.amend(func(r *store.Record) {
+			r.Mounts = append(r.Mounts, store.Mount{
+				Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly,
+			})
 		})
 	}
 	return nil
@@ -269,10 +277,12 @@ func (s *launch) container(ctx context.Context) error {
 func (s *launch) task(ctx context.Context) (err error) {
 	s.did("task")
 	s.did("cgroup") // the runtime makes it
-	if s.sb.pid, err = s.newTask(ctx); err != nil {
+	pid, err := s.newTask(ctx)
+	if err != nil {
 		return err
 	}
-	s.sb.pidfd, err = openPidfd(s.sb.pid)
+	pidfd, err := openPidfd(pid)
+	s.sb.hold(func() { s.sb.pid, s.sb.pidfd = pid, pidfd })
 	return err
 }
 
@@ -281,8 +291,9 @@ func (s *launch) task(ctx context.Context) (err error) {
 func (s *launch) start(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.l.Runtime.StartTask(ctx, s.id) })
-	g.Go(func() (err error) {
-		s.sb.cg, err = s.l.Cgroups.Open(s.id, s.sb.pid, cgroupLimits(s.Limits))
+	g.Go(func() error {
+		cg, err := s.l.Cgroups.Open(s.id, s.sb.pid, cgroupLimits(s.Limits))
+		s.sb.hold(func() { s.sb.cg = cg })
 		return err
 	})
 	return g.Wait()
@@ -303,7 +314,7 @@ func (s *launch) channel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.sb.host = host
+	s.sb.hold(func() { s.sb.host = host })
 	return nil
 }
 
@@ -324,7 +335,7 @@ func (s *launch) main(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.sb.log = log
+	s.sb.hold(func() { s.sb.log = log })
 	s.undo.Add("logs", func(context.Context) error { return os.RemoveAll(s.l.logDir(s.id)) })
 	if len(s.Request.Command) == 0 {
 		return nil

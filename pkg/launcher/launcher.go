@@ -107,7 +107,7 @@ type Launcher struct {
 	log      *slog.Logger
 	ctx      context.Context // ends with Close; for work that outlives a request
 	cancel   context.CancelCauseFunc
-	work     sync.WaitGroup
+	work     workers
 	launches chan struct{} // a place for each launch that may run
 	mounts   *mount.Stager
 	layers   *rootfs.Maker
@@ -157,6 +157,7 @@ func New(o Options) (*Launcher, error) {
 // over.
 func (l *Launcher) Close() {
 	l.cancel(errClosing)
+	l.work.close()
 	l.mu.Lock()
 	all := make([]*sandbox, 0, len(l.sandboxes))
 	for _, sb := range l.sandboxes {
@@ -166,13 +167,39 @@ func (l *Launcher) Close() {
 	for _, sb := range all {
 		sb.release()
 	}
-	l.work.Wait()
+	l.work.wait()
 }
 
-// background runs fn until it returns; Close waits for it.
+// background runs fn until it returns; Close waits for it. Once the daemon is
+// stopping nothing new begins: it is the next daemon's to do.
 func (l *Launcher) background(fn func(ctx context.Context)) {
-	l.work.Go(func() { fn(l.ctx) })
+	l.work.start(func() { fn(l.ctx) })
 }
+
+// workers are goroutines that can be waited for while some would begin more,
+// which a sync.WaitGroup alone does not allow.
+type workers struct {
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+func (w *workers) start(fn func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.wg.Go(fn)
+	}
+}
+
+// close lets nothing more begin.
+func (w *workers) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+}
+
+func (w *workers) wait() { w.wg.Wait() }
 
 // newID is 20 characters of [a-z2-7]: 100 random bits.
 func newID() string { return randomText(20) }

@@ -54,10 +54,11 @@ func (s *launch) prove(ctx context.Context) error {
 	e.Extra = append(e.Extra, keyring(s.id, hello.Keyring))
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
 	ev := verify.Read(ctx, e)
-	s.sb.rec.FilterDigest = filter.Digest()
+	s.sb.amend(func(r *store.Record) { r.FilterDigest = filter.Digest() })
 	if !ev.OK {
 		return notProven(ev)
 	}
+	s.proof = ev
 	return s.l.Store.AddEvidence(ev)
 }
 

@@ -38,7 +38,9 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	g.SetLimit(cap(l.launches))
 	for _, r := range recs {
 		sb := l.newSandbox(r)
+		l.mu.Lock()
 		l.sandboxes[sb.id] = sb
+		l.mu.Unlock()
 		g.Go(func() error { l.reconcile(gctx, sb); return nil })
 	}
 	if err := g.Wait(); err != nil {
@@ -60,16 +62,15 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 			return
 		}
 		log.WarnContext(ctx, "sandbox cannot be taken over and is ended", "error", err)
-		why := api.ReasonDied
-		if api.CodeOf(err) == api.CodeNotProven {
-			why = api.ReasonDrift
-		}
 		sb.ending = true
-		sb.finish(ctx, why, nil)
+		sb.finish(ctx, api.ReasonDied, nil)
 	case api.StateStopping:
-		sb.rec.Sandbox.State, sb.ending = api.StateRunning, true // finish makes the move again
-		_ = sb.reopen()
-		sb.finish(ctx, sb.rec.Sandbox.Reason, nil)
+		// finish makes the move again, with what the last daemon found out.
+		sb.rec.Sandbox.State, sb.ending = api.StateRunning, true
+		if err := sb.salvage(ctx); err != nil {
+			log.DebugContext(ctx, "no last output of a sandbox that was ending", "error", err)
+		}
+		sb.finish(ctx, sb.rec.Sandbox.Reason, sb.rec.Sandbox.ExitCode)
 	case api.StateStopped:
 		sb.markDone()
 		if sb.rec.Clean {
@@ -79,22 +80,15 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 		sb.cleanUp()
 	case api.StateRemoving:
 		sb.markDone()
-		sb.cleanUp()
-		select {
-		case <-sb.gone:
-		default:
-			return // noted in the record
-		}
-		if err := l.drop(sb); err != nil {
-			log.ErrorContext(ctx, "record not removed", "error", err)
-		}
+		sb.cleanUp() // and drops
 	default: // creating, unknown: half made
 		sb.markDone()
-		if err := errors.Join(l.undoAll(ctx, sb.id)); err != nil {
-			l.unknown(sb, err)
-			return
+		err := l.undoAll(ctx, sb.id)
+		if err == nil {
+			err = l.forget(sb)
 		}
-		if err := l.forget(sb); err != nil {
+		if err != nil {
+			log.ErrorContext(ctx, "half-made sandbox could not be undone; will be tried again", "error", err)
 			l.unknown(sb, err)
 		}
 	}
@@ -123,7 +117,7 @@ func (sb *sandbox) reopen() error {
 		_ = pidfd.Close()
 		return err
 	}
-	sb.pid, sb.pidfd, sb.cg = r.InitPID, pidfd, cg
+	sb.hold(func() { sb.pid, sb.pidfd, sb.cg = r.InitPID, pidfd, cg })
 	return nil
 }
 
@@ -134,24 +128,16 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	if err := sb.reopen(); err != nil {
 		return err
 	}
-	cctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	ctx, cancel := context.WithTimeout(ctx, takeOverTimeout)
 	defer cancel()
-	host, err := takeHost(cctx, sb.pidfd)
+	if err := sb.refreeze(ctx); err != nil {
+		return err
+	}
+	live, finished, err := sb.takeChannel(ctx)
 	if err != nil {
 		return err
 	}
-	sb.host = host
-	live, finished, err := host.Resume(cctx)
-	if err != nil {
-		return fmt.Errorf("resume: %w", err)
-	}
-	if sb.log, err = logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes}); err != nil {
-		return err
-	}
-	if err := sb.takeStreams(live, finished); err != nil {
-		return err
-	}
-	if err := sb.endLost(cctx, finished); err != nil {
+	if err := sb.endLost(ctx, live, finished); err != nil {
 		return err
 	}
 	if _, err := sb.proveAgain(ctx, "reconcile"); err != nil {
@@ -159,6 +145,55 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	}
 	sb.watch()
 	return nil
+}
+
+// takeOverTimeout bounds all of one sandbox's taking over.
+const takeOverTimeout = 2 * channelTimeout
+
+// refreeze makes the freezer agree with the record: a daemon can be killed
+// between the two.
+func (sb *sandbox) refreeze(ctx context.Context) error {
+	if sb.rec.Sandbox.State == api.StatePaused {
+		return sb.cg.Freeze(ctx)
+	}
+	return sb.cg.Thaw(ctx)
+}
+
+// takeChannel takes the channel and the main command's streams, and goes on
+// with the log.
+func (sb *sandbox) takeChannel(ctx context.Context) ([]agentinit.Live, []agentinit.Finished, error) {
+	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	host, err := takeHost(ctx, sb.pidfd)
+	if err != nil {
+		return nil, nil, err
+	}
+	sb.hold(func() { sb.host = host })
+	if _, err := host.Hello(ctx); err != nil {
+		return nil, nil, err
+	}
+	live, finished, err := host.Resume(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	log, err := logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes})
+	if err != nil {
+		return nil, nil, err
+	}
+	sb.hold(func() { sb.log = log })
+	return live, finished, sb.takeStreams(live, finished)
+}
+
+// salvage takes hold of a sandbox that was ending when the last daemon was
+// killed, so that what is left in its pipes reaches the log.
+func (sb *sandbox) salvage(ctx context.Context) error {
+	if err := sb.reopen(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	_, _, err := sb.takeChannel(ctx)
+	return err
 }
 
 // takeStreams takes the main command's streams from PID 1 again.
@@ -174,7 +209,7 @@ func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finis
 	}
 	for _, p := range finished {
 		if p.ID == mainID {
-			kept = p.KeepFDs
+			kept, sb.mainEnded = p.KeepFDs, true
 		}
 	}
 	var files []*os.File
@@ -227,32 +262,61 @@ func (sb *sandbox) takeKept(n int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "kept"), nil // nonblocking since it was made
 }
 
-// endLost ends the execs of the last daemon's clients, which went away with
-// it, and forgets the results nobody waits for.
-func (sb *sandbox) endLost(ctx context.Context, finished []agentinit.Finished) error {
-	for _, id := range sb.cg.Execs() {
-		if id == mainID {
+// endLost ends the commands of the last daemon's clients, which went away with
+// it, and forgets the results nobody waits for. What commands that had ended
+// before left running, as "nohup server &" does, stays: PID 1 has forgotten
+// those commands, because the last daemon had acknowledged their end.
+func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished []agentinit.Finished) error {
+	lost := map[string]bool{}
+	for _, p := range live {
+		if p.ID == mainID {
 			continue
 		}
+		lost[p.ID] = true
+		if !p.Released {
+			// It waits in PID 1's leaf; it has executed nothing.
+			if err := sb.host.Cancel(ctx, p.ID); err != nil && !errors.Is(err, agentinit.ErrUnknown) {
+				return err
+			}
+		}
+	}
+	for _, p := range finished {
+		lost[p.ID] = p.ID != mainID
+	}
+	for _, id := range sb.cg.Execs() {
 		cg, err := sb.cg.Exec(id)
 		if err != nil {
+			return err
+		}
+		pids, err := cg.Pids()
+		switch {
+		case id == mainID, err == nil && len(pids) > 0 && !lost[id]:
+			continue
+		case err != nil:
 			return err
 		}
 		if err := errors.Join(cg.Kill(ctx), cg.Remove()); err != nil {
 			return fmt.Errorf("exec %s: %w", id, err)
 		}
-		sb.l.publish("exec.ended", sb.identity(), "exec", id, "reason", string(api.ReasonLost))
 	}
-	for _, p := range finished {
-		if p.ID != mainID {
-			_ = sb.host.Ack(ctx, p.ID)
+	for id, is := range lost {
+		if !is {
+			continue
+		}
+		sb.l.publish("exec.ended", sb.identity(), "exec", id, "reason", string(api.ReasonLost))
+		// A canceled one is forgotten already; of the others PID 1 tells the
+		// end in a moment.
+		if _, err := sb.host.Wait(ctx, id); !errors.Is(err, agentinit.ErrUnknown) {
+			_ = sb.host.Ack(ctx, id)
 		}
 	}
 	return nil
 }
 
 // removeStrangers removes what carries an id that no record knows: left by a
-// crash between an effect and its record, or by a lost state file.
+// crash between an effect and its record, or by a lost state file. Nobody
+// knows the id range of such a sandbox, so while it may have processes no
+// range can be given to another: that is an error, and creeld does not start.
 func (l *Launcher) removeStrangers(ctx context.Context) error {
 	ids, err := l.Leftovers(ctx)
 	if err != nil {
@@ -260,12 +324,14 @@ func (l *Launcher) removeStrangers(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		l.log.WarnContext(ctx, "removing what no record knows", "sandbox", id)
-		if err := l.undoAll(ctx, id); err != nil {
-			l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+		err := errors.Join(l.undoAll(ctx, id), os.RemoveAll(l.logDir(id)))
+		if err == nil {
 			continue
 		}
-		if err := os.RemoveAll(l.logDir(id)); err != nil {
-			l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+		l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+		running, lerr := l.Cgroups.List()
+		if lerr != nil || slices.Contains(running, id) {
+			return fmt.Errorf("sandbox %s has no record and its processes cannot be ended; end them and start creeld again: %w", id, errors.Join(err, lerr))
 		}
 	}
 	return nil

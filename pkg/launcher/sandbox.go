@@ -25,7 +25,9 @@ type sandbox struct {
 	// fixed is the part of the record that never changes: who and what.
 	fixed store.Record
 
-	// These are set before the sandbox is running and do not change then.
+	// These are set, with hold, before the sandbox is running and do not
+	// change then. While it is being made others may only look at them with
+	// mu held.
 	pid    int      // PID 1's, on the host
 	pidfd  *os.File // nonblocking, of PID 1
 	host   *agentinit.Host
@@ -33,14 +35,18 @@ type sandbox struct {
 	log    *logs.Log
 	master *os.File // the main command's terminal, nil without one
 	stdin  *os.File // the main command's input, nil without one
+	// mainEnded means that it ended while no daemon ran: no timeout any more.
+	mainEnded bool
 
 	done chan struct{} // closed when the sandbox has ended and that is on disk
 	gone chan struct{} // closed when nothing is left of it but its record
 
 	doneOnce, goneOnce sync.Once
+	freed              sync.Once // the id range goes back to the pool once only
 
 	mu       sync.Mutex
 	rec      store.Record
+	dropped  bool // the record is deleted and must not come back
 	execs    map[string]*session
 	clients  int       // attached and listening
 	busy     time.Time // when something was last seen to happen
@@ -52,15 +58,53 @@ type sandbox struct {
 	output   sync.WaitGroup // captures of the main command's output
 	timeout  *time.Timer    // of the main command
 	hits     map[string]int64
+	again    backoff // of a clean-up that failed
+}
+
+// hold sets handles of the sandbox.
+func (sb *sandbox) hold(set func()) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	set()
+}
+
+// amend changes the record in memory; the next commit takes it along.
+func (sb *sandbox) amend(change func(*store.Record)) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	change(&sb.rec)
+}
+
+// putLocked commits a record, unless the sandbox has been forgotten: a late
+// writer must not bring it back.
+func (sb *sandbox) putLocked(r store.Record) error {
+	if sb.dropped {
+		return api.Errorf(api.CodeNotFound, "sandbox %s has been removed", sb.id)
+	}
+	if err := sb.l.Store.PutSandbox(r); err != nil {
+		return fmt.Errorf("sandbox %s: %w", sb.id, err)
+	}
+	sb.rec = r
+	return nil
+}
+
+// freeIDs gives the id range back. Nothing of the sandbox may be left, and
+// that must be on disk: a range is never in two records that count.
+func (sb *sandbox) freeIDs() {
+	sb.freed.Do(func() { sb.l.IDs.Release(sb.fixed.Sandbox.HostUID) })
 }
 
 func (l *Launcher) newSandbox(rec store.Record) *sandbox {
-	return &sandbox{
+	sb := &sandbox{
 		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
 		done: make(chan struct{}), gone: make(chan struct{}),
 		execs: map[string]*session{}, busy: time.Now(),
-		hits: map[string]int64{},
+		hits: map[string]int64{}, idle: rec.IdlePaused,
 	}
+	if rec.Clean {
+		sb.freed.Do(func() {}) // its range may be another's by now
+	}
+	return sb
 }
 
 // identity is the record as it was at the start; only what never changes may
@@ -133,11 +177,7 @@ func (sb *sandbox) move(to api.State, change func(*store.Record)) error {
 	if change != nil {
 		change(&next)
 	}
-	if err := sb.l.Store.PutSandbox(next); err != nil {
-		return fmt.Errorf("sandbox %s: %w", sb.id, err)
-	}
-	sb.rec = next
-	return nil
+	return sb.putLocked(next)
 }
 
 // active is nil if the sandbox takes commands; one that was paused for being
@@ -206,22 +246,25 @@ func (sb *sandbox) release() {
 	sb.mu.Lock()
 	sessions := make([]*session, 0, len(sb.execs))
 	for _, s := range sb.execs {
-		sessions = append(sessions, s)
+		if s.ready {
+			sessions = append(sessions, s)
+		}
 	}
 	if sb.timeout != nil {
 		sb.timeout.Stop()
 	}
+	host, pidfd, log := sb.host, sb.pidfd, sb.log
 	sb.mu.Unlock()
 	for _, s := range sessions {
 		_ = s.Close()
 	}
-	if sb.host != nil {
-		_ = sb.host.Close()
+	if host != nil {
+		_ = host.Close()
 	}
-	if sb.pidfd != nil {
-		_ = sb.pidfd.Close()
+	if pidfd != nil {
+		_ = pidfd.Close()
 	}
-	if sb.log != nil {
-		_ = sb.log.Close()
+	if log != nil {
+		_ = log.Close()
 	}
 }

@@ -2,11 +2,9 @@ package launcher
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
-	"github.com/creel-sandbox/creel/pkg/failpoint"
 )
 
 // tick is how often deadlines, idleness and output rates are looked at.
@@ -26,6 +24,14 @@ func (sb *sandbox) watch() {
 		// PID 1 ended and nobody here asked it to.
 		sb.end(api.ReasonDied, nil)
 	})
+	sb.l.background(func(ctx context.Context) {
+		<-sb.host.Done()
+		if ctx.Err() == nil {
+			// PID 1 ended, or broke the protocol: nothing it says is heard any
+			// more, so nothing can run in there. No effect if an end is under way.
+			sb.end(api.ReasonDied, nil)
+		}
+	})
 	if err := sb.cg.WatchOOM(sb.l.ctx, func(exec string) { sb.oom(exec) }); err != nil {
 		sb.l.log.Error("OOM kills will not be told at once", "sandbox", sb.id, "error", err)
 	}
@@ -33,7 +39,7 @@ func (sb *sandbox) watch() {
 		return
 	}
 	sb.l.background(sb.watchMain)
-	if d := sb.fixed.Request.Timeout; d > 0 {
+	if d := sb.fixed.Request.Timeout; d > 0 && !sb.mainEnded {
 		left := time.Until(sb.view().Started.Add(d.D()))
 		sb.mu.Lock()
 		sb.timeout = time.AfterFunc(left, func() { sb.end(api.ReasonTimeout, nil) })
@@ -56,21 +62,18 @@ func (l *Launcher) Watch() {
 	l.background(func(ctx context.Context) {
 		t := time.NewTicker(tick)
 		defer t.Stop()
-		for n := 1; ; n++ {
+		for {
 			select {
 			case <-ctx.Done():
 				return
 			case now := <-t.C:
-				l.check(ctx, now, n)
+				l.check(ctx, now)
 			}
 		}
 	})
 }
 
-// retryEvery is how many ticks lie between two tries of a failed clean-up.
-const retryEvery = 30
-
-func (l *Launcher) check(ctx context.Context, now time.Time, n int) {
+func (l *Launcher) check(ctx context.Context, now time.Time) {
 	for _, sb := range l.all() {
 		switch sb.state() {
 		case api.StateRunning:
@@ -79,9 +82,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time, n int) {
 		case api.StatePaused:
 			sb.checkTTL(now)
 		case api.StateStopped, api.StateRemoving, api.StateUnknown:
-			if n%retryEvery == 0 || failpoint.On("watch.fastretry") {
-				sb.retry()
-			}
+			sb.retry(now)
 		}
 	}
 }
@@ -158,28 +159,64 @@ func (sb *sandbox) checkEvidence(ctx context.Context, now time.Time) {
 	}
 }
 
-// retry cleans up what an earlier try could not.
-func (sb *sandbox) retry() {
+// retry cleans up, when it is time, what an earlier try could not.
+func (sb *sandbox) retry(now time.Time) {
 	sb.mu.Lock()
-	pending := len(sb.rec.Undo) > 0
+	due := len(sb.rec.Undo) > 0 && sb.again.due(now)
 	state := sb.rec.Sandbox.State
 	sb.mu.Unlock()
-	if !pending {
+	if !due {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-	defer cancel()
-	if err := sb.l.undoAll(ctx, sb.id); err != nil {
-		sb.l.note(sb, err)
-		return
-	}
-	if state == api.StateUnknown {
-		if err := sb.l.forget(sb); err != nil {
-			sb.l.note(sb, errors.Join(err))
+	// Not in the watch's own goroutine: what is stuck must not keep the
+	// deadlines of others waiting.
+	sb.l.background(func(context.Context) {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		err := sb.l.undoAll(ctx, sb.id)
+		switch {
+		case err != nil:
+		case state == api.StateUnknown:
+			err = sb.l.forget(sb)
+		default:
+			sb.cleaned() // notes its own
 		}
-		return
+		if err != nil {
+			sb.l.note(sb, err)
+		}
+		sb.mu.Lock()
+		sb.again.end(time.Now())
+		sb.mu.Unlock()
+	})
+}
+
+// The pauses between two tries of a clean-up.
+const (
+	minRetry = time.Second
+	maxRetry = time.Minute
+)
+
+// backoff says when to try again. The zero value is due at once.
+type backoff struct {
+	running bool
+	pause   time.Duration
+	next    time.Time
+}
+
+// due begins a try if none is under way and it is time.
+func (b *backoff) due(now time.Time) bool {
+	if b.running || now.Before(b.next) {
+		return false
 	}
-	sb.cleaned()
+	b.running = true
+	return true
+}
+
+// end ends a try; the next comes after twice the pause of the last.
+func (b *backoff) end(now time.Time) {
+	b.running = false
+	b.pause = min(max(2*b.pause, minRetry), maxRetry)
+	b.next = now.Add(b.pause)
 }
 
 // oom ends the exec in which the OOM killer struck, as a whole: half a build
@@ -192,8 +229,9 @@ func (sb *sandbox) oom(execID string) {
 	}
 	sb.mu.Lock()
 	s := sb.execs[execID]
+	ready := s != nil && s.ready
 	sb.mu.Unlock()
-	if s != nil {
+	if ready {
 		s.end(api.ReasonOOM)
 	}
 }
