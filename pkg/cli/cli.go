@@ -1,4 +1,5 @@
-// Package cli is creel's command line: one file for each verb.
+// Package cli is creel's command line: one file for each verb
+// or family of verbs.
 //
 // Results go to standard output and talk to standard error. Text that an
 // agent could have made (file names, image names, evidence) is escaped before
@@ -184,6 +185,23 @@ func (a *app) each(refs []string, fn func(ref string) error) error {
 		return &exitError{code: exitFailed}
 	}
 	return nil
+}
+
+// forEach is a command that does one thing to every sandbox it is given.
+func (a *app) forEach(use, short string, fn func(ctx context.Context, ref string) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  args(1, -1),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			return a.each(refs, func(ref string) error {
+				if err := fn(cmd.Context(), ref); err != nil {
+					return err
+				}
+				return a.done(ref)
+			})
+		},
+	}
 }
 
 // done says on stdout what a verb did its work on, as scripts expect.

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,7 +40,7 @@ func (a *app) writeEvent(ev api.Event) error {
 			fmt.Fprintf(&b, " %s=%s", f[0], printable(f[1]))
 		}
 	}
-	for _, k := range sortedKeys(ev.Fields) {
+	for _, k := range slices.Sorted(maps.Keys(ev.Fields)) {
 		v := printable(ev.Fields[k])
 		if v == "" || strings.ContainsAny(v, ` "=`) {
 			v = `"` + strings.ReplaceAll(v, `"`, `\"`) + `"`

@@ -1,19 +1,19 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
 
 func pauseCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "pause SANDBOX...",
-		Short: "Freeze a sandbox",
-		Args:  args(1, -1),
-		RunE: func(cmd *cobra.Command, refs []string) error {
-			return a.each(refs, func(ref string) error {
-				if err := a.client().Pause(cmd.Context(), ref); err != nil {
-					return err
-				}
-				return a.done(ref)
-			})
-		},
-	}
+	return a.forEach("pause SANDBOX...", "Freeze a sandbox", func(ctx context.Context, ref string) error {
+		return a.client().Pause(ctx, ref)
+	})
+}
+
+func resumeCommand(a *app) *cobra.Command {
+	return a.forEach("resume SANDBOX...", "Let a frozen sandbox go on", func(ctx context.Context, ref string) error {
+		return a.client().Resume(ctx, ref)
+	})
 }
