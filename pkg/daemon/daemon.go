@@ -131,7 +131,7 @@ func (d *daemon) host(ctx context.Context) (err error) {
 	}
 	d.onClose(d.cgroups.Close)
 	for _, w := range d.cgroups.Weaker() {
-		d.log.WarnContext(ctx, "this host is weaker", "what", w)
+		d.log.WarnContext(ctx, "this host is weaker", slog.String("what", w))
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (d *daemon) profiles(ctx context.Context) error {
 			return fmt.Errorf("seccomp profile %s: %w", p.Seccomp, err)
 		}
 		for _, n := range notes {
-			d.log.DebugContext(ctx, "seccomp", "profile", p.Seccomp, "note", n)
+			d.log.DebugContext(ctx, "seccomp", slog.String("profile", p.Seccomp), slog.String("note", n))
 		}
 		if d.filters[p.Seccomp], err = sp.Compile(goruntime.GOARCH); err != nil {
 			return fmt.Errorf("seccomp profile %s: %w", p.Seccomp, err)
@@ -275,9 +275,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(d.socket.UnixListener) }()
 	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
-		d.log.WarnContext(ctx, "systemd was not told that creeld is ready", "error", err)
+		d.log.WarnContext(ctx, "systemd was not told that creeld is ready", slog.Any("error", err))
 	}
-	d.log.InfoContext(ctx, "creeld is ready", "version", api.BuildVersion, "socket", d.cfg.Socket, "cgroup", d.cgroups.Version())
+	d.log.InfoContext(ctx, "creeld is ready", slog.String("version", api.BuildVersion), slog.String("socket", d.cfg.Socket), slog.String("cgroup", d.cgroups.Version()))
 	select {
 	case err := <-served:
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -128,7 +129,7 @@ func (l *Launcher) fillSpares(ctx context.Context) {
 	for {
 		path := filepath.Join(l.RunDir, "spare", newID())
 		if err := copyInit(l.InitPath, path); err != nil {
-			l.log.WarnContext(ctx, "no spare copy of creel-init; launches make their own", "error", err)
+			l.log.WarnContext(ctx, "no spare copy of creel-init; launches make their own", slog.Any("error", err))
 			return
 		}
 		select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -41,19 +42,19 @@ func (sb *sandbox) end(why api.Reason, code *int) {
 
 // finish takes a sandbox from running to stopped, and then cleans up.
 func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
-	log := sb.l.log.With("sandbox", sb.id)
+	log := sb.l.log.With(slog.String("sandbox", sb.id))
 	err := sb.move(api.StateStopping, func(r *store.Record) {
 		// All of it now: the next daemon could not find out how it ended.
 		r.Sandbox.Reason, r.Sandbox.ExitCode = why, exitCode(why, code)
 	})
 	if err != nil {
-		log.ErrorContext(ctx, "state not recorded", "error", err)
+		log.ErrorContext(ctx, "state not recorded", slog.Any("error", err))
 	}
 	if err := failpoint.Hit("end.stopping"); err != nil {
-		log.ErrorContext(ctx, "failpoint", "error", err)
+		log.ErrorContext(ctx, "failpoint", slog.Any("error", err))
 	}
 	if err := sb.killAll(ctx); err != nil {
-		log.ErrorContext(ctx, "not all processes ended", "error", err)
+		log.ErrorContext(ctx, "not all processes ended", slog.Any("error", err))
 	}
 	sb.drainLog(ctx)
 	now := time.Now().UTC()
@@ -65,7 +66,7 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 		sb.hits = map[string]int64{} // they are in the record now
 	})
 	if err != nil {
-		log.ErrorContext(ctx, "state not recorded", "error", err)
+		log.ErrorContext(ctx, "state not recorded", slog.Any("error", err))
 	}
 	fields := []string{"reason", string(why)}
 	if c := exitCode(why, code); c != nil {
@@ -132,7 +133,7 @@ func (sb *sandbox) drainLog(ctx context.Context) {
 	select {
 	case <-captured:
 	case <-ctx.Done():
-		sb.l.log.WarnContext(ctx, "output may be incomplete", "sandbox", sb.id)
+		sb.l.log.WarnContext(ctx, "output may be incomplete", slog.String("sandbox", sb.id))
 	}
 }
 
@@ -142,7 +143,7 @@ func (sb *sandbox) cleanUp() {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*killTimeout)
 	defer cancel()
 	if err := sb.l.undoAll(ctx, sb.id); err != nil {
-		sb.l.log.ErrorContext(ctx, "clean-up is not complete; will be tried again", "sandbox", sb.id, "error", err)
+		sb.l.log.ErrorContext(ctx, "clean-up is not complete; will be tried again", slog.String("sandbox", sb.id), slog.Any("error", err))
 		sb.l.note(sb, err)
 		return
 	}

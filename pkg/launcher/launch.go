@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,7 +171,7 @@ func (s *launch) failed(ctx context.Context, err error) error {
 		uerr = s.l.forget(s.sb)
 	}
 	if uerr != nil {
-		s.l.log.ErrorContext(ctx, "launch could not be undone; will be tried again", "sandbox", s.id, "error", uerr)
+		s.l.log.ErrorContext(ctx, "launch could not be undone; will be tried again", slog.String("sandbox", s.id), slog.Any("error", uerr))
 		s.l.unknown(s.sb, uerr)
 		err = errors.Join(err, uerr)
 	}

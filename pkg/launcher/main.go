@@ -62,8 +62,7 @@ func (sb *sandbox) startMain(ctx context.Context, a *admission.Admitted) (stamp 
 	_, pidfd, nspid, stamp, err := sb.startCommand(ctx, command{
 		id: mainID, argv: r.Command, env: a.Env, workdir: r.Workdir, tty: r.TTY, io: streams, keep: keep,
 	})
-	var failed *agentinit.ExecError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*agentinit.ExecError](err); ok {
 		refusal := api.Errorf(api.CodeInvalid, "%s: %w", r.Command[0], err)
 		refusal.ExitCode = failed.ExitCode()
 		return 0, refusal

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -67,8 +68,7 @@ func (s *launch) prove(ctx context.Context) error {
 // a control that is not ok; the rest of the proof says why.
 func (s *launch) ask(ctx context.Context, filter seccomp.Filter) ([]api.Control, error) {
 	err := s.sb.host.Setup(ctx, agentinit.Setup{Filter: installed(filter)})
-	var refused unix.Errno
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[unix.Errno](err); ok {
 		return []api.Control{{Name: "seccomp.install", Expected: "taken by the kernel", Observed: refused.Error()}}, nil
 	}
 	if err != nil {
@@ -96,14 +96,14 @@ func notProven(ev api.Evidence) error {
 // proveAgain reads everything back from a running sandbox. What PID 1 would
 // say is worth nothing after go, so there is no probe. A control that is not
 // ok any more is drift: an event, and a problem that "creel ps" shows.
-func (sb *sandbox) proveAgain(ctx context.Context, why string) (api.Evidence, error) {
+func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	filter, err := sb.l.filterOf(&sb.fixed, sb.filterDigest())
 	if err != nil {
-		return api.Evidence{}, err
+		return err
 	}
 	e, err := sb.expect(ctx, why, filter)
 	if err != nil {
-		return api.Evidence{}, err
+		return err
 	}
 	sb.mu.Lock()
 	e.OwnNS = map[string]uint64{"net": sb.rec.NetNS}
@@ -112,21 +112,27 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) (api.Evidence, er
 	sb.proven = time.Now()
 	sb.mu.Unlock()
 	ev := verify.Read(ctx, e)
+	if !ev.OK {
+		// PID 1 has a starting command's descriptors for a moment. What is
+		// still there after it is drift.
+		time.Sleep(100 * time.Millisecond)
+		ev = verify.Read(ctx, e)
+	}
 	if ended(sb.state()) {
-		return ev, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
 	}
 	if err := sb.l.Store.AddEvidence(ev); err != nil {
-		return ev, err
+		return err
 	}
 	if !ev.OK {
 		drift := notProven(ev).Error()
-		sb.l.log.ErrorContext(ctx, "drift", "sandbox", sb.id, "controls", drift)
+		sb.l.log.ErrorContext(ctx, "drift", slog.String("sandbox", sb.id), slog.String("controls", drift))
 		sb.l.publish("evidence.drift", sb.identity(), "controls", drift)
 		sb.mu.Lock()
 		sb.rec.Sandbox.Problem = drift
 		sb.mu.Unlock()
 	}
-	return ev, nil
+	return nil
 }
 
 func (sb *sandbox) filterDigest() string {

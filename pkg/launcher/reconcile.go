@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,7 +52,7 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 
 // reconcile settles one record.
 func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
-	log := l.log.With("sandbox", sb.id)
+	log := l.log.With(slog.String("sandbox", sb.id))
 	state := sb.rec.Sandbox.State
 	switch state {
 	case api.StateRunning, api.StatePaused:
@@ -61,14 +62,14 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 			l.publish("sandbox.adopted", sb.identity())
 			return
 		}
-		log.WarnContext(ctx, "sandbox cannot be taken over and is ended", "error", err)
+		log.WarnContext(ctx, "sandbox cannot be taken over and is ended", slog.Any("error", err))
 		sb.ending = true
 		sb.finish(ctx, api.ReasonDied, nil)
 	case api.StateStopping:
 		// finish makes the move again, with what the last daemon found out.
 		sb.rec.Sandbox.State, sb.ending = api.StateRunning, true
 		if err := sb.salvage(ctx); err != nil {
-			log.DebugContext(ctx, "no last output of a sandbox that was ending", "error", err)
+			log.DebugContext(ctx, "no last output of a sandbox that was ending", slog.Any("error", err))
 		}
 		sb.finish(ctx, sb.rec.Sandbox.Reason, sb.rec.Sandbox.ExitCode)
 	case api.StateStopped:
@@ -81,14 +82,16 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 	case api.StateRemoving:
 		sb.markDone()
 		sb.cleanUp() // and drops
-	default: // creating, unknown: half made
+	case api.StateCreating, api.StateUnknown:
+		fallthrough
+	default: // half made
 		sb.markDone()
 		err := l.undoAll(ctx, sb.id)
 		if err == nil {
 			err = l.forget(sb)
 		}
 		if err != nil {
-			log.ErrorContext(ctx, "half-made sandbox could not be undone; will be tried again", "error", err)
+			log.ErrorContext(ctx, "half-made sandbox could not be undone; will be tried again", slog.Any("error", err))
 			l.unknown(sb, err)
 		}
 	}
@@ -140,7 +143,7 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	if err := sb.endLost(ctx, live, finished); err != nil {
 		return err
 	}
-	if _, err := sb.proveAgain(ctx, "reconcile"); err != nil {
+	if err := sb.proveAgain(ctx, "reconcile"); err != nil {
 		return err
 	}
 	sb.watch()
@@ -323,12 +326,12 @@ func (l *Launcher) removeStrangers(ctx context.Context) error {
 		return err
 	}
 	for _, id := range ids {
-		l.log.WarnContext(ctx, "removing what no record knows", "sandbox", id)
+		l.log.WarnContext(ctx, "removing what no record knows", slog.String("sandbox", id))
 		err := errors.Join(l.undoAll(ctx, id), os.RemoveAll(l.logDir(id)))
 		if err == nil {
 			continue
 		}
-		l.log.ErrorContext(ctx, "leftover not removed", "sandbox", id, "error", err)
+		l.log.ErrorContext(ctx, "leftover not removed", slog.String("sandbox", id), slog.Any("error", err))
 		running, lerr := l.Cgroups.List()
 		if lerr != nil || slices.Contains(running, id) {
 			return fmt.Errorf("sandbox %s has no record and its processes cannot be ended; end them and start creeld again: %w", id, errors.Join(err, lerr))

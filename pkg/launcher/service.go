@@ -225,7 +225,7 @@ func (l *Launcher) Evidence(ctx context.Context, c peer.Cred, ref string, fresh 
 		if ended(sb.state()) {
 			return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended; its evidence is kept, and cannot be taken again", sb.id)
 		}
-		if _, err := sb.proveAgain(ctx, "request"); err != nil {
+		if err := sb.proveAgain(ctx, "request"); err != nil {
 			return nil, err
 		}
 	}

@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -83,6 +84,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time) {
 			sb.checkTTL(now)
 		case api.StateStopped, api.StateRemoving, api.StateUnknown:
 			sb.retry(now)
+		case api.StateCreating, api.StateStopping: // somebody is at it
 		}
 	}
 }
@@ -123,7 +125,7 @@ func (sb *sandbox) checkLimits(ctx context.Context, now time.Time) {
 		return
 	}
 	if err := sb.pause(ctx, true); err != nil {
-		sb.l.log.WarnContext(ctx, "idle sandbox not paused", "sandbox", sb.id, "error", err)
+		sb.l.log.WarnContext(ctx, "idle sandbox not paused", slog.String("sandbox", sb.id), slog.Any("error", err))
 	}
 }
 
@@ -155,7 +157,7 @@ func (sb *sandbox) checkEvidence(ctx context.Context, now time.Time) {
 	}
 	sb.mu.Unlock()
 	if due {
-		sb.l.background(func(context.Context) { _, _ = sb.proveAgain(ctx, "timer") })
+		sb.l.background(func(context.Context) { _ = sb.proveAgain(ctx, "timer") })
 	}
 }
 
