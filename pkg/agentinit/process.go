@@ -65,8 +65,14 @@ type Process struct {
 	// by Input and Output; else descriptors come with Start.
 	Bytes bool
 
-	// KeepFDs is how many of Start's descriptors, the last ones, init only holds.
+	// KeepFDs is how many of Start's descriptors, after its own, init only holds.
 	KeepFDs int
+
+	// JoinFDs is how many of Start's descriptors, the last ones, are "tasks"
+	// files of cgroups (version 1) that the process enters by itself before
+	// it does anything else. Whether it has, the caller reads from the
+	// kernel: what the process says of it would be worth nothing.
+	JoinFDs int
 
 	// Internal makes it a file operation of creel-init's own: see FileOp.
 	Internal bool

@@ -131,7 +131,7 @@ func (h *Host) Go(ctx context.Context) error {
 // Start has creel-init fork a child, which waits for Release, and gives its
 // pid in the sandbox's namespace. fds are its standard input, output and
 // error (with TTY one terminal for all three; with Bytes none), and then
-// KeepFDs that creel-init holds until Ack; the caller keeps its copies. Its
+// KeepFDs that creel-init holds until Ack, and JoinFDs; the caller keeps its copies. Its
 // standard descriptors are made blocking, the kept ones are left as they are. An
 // *ExecError of StageFork means that there was nothing left to fork with.
 func (h *Host) Start(ctx context.Context, p Process, fds []*os.File) (int, error) {
@@ -149,7 +149,7 @@ func (h *Host) Start(ctx context.Context, p Process, fds []*os.File) (int, error
 	if err != nil {
 		return 0, fmt.Errorf("start: %w", err)
 	}
-	for _, fd := range raw[:len(raw)-p.KeepFDs] {
+	for _, fd := range raw[:len(raw)-p.KeepFDs-p.JoinFDs] {
 		// os.Pipe's are not, and few commands know what to do with EAGAIN.
 		if err := unix.SetNonblock(fd, false); err != nil {
 			return 0, fmt.Errorf("start: %w", err)
@@ -211,7 +211,7 @@ func newProc(withBytes bool) *proc {
 func (p *Process) wire() (*wire.Start, error) {
 	m := &wire.Start{
 		ID: p.ID, TTY: p.TTY, Internal: p.Internal, Umask: p.Umask, Cols: p.Cols, Rows: p.Rows,
-		Keep: uint8(p.KeepFDs), Cwd: []byte(p.Cwd),
+		Keep: uint8(p.KeepFDs), Join: uint8(p.JoinFDs), Cwd: []byte(p.Cwd),
 	}
 	if p.Bytes {
 		m.IO, m.Window = wire.IOBytes, window
@@ -225,8 +225,8 @@ func (p *Process) wire() (*wire.Start, error) {
 	if len(m.Argv) > MaxStrings || len(m.Env) > MaxStrings || m.ArgsLen() > MaxArgs {
 		return nil, ErrTooLarge
 	}
-	if p.KeepFDs < 0 || p.KeepFDs > MaxKeepFDs {
-		return nil, fmt.Errorf("%d descriptors to keep: %w", p.KeepFDs, os.ErrInvalid)
+	if p.KeepFDs < 0 || p.KeepFDs > MaxKeepFDs || p.JoinFDs < 0 || p.JoinFDs > wire.MaxJoin {
+		return nil, fmt.Errorf("%d descriptors to keep and %d to join by: %w", p.KeepFDs, p.JoinFDs, os.ErrInvalid)
 	}
 	// What creel-init would refuse is refused here, with a better message.
 	w := wire.W{}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exec is the cgroup of one command and everything it starts.
@@ -72,6 +75,41 @@ func (e *Exec) Add(pid int) error {
 		}
 	}
 	return nil
+}
+
+// Entrances are the files by which a single-threaded process moves itself
+// into the exec, by writing "0" to each; they are the caller's to close. That
+// takes no lock, while Add waits for an RCU grace period when nothing was
+// moved for a while: 8 to 16 ms against 0.05 (kernel/cgroup/cgroup.c,
+// cgroup_procs_write_start). Cgroup v2 has no such file, except in threaded
+// cgroups, and there are none then; mounted with "favordynmods" (Linux 6.0)
+// its Add is as fast.
+func (e *Exec) Entrances() (files []*os.File, err error) {
+	if e.s.host.version == 2 {
+		return nil, nil
+	}
+	for _, hr := range e.s.host.leafs {
+		fd, err := hr.open(e.at(hr, "tasks"), unix.O_WRONLY)
+		if err != nil {
+			for _, f := range files {
+				_ = f.Close()
+			}
+			return nil, fmt.Errorf("exec %s: %w", e.id, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), "tasks"))
+	}
+	return files, nil
+}
+
+// Has says whether a process is in the exec, in every hierarchy.
+func (e *Exec) Has(pid int) (bool, error) {
+	for _, hr := range e.s.host.leafs {
+		pids, err := hr.procs(e.at(hr))
+		if err != nil || !slices.Contains(pids, pid) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Pids is every process of the exec now.

@@ -590,3 +590,64 @@ func BenchmarkExec(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// TestEntrances: a process moves itself into an exec, where there is a file
+// for it, and Has tells it from one that is in some hierarchies only.
+func TestEntrances(t *testing.T) {
+	h, root := detect(t)
+	pid1 := runtime(t, h, root, "enter", limits)
+	s, err := h.Open("enter", pid1.Process.Pid, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.NewExec("e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := e.Entrances()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int{"v1": 3, "v2": 0}[h.Version()]; len(files) != want {
+		t.Fatalf("%d entrances on %s, want %d", len(files), h.Version(), want)
+	}
+	if h.Version() == "v2" {
+		return
+	}
+	cmd := exec.Command("/bin/sh", "-c", "read x; echo 0 >&3; echo in; read x; echo 0 >&4; echo 0 >&5; echo in; exec sleep 1000")
+	cmd.ExtraFiles = files
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	lines := bufio.NewReader(out)
+	for i, want := range []bool{false, false, true} {
+		if i > 0 {
+			if _, err := io.WriteString(in, "\n"); err != nil {
+				t.Fatal(err)
+			}
+			if l, err := lines.ReadString('\n'); err != nil || l != "in\n" {
+				t.Fatalf("the shell said %q, %v", l, err)
+			}
+		}
+		if got, err := e.Has(cmd.Process.Pid); err != nil || got != want {
+			t.Errorf("after %d files: Has = %v, %v, want %v", i, got, err, want)
+		}
+	}
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := e.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

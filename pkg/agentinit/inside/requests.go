@@ -187,8 +187,9 @@ func (s *server) spawn(st *wire.Start, fds []int) (_ *procState, err syscall.Err
 	defer closeFD(theirs)
 	pl.ctl = theirs
 	p := &procState{id: st.ID, state: wire.StateWaiting, ctl: ours}
-	nstd := st.FDs() - int(st.Keep)
-	std := fds[:nstd]
+	nstd := st.FDs() - int(st.Keep) - int(st.Join)
+	std, keep, join := fds[:nstd], fds[nstd:nstd+int(st.Keep)], fds[nstd+int(st.Keep):]
+	pl.joins = copy(pl.join[:], join)
 	if st.IO == wire.IOBytes {
 		if p.io, std, e = newByteIO(st); e != 0 {
 			closeFD(ours)
@@ -215,7 +216,10 @@ func (s *server) spawn(st *wire.Start, fds []int) (_ *procState, err syscall.Err
 	for _, fd := range fds[:nstd] {
 		closeFD(fd)
 	}
-	for _, fd := range fds[nstd:] {
+	for _, fd := range join {
+		closeFD(fd)
+	}
+	for _, fd := range keep {
 		p.keep = append(p.keep, int32(fd))
 	}
 	s.procs[p.id], s.byPid[pid], s.byFD[ours] = p, p, p

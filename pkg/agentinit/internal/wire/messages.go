@@ -49,6 +49,7 @@ type Start struct {
 	Umask      uint32
 	Cols, Rows uint16
 	Keep       uint8 // descriptors after the process's own that init holds
+	Join       uint8 // descriptors after those: files of cgroups to enter
 	Window     uint32
 	Cwd        []byte
 	Argv, Env  [][]byte
@@ -68,7 +69,7 @@ func (s *Start) ArgsLen() int {
 
 // FDs is how many descriptors must come with the message.
 func (s *Start) FDs() int {
-	n := int(s.Keep)
+	n := int(s.Keep) + int(s.Join)
 	if s.IO == IOFDs {
 		if s.TTY {
 			return n + 1
@@ -88,6 +89,7 @@ func (s *Start) Append(w *W) {
 	w.U16(s.Cols)
 	w.U16(s.Rows)
 	w.U8(s.Keep)
+	w.U8(s.Join)
 	w.U32(s.Window)
 	w.Bytes(s.Cwd)
 	appendList(w, s.Argv)
@@ -101,14 +103,14 @@ func (s *Start) Read(r *R) {
 	argv, env := s.Argv[:0], s.Env[:0]
 	*s = Start{
 		ID: r.ID(), IO: IO(r.U8()), TTY: r.Bool(), Internal: r.Bool(), Umask: r.U32(),
-		Cols: r.U16(), Rows: r.U16(), Keep: r.U8(), Window: r.U32(), Cwd: r.CStr(MaxPath),
+		Cols: r.U16(), Rows: r.U16(), Keep: r.U8(), Join: r.U8(), Window: r.U32(), Cwd: r.CStr(MaxPath),
 	}
 	s.Argv = readList(r, argv)
 	s.Env = readList(r, env)
-	if s.IO > IOBytes || s.Umask > 0o777 || s.Keep > MaxKeep || len(s.Argv) == 0 || len(s.Argv[0]) == 0 || len(s.Argv[0]) > MaxPath {
+	if s.IO > IOBytes || s.Umask > 0o777 || s.Keep > MaxKeep || s.Join > MaxJoin || len(s.Argv) == 0 || len(s.Argv[0]) == 0 || len(s.Argv[0]) > MaxPath {
 		r.Fail()
 	}
-	if s.IO == IOBytes && s.Keep != 0 {
+	if s.IO == IOBytes && s.Keep+s.Join != 0 {
 		r.Fail()
 	}
 }

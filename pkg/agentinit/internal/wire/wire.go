@@ -26,7 +26,8 @@ const (
 	MaxFilter  = 4096 * 8  // of a seccomp filter (BPF_MAXINSNS of 8 bytes)
 	MaxRlimits = 16        // number of limits in Setup
 	MaxKeep    = 8         // number of descriptors init holds for a process
-	MaxFDs     = 3 + MaxKeep
+	MaxJoin    = 4         // number of cgroup files a process enters by
+	MaxFDs     = 3 + MaxKeep + MaxJoin
 	MaxData    = 32 << 10 // of one Input or Output
 	MaxProcs   = 1024     // number of processes that live, and of kept results
 	NonceLen   = 16

@@ -28,7 +28,7 @@ func seeds() [][]byte {
 	}
 	add((&wire.Setup{Filter: make([]byte, 16), Rlimits: []wire.Rlimit{{Resource: 4}}}).Append)
 	add((&wire.Start{
-		ID: "main", TTY: true, Umask: 0o22, Cols: 80, Rows: 24, Keep: 2, Cwd: []byte("/home"),
+		ID: "main", TTY: true, Umask: 0o22, Cols: 80, Rows: 24, Keep: 2, Join: 3, Cwd: []byte("/home"),
 		Argv: [][]byte{[]byte("sh"), []byte("-c"), nil}, Env: [][]byte{[]byte("A=b")},
 	}).Append)
 	add((&wire.Data{ID: "a", Stream: wire.Stderr, EOF: true, Data: []byte("x")}).Append)
@@ -85,7 +85,9 @@ func TestBounds(t *testing.T) {
 		{ID: "a", Argv: [][]byte{[]byte("a")}, Umask: 0o1000},
 		{ID: "a", Argv: [][]byte{[]byte("a")}, Keep: wire.MaxKeep + 1},
 		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: 2},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, Join: wire.MaxJoin + 1},
 		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: wire.IOBytes, Keep: 1},
+		{ID: "a", Argv: [][]byte{[]byte("a")}, IO: wire.IOBytes, Join: 1},
 	} {
 		var w wire.W
 		s.Append(&w)
