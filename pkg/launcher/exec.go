@@ -92,14 +92,20 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 	for _, k := range slices.Sorted(maps.Keys(c.env)) {
 		env = append(env, k+"="+c.env[k])
 	}
+	join, err := cg.Entrances()
+	if err != nil {
+		return cg, nil, 0, 0, err
+	}
+	defer closeFiles(join)
 	nspid, err = sb.host.Start(ctx, agentinit.Process{
-		ID: c.id, Argv: c.argv, Env: env, Cwd: c.workdir, Umask: 0o022, TTY: c.tty, Internal: c.internal, KeepFDs: len(c.keep),
-	}, append(slices.Clone(c.io.child), c.keep...))
+		ID: c.id, Argv: c.argv, Env: env, Cwd: c.workdir, Umask: 0o022, TTY: c.tty, Internal: c.internal,
+		KeepFDs: len(c.keep), JoinFDs: len(join),
+	}, slices.Concat(c.io.child, c.keep, join))
 	if err != nil {
 		return cg, nil, 0, 0, err
 	}
 	started = true
-	pidfd, err = sb.place(cg, nspid)
+	pidfd, err = sb.place(cg, nspid, len(join) > 0)
 	if err != nil {
 		return cg, pidfd, 0, 0, err
 	}
@@ -110,9 +116,58 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 	return cg, pidfd, nspid, stamp, err
 }
 
-// place moves the stopped child into its cgroup. Which process it is, the
-// kernel says: PID 1's word only picks among those in PID 1's own leaf.
-func (sb *sandbox) place(cg *cgroup.Exec, nspid int) (*os.File, error) {
+func closeFiles(fs []*os.File) {
+	for _, f := range fs {
+		_ = f.Close()
+	}
+}
+
+// joinTries is how often the daemon looks for a child that moves itself, a
+// moment after its fork, before it does it in its place.
+const joinTries = 20
+
+// place sees to it that the stopped child is in its cgroup. Which process it
+// is, the kernel says: PID 1's word only picks among those in the exec's
+// cgroup or in PID 1's own leaf.
+func (sb *sandbox) place(cg *cgroup.Exec, nspid int, joins bool) (*os.File, error) {
+	for i := 0; joins && i < joinTries; i++ {
+		pidfd, err := sb.joined(cg, nspid)
+		if pidfd != nil || err != nil {
+			return pidfd, err
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+	return sb.moveChild(cg, nspid)
+}
+
+// joined is the child if it has moved itself, in every hierarchy.
+func (sb *sandbox) joined(cg *cgroup.Exec, nspid int) (*os.File, error) {
+	pids, err := cg.Pids()
+	if err != nil || len(pids) == 0 {
+		return nil, err
+	}
+	pid, err := agentinit.MatchNSPid(pids, nspid)
+	if errors.Is(err, agentinit.ErrNoMatch) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	pidfd, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
+	}
+	// Asked again with the descriptor in hand: it is of a process of the
+	// exec, and not of a later one with its pid.
+	if in, err := cg.Has(pid); err != nil || !in {
+		_ = pidfd.Close()
+		return nil, err
+	}
+	return pidfd, nil
+}
+
+// moveChild moves the child from PID 1's leaf.
+func (sb *sandbox) moveChild(cg *cgroup.Exec, nspid int) (*os.File, error) {
 	pending, err := sb.cg.Pending()
 	if err != nil {
 		return nil, err
@@ -284,33 +339,39 @@ func (s *session) finish(r api.ExecResult) {
 		}
 		s.result = r
 		s.mu.Unlock()
-		s.sb.ended(s, r)
+		s.sb.leave(s)
+		s.sb.count(r)
 		close(s.done)
+		// Keeping it is a commit to disk, which the client need not wait for.
+		// PID 1 has the result until it is acknowledged, after that.
+		s.sb.l.background(func(context.Context) { s.sb.ended(s, r) })
 	})
 }
 
-// ended records an exec's end and what it hit.
-func (sb *sandbox) ended(s *session, r api.ExecResult) {
-	sb.leave(s)
+// count adds what an exec hit to what the sandbox has.
+func (sb *sandbox) count(r api.ExecResult) {
 	sb.mu.Lock()
+	defer sb.mu.Unlock()
 	for k, n := range r.LimitsHit {
 		if k != "pids" && k != "memory" { // those are counted by the sandbox's cgroup
 			sb.hits[k] += n
 		}
 	}
-	sb.mu.Unlock()
+}
+
+// ended records an exec's end.
+func (sb *sandbox) ended(s *session, r api.ExecResult) {
 	if s.pidfd != nil {
 		_ = s.pidfd.Close()
 	}
-	sb.l.background(func(ctx context.Context) {
-		// Neither is the client's to wait for.
-		ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	if s.cg != nil {
+		sb.sweep(s.cg)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(sb.l.ctx, channelTimeout)
 		defer cancel()
 		_ = sb.host.Ack(ctx, s.id) // a sandbox that has ended has forgotten it
-		if s.cg != nil {
-			sb.sweep(s.cg)
-		}
-	})
+	}()
 	if s.internal {
 		return
 	}
