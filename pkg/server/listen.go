@@ -30,6 +30,9 @@ type Socket struct {
 // replaces it.
 func (s *Socket) Close() error {
 	err := s.UnixListener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // by http.Server.Shutdown
+	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
