@@ -188,6 +188,7 @@ func (l *layout) fillPayload(ctx context.Context, dir string, entries []entry, s
 			return err
 		}
 		env += "export CREEL_SOCKET=/run/creel/creel.sock\n"
+		needs += ",service"
 	}
 	env += "export CREEL_TEST_REQUIRE=" + needs + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "env"), []byte(env), 0o644); err != nil {

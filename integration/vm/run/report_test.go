@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,29 @@ func TestParseTests(t *testing.T) {
 	for _, bad := range []string{"", "# only words\n", "./a 2m\n", "a 2m .\n", "./a soon .\n", "./a 1ms .\n", "./a 1m x y\n"} {
 		if got, err := parseTests(strings.NewReader(bad)); err == nil {
 			t.Errorf("parseTests(%q) = %v, want an error", bad, got)
+		}
+	}
+}
+
+func TestNarrow(t *testing.T) {
+	listed := []entry{{pkg: "./a", regex: "A"}, {pkg: "./b", regex: "B"}, {pkg: "./a", regex: "C"}}
+	for _, tt := range []struct {
+		pkg, regex string
+		want       []string // of the lines that are left; nil is an error
+	}{
+		{"", "", []string{"A", "B", "C"}},
+		{"./a", "", []string{"A", "C"}},
+		{"./a", "X", []string{"X"}},
+		{"./c", "", nil},
+		{"", "X", nil},
+	} {
+		got, err := narrow(slices.Clone(listed), tt.pkg, tt.regex)
+		var left []string
+		for _, e := range got {
+			left = append(left, e.regex)
+		}
+		if !slices.Equal(left, tt.want) || (err != nil) != (tt.want == nil) {
+			t.Errorf("narrow(%q, %q) leaves %q, %v; want %q", tt.pkg, tt.regex, left, err, tt.want)
 		}
 	}
 }
