@@ -87,6 +87,7 @@ func exited(id string, status uint32) []byte {
 }
 
 func hosted(tb testing.TB, f *fakeInit) *agentinit.Host {
+	tb.Helper()
 	h := agentinit.NewHost(f)
 	tb.Cleanup(func() { _ = h.Close() })
 	return h

@@ -23,7 +23,7 @@ import (
 var shEnv = []string{"PATH=/usr/bin:/bin", "HOME=" + home}
 
 // quiet starts and releases a script whose stdio is /dev/null.
-func (s *sandbox) quiet(tb testing.TB, id, script string) int {
+func (s *sandbox) quiet(tb testing.TB, id, script string) {
 	tb.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -31,14 +31,12 @@ func (s *sandbox) quiet(tb testing.TB, id, script string) int {
 	}
 	defer null.Close()
 	p := agentinit.Process{ID: id, Argv: []string{"sh", "-c", script}, Env: shEnv}
-	pid, err := s.Start(deadline(tb), p, []*os.File{null, null, null})
-	if err != nil {
+	if _, err := s.Start(deadline(tb), p, []*os.File{null, null, null}); err != nil {
 		tb.Fatal(err)
 	}
 	if _, err := s.Release(deadline(tb), id); err != nil {
 		tb.Fatal(err)
 	}
-	return pid
 }
 
 func (s *sandbox) wait(tb testing.TB, id string) int {

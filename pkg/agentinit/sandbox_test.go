@@ -173,6 +173,7 @@ func running(tb testing.TB) *sandbox {
 }
 
 func deadline(tb testing.TB) context.Context {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	tb.Cleanup(cancel)
 	return ctx

@@ -88,8 +88,7 @@ func (p Problem) String() string {
 
 // CodeOf is the class of err, CodeInternal when it has none.
 func CodeOf(err error) Code {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return CodeInternal

@@ -167,6 +167,7 @@ func mounts() []string {
 }
 
 func rmTree(t *testing.T, dir string) {
+	t.Helper()
 	var dirs []string
 	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {

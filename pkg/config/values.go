@@ -93,7 +93,7 @@ func assignStrings(field reflect.Value, v any) error {
 }
 
 func assignPlain(field reflect.Value, v any) error {
-	switch field.Kind() { //nolint:exhaustive // the kinds that Config has
+	switch field.Kind() {
 	case reflect.String:
 		s, ok := v.(string)
 		if !ok {

@@ -110,6 +110,7 @@ type parts struct {
 }
 
 func newParts(tb testing.TB) *parts {
+	tb.Helper()
 	p := &parts{layer: tarOf(tb, dir("bin"), reg("bin/sh")), arch: "amd64", name: "tools:1"}
 	p.config = enc(tb, obj{"architecture": p.arch, "os": "linux", "config": obj{"User": "0", "Entrypoint": []string{"/x"}}, "rootfs": obj{"type": "layers", "diff_ids": []string{digest(p.layer)}}})
 	p.manifest = enc(tb, obj{"schemaVersion": 2, "config": desc(tConfig, p.config, nil), "layers": []any{desc(tLayer, p.layer, nil)}})
@@ -117,6 +118,7 @@ func newParts(tb testing.TB) *parts {
 }
 
 func (p *parts) index(tb testing.TB) entry {
+	tb.Helper()
 	return entry{name: "index.json", body: enc(tb, obj{"manifests": []any{desc(tManifest, p.manifest, obj{"annotations": obj{"io.containerd.image.name": p.name}})}})}
 }
 

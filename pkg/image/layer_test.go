@@ -62,6 +62,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // add puts plain layers into a tree, the lowest first.
 func add(tb testing.TB, tree *image.Tree, layers ...[]byte) error {
+	tb.Helper()
 	for _, l := range layers {
 		if err := tree.Add(tb.Context(), bytes.NewReader(l), image.Layer{Digest: digest(l), DiffID: digest(l)}); err != nil {
 			return err

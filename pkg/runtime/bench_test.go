@@ -48,6 +48,7 @@ func BenchmarkLaunch(b *testing.B) {
 
 // cycle launches and removes a sandbox and adds what each step took.
 func (e *env) cycle(b *testing.B, id, rt string, took map[string][]time.Duration) {
+	b.Helper()
 	c := e.Client()
 	step := func(name string, fn func() error) {
 		at := time.Now()
@@ -60,7 +61,7 @@ func (e *env) cycle(b *testing.B, id, rt string, took map[string][]time.Duration
 	var pid int
 	step("ready", func() error {
 		step("create", func() (err error) {
-			sb, err = c.Create(b.Context(), runtime.CreateOptions{ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID, Spec: spec(id, hostUID, "/bin/sleep", "1000")})
+			sb, err = c.Create(b.Context(), runtime.CreateOptions{ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID, Spec: spec(id, "/bin/sleep", "1000")})
 			return err
 		})
 		step("newtask", func() (err error) { pid, err = c.NewTask(b.Context(), sb); return err })
@@ -92,6 +93,7 @@ func BenchmarkIdle(b *testing.B) {
 }
 
 func (e *env) idle(b *testing.B, shims int) {
+	b.Helper()
 	before := memory(b, e.Pid(), "Pss")
 	at := time.Now()
 	for i := range shims {

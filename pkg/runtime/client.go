@@ -48,7 +48,6 @@ type Client struct {
 	imgs  images.Store
 
 	runtimes map[string]typeurl.Any // runtime name to encoded shim options
-
 }
 
 // Connect makes a client of the containerd at o.Address. It does not wait for

@@ -17,32 +17,32 @@ import (
 )
 
 // launch runs a sandbox that sleeps and returns its PID 1.
-func (e *env) launch(t testing.TB, id, rt string) int {
-	t.Helper()
+func (e *env) launch(tb testing.TB, id, rt string) int {
+	tb.Helper()
 	c := e.Client()
-	sb, err := c.Create(t.Context(), runtime.CreateOptions{
+	sb, err := c.Create(tb.Context(), runtime.CreateOptions{
 		ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID,
-		Spec: spec(id, hostUID, "/bin/sleep", "1000"), Labels: map[string]string{"creel/test": id},
+		Spec: spec(id, "/bin/sleep", "1000"), Labels: map[string]string{"creel/test": id},
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	pid, err := c.NewTask(t.Context(), sb)
+	pid, err := c.NewTask(tb.Context(), sb)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := c.StartTask(t.Context(), id); err != nil {
-		t.Fatal(err)
+	if err := c.StartTask(tb.Context(), id); err != nil {
+		tb.Fatal(err)
 	}
 	return pid
 }
 
 // shimOf finds the shim of a sandbox in the process table.
-func (e *env) shimOf(t testing.TB, id string) int {
-	t.Helper()
+func (e *env) shimOf(tb testing.TB, id string) int {
+	tb.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, d := range dirs {
 		b, _ := os.ReadFile(filepath.Join(d, "cmdline"))
@@ -53,7 +53,7 @@ func (e *env) shimOf(t testing.TB, id string) int {
 			}
 		}
 	}
-	t.Fatalf("no shim of %s", id)
+	tb.Fatalf("no shim of %s", id)
 	return 0
 }
 
@@ -63,39 +63,39 @@ func alive(pid int) bool {
 }
 
 // eventually waits for a condition that another process brings about.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not in 15 s: %s", what)
+	tb.Fatalf("not in 15 s: %s", what)
 }
 
 // nothing fails the test if anything is left of any sandbox.
-func (e *env) nothing(t testing.TB) {
-	t.Helper()
-	found, err := e.Client().List(t.Context())
+func (e *env) nothing(tb testing.TB) {
+	tb.Helper()
+	found, err := e.Client().List(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if len(found) > 0 {
-		t.Errorf("left: %+v", found)
+		tb.Errorf("left: %+v", found)
 	}
-	left, err := e.Client().Leftovers(t.Context(), func(string) bool { return false })
+	left, err := e.Client().Leftovers(tb.Context(), func(string) bool { return false })
 	if err != nil || len(left) > 0 {
-		t.Errorf("leftovers: %q (%v)", left, err)
+		tb.Errorf("leftovers: %q (%v)", left, err)
 	}
 	for _, d := range []string{"s", "oci/creel", "containerd/io.containerd.runtime.v2.task/creel", "tmp"} {
 		entries, _ := os.ReadDir(filepath.Join(e.cfg.State, d))
 		for _, de := range entries {
-			t.Errorf("left: %s/%s", d, de.Name())
+			tb.Errorf("left: %s/%s", d, de.Name())
 		}
 	}
 	entries, _ := os.ReadDir(filepath.Join(e.cfg.Root, "containerd/io.containerd.runtime.v2.task/creel"))
 	for _, de := range entries {
-		t.Errorf("left below root: %s", de.Name())
+		tb.Errorf("left below root: %s", de.Name())
 	}
 }
 
@@ -158,7 +158,7 @@ func TestCleanupHalfMade(t *testing.T) {
 	importBusybox(t, e)
 	c := e.Client()
 	opts := func(id string) runtime.CreateOptions {
-		return runtime.CreateOptions{ID: id, Image: "busybox", Runtime: "crun", HostUID: hostUID, Spec: spec(id, hostUID, "/bin/sleep", "1000")}
+		return runtime.CreateOptions{ID: id, Image: "busybox", Runtime: "crun", HostUID: hostUID, Spec: spec(id, "/bin/sleep", "1000")}
 	}
 	if _, err := c.Create(t.Context(), opts("half-1")); err != nil {
 		t.Fatal(err)
@@ -208,7 +208,7 @@ func TestCreateRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o := runtime.CreateOptions{ID: "refused", Image: "busybox", Runtime: "crun", HostUID: hostUID, Spec: spec("refused", hostUID, "/bin/sh")}
+			o := runtime.CreateOptions{ID: "refused", Image: "busybox", Runtime: "crun", HostUID: hostUID, Spec: spec("refused", "/bin/sh")}
 			tt.change(&o)
 			if _, err := e.Client().Create(t.Context(), o); api.CodeOf(err) != tt.code {
 				t.Errorf("error %v is %s, want %s", err, api.CodeOf(err), tt.code)

@@ -28,21 +28,21 @@ type env struct {
 
 // start runs a private containerd that the test's end stops; it fails the
 // test if the containerd leaves mounts behind.
-func start(t testing.TB) *env {
-	t.Helper()
-	return startIn(t, false)
+func start(tb testing.TB) *env {
+	tb.Helper()
+	return startIn(tb, false)
 }
 
 // startIn is start with some of "r" (root) and "s" (state) on tmpfs.
-func startIn(t testing.TB, noSync bool, tmpfs ...string) *env {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root, kerneltest.Bin, kerneltest.IDMap)
-	dir, err := os.MkdirTemp(scratch, "t")
+func startIn(tb testing.TB, noSync bool, tmpfs ...string) *env {
+	tb.Helper()
+	kerneltest.Require(tb, kerneltest.Root, kerneltest.Bin, kerneltest.IDMap)
+	dir, err := os.MkdirTemp(scratch, "t") //nolint:usetesting // sockets want a short path
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	e := &env{cfg: runtime.Config{
 		Bin:   kerneltest.BinDir(),
@@ -51,57 +51,57 @@ func startIn(t testing.TB, noSync bool, tmpfs ...string) *env {
 
 		NoSync: noSync,
 	}}
-	t.Cleanup(func() {
-		if left := mountsBelow(t, dir); len(left) > 0 {
-			t.Errorf("mounts left: %q", left)
+	tb.Cleanup(func() {
+		if left := mountsBelow(tb, dir); len(left) > 0 {
+			tb.Errorf("mounts left: %q", left)
 		}
 		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	for _, d := range tmpfs {
 		p := filepath.Join(dir, d)
 		if err := errors.Join(os.Mkdir(p, 0o711), unix.Mount("tmpfs", p, "tmpfs", 0, "mode=711")); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
-		t.Cleanup(func() {
+		tb.Cleanup(func() {
 			if err := unix.Unmount(p, 0); err != nil {
-				t.Errorf("unmount %s: %v", p, err)
+				tb.Errorf("unmount %s: %v", p, err)
 			}
 		})
 	}
-	e.up(t)
-	t.Cleanup(func() {
-		if t.Failed() {
+	e.up(tb)
+	tb.Cleanup(func() {
+		if tb.Failed() {
 			b, _ := os.ReadFile(filepath.Join(e.cfg.Root, "containerd.log"))
-			t.Logf("containerd.log:\n%s", b)
+			tb.Logf("containerd.log:\n%s", b)
 		}
-		e.down(t)
+		e.down(tb)
 	})
 	return e
 }
 
-func (e *env) up(t testing.TB) {
-	t.Helper()
-	s, err := runtime.Start(t.Context(), e.cfg)
+func (e *env) up(tb testing.TB) {
+	tb.Helper()
+	s, err := runtime.Start(tb.Context(), e.cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	e.Supervised = s
 }
 
-func (e *env) down(t testing.TB) {
-	t.Helper()
-	if err := e.Stop(t.Context()); err != nil {
-		t.Error(err)
+func (e *env) down(tb testing.TB) {
+	tb.Helper()
+	if err := e.Stop(tb.Context()); err != nil {
+		tb.Error(err)
 	}
 }
 
-func mountsBelow(t testing.TB, dir string) []string {
-	t.Helper()
+func mountsBelow(tb testing.TB, dir string) []string {
+	tb.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var out []string
 	for line := range strings.Lines(string(b)) {
@@ -128,12 +128,12 @@ func busyboxPath() string {
 	return "/bin/busybox"
 }
 
-func busybox(t testing.TB) []byte {
-	t.Helper()
-	kerneltest.Require(t, needBusybox)
+func busybox(tb testing.TB) []byte {
+	tb.Helper()
+	kerneltest.Require(tb, needBusybox)
 	b, err := os.ReadFile(busyboxPath())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }
@@ -153,39 +153,39 @@ func dirs(names ...string) []file {
 }
 
 // layer makes a tar of the files.
-func layer(t testing.TB, files ...file) []byte {
-	t.Helper()
+func layer(tb testing.TB, files ...file) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
 		h := f.Header
 		h.Size = int64(len(f.body))
 		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := io.WriteString(w, f.body); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }
 
 // busyboxLayer is a root file system with a shell.
-func busyboxLayer(t testing.TB) []byte {
+func busyboxLayer(tb testing.TB) []byte {
 	files := dirs("bin", "dev", "proc", "sys", "etc", "tmp", "run", "home", "home/agent")
-	files = append(files, file{Header: tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, body: string(busybox(t))})
+	files = append(files, file{Header: tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, body: string(busybox(tb))})
 	for _, n := range []string{"sh", "sleep", "cat", "stat", "id", "touch"} {
 		files = append(files, file{Header: tar.Header{Name: "bin/" + n, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}})
 	}
-	return layer(t, files...)
+	return layer(tb, files...)
 }
 
 // archive is an OCI archive of the layers.
-func archive(t testing.TB, ref string, layers ...[]byte) []byte {
-	t.Helper()
+func archive(tb testing.TB, ref string, layers ...[]byte) []byte {
+	tb.Helper()
 	var files []file
 	blob := func(b []byte) map[string]any {
 		sum := sha256.Sum256(b)
@@ -196,7 +196,7 @@ func archive(t testing.TB, ref string, layers ...[]byte) []byte {
 	enc := func(v any) []byte {
 		b, err := json.Marshal(v)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		return b
 	}
@@ -220,11 +220,11 @@ func archive(t testing.TB, ref string, layers ...[]byte) []byte {
 		file{Header: tar.Header{Name: "oci-layout", Typeflag: tar.TypeReg, Mode: 0o644}, body: `{"imageLayoutVersion":"1.0.0"}`},
 		file{Header: tar.Header{Name: "index.json", Typeflag: tar.TypeReg, Mode: 0o644}, body: string(enc(map[string]any{"schemaVersion": 2, "manifests": []any{m}}))},
 	)
-	return layer(t, files...)
+	return layer(tb, files...)
 }
 
 // spec is a small sandbox: every namespace, no capability, no network.
-func spec(id string, hostUID uint32, args ...string) *specs.Spec {
+func spec(id string, args ...string) *specs.Spec {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: hostUID, Size: runtime.RangeSize}}
 	mem := int64(64 << 20)
 	return &specs.Spec{
@@ -246,8 +246,13 @@ func spec(id string, hostUID uint32, args ...string) *specs.Spec {
 			UIDMappings: ids, GIDMappings: ids,
 			Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &mem}},
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
-				{Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.UserNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.NetworkNamespace},
+				{Type: specs.CgroupNamespace},
 			},
 		},
 	}

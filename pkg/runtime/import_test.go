@@ -14,11 +14,11 @@ import (
 	"github.com/creel-sandbox/creel/pkg/runtime"
 )
 
-func importBusybox(t testing.TB, e *env) {
-	t.Helper()
-	_, err := e.Client().Import(t.Context(), bytes.NewReader(archive(t, "busybox", busyboxLayer(t))), "", image.DefaultLimits)
+func importBusybox(tb testing.TB, e *env) {
+	tb.Helper()
+	_, err := e.Client().Import(tb.Context(), bytes.NewReader(archive(tb, "busybox", busyboxLayer(tb))), "", image.DefaultLimits)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -27,7 +27,7 @@ func stored(t *testing.T, e *env) []string {
 	t.Helper()
 	var out []string
 	for _, d := range []string{"io.containerd.content.v1.content/blobs/sha256", "io.containerd.content.v1.content/ingest", "io.containerd.snapshotter.v1.overlayfs/snapshots"} {
-		err := filepath.WalkDir(filepath.Join(e.cfg.Root, "containerd", d), func(p string, de fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(e.cfg.Root, "containerd", d), func(p string, _ fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}

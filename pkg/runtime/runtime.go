@@ -57,8 +57,7 @@ func wrap(err error, what string) error {
 	if err == nil {
 		return nil
 	}
-	var ours *api.Error
-	if errors.As(err, &ours) {
+	if _, ok := errors.AsType[*api.Error](err); ok {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	err = native(err)

@@ -134,11 +134,11 @@ func (c *Client) check(o CreateOptions) (typeurl.Any, error) {
 // snapshot makes the root file system's snapshot and says how to mount it.
 func (c *Client) snapshot(ctx context.Context, o CreateOptions, ch chain) ([]mount.Mount, error) {
 	labels := containerd.WithRemapperLabels(0, o.HostUID, 0, o.HostUID, RangeSize)
-	make := c.snaps.Prepare
+	prepare := c.snaps.Prepare
 	if o.Upper != "" {
-		make = c.snaps.View
+		prepare = c.snaps.View
 	}
-	mounts, err := make(ctx, o.ID, ch.id, labels)
+	mounts, err := prepare(ctx, o.ID, ch.id, labels)
 	if err != nil {
 		return nil, wrap(err, "snapshot "+o.ID)
 	}
@@ -250,7 +250,7 @@ type encoded struct {
 	value []byte
 }
 
-func (e encoded) GetTypeUrl() string { return e.url }
+func (e encoded) GetTypeUrl() string { return e.url } //nolint:revive // typeurl.Any's name
 func (e encoded) GetValue() []byte   { return e.value }
 
 var _ typeurl.Any = encoded{}

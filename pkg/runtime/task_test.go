@@ -31,7 +31,7 @@ func TestTaskLife(t *testing.T) {
 			id := "life-" + rt
 			sb, err := c.Create(t.Context(), runtime.CreateOptions{
 				ID: id, Image: "busybox", Runtime: rt, HostUID: hostUID,
-				Spec: spec(id, hostUID, "/bin/sleep", "1000"),
+				Spec: spec(id, "/bin/sleep", "1000"),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -102,7 +102,7 @@ func TestEphemeralRoot(t *testing.T) {
 					}
 				}()
 				id := "eph-" + name + "-" + rt
-				s := spec(id, hostUID, "/bin/sh", "-c", "cat /bin/busybox > /big; echo $? > /dev/full-code; touch /etc/done; exec sleep 1000")
+				s := spec(id, "/bin/sh", "-c", "cat /bin/busybox > /big; echo $? > /dev/full-code; touch /etc/done; exec sleep 1000")
 				s.Root.Readonly = false
 				s.Process.User.UID, s.Process.User.GID = 0, 0
 				sb, err := c.Create(t.Context(), runtime.CreateOptions{ID: id, Image: name, Runtime: rt, HostUID: hostUID, Spec: s, Upper: disk})

@@ -74,6 +74,7 @@ func start(id string) func(*wire.W) {
 }
 
 func greeted(t *testing.T) (*server, *fakeSystem, *fakeChannel) {
+	t.Helper()
 	sys, ch := &fakeSystem{t: t}, &fakeChannel{}
 	s := newServer(sys, ch)
 	t.Cleanup(func() {
