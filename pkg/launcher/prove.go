@@ -112,12 +112,6 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	sb.proven = time.Now()
 	sb.mu.Unlock()
 	ev := readSettled(ctx, e)
-	if !ev.OK {
-		// PID 1 has a starting command's descriptors for a moment. What is
-		// still there after it is drift.
-		time.Sleep(100 * time.Millisecond)
-		ev = verify.Read(ctx, e)
-	}
 	if ended(sb.state()) {
 		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
 	}
