@@ -92,7 +92,7 @@ func (s *service) clean() {
 func (s *service) spawn(req api.SpawnRequest) *api.SpawnResult {
 	s.t.Helper()
 	req.Image = "tiny"
-	res, err := s.Client.Spawn(s.t.Context(), req)
+	res, err := s.Spawn(s.t.Context(), req)
 	if err != nil {
 		s.t.Fatalf("spawn: %v", err)
 	}

@@ -170,7 +170,7 @@ func (sb *sandbox) cleaned() {
 		err = sb.l.drop(sb)
 	}
 	if err != nil {
-		sb.l.log.Error("state not recorded; will be tried again", "sandbox", sb.id, "error", err)
+		sb.l.log.Error("state not recorded; will be tried again", slog.String("sandbox", sb.id), slog.Any("error", err))
 		sb.l.note(sb, err)
 		return
 	}
@@ -187,7 +187,7 @@ func (l *Launcher) note(sb *sandbox, err error) {
 	sb.rec.Undo = []string{err.Error()}
 	sb.rec.Sandbox.Problem = err.Error()
 	if perr := sb.putLocked(sb.rec); perr != nil {
-		l.log.Error("state not recorded", "sandbox", sb.id, "error", perr)
+		l.log.Error("state not recorded", slog.String("sandbox", sb.id), slog.Any("error", perr))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -376,7 +377,7 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 		return
 	}
 	if err := sb.l.Store.AddExec(sb.id, r); err != nil && api.CodeOf(err) != api.CodeNotFound {
-		sb.l.log.Warn("exec result not kept", "sandbox", sb.id, "exec", s.id, "error", err)
+		sb.l.log.Warn("exec result not kept", slog.String("sandbox", sb.id), slog.String("exec", s.id), slog.Any("error", err))
 	}
 	fields := []string{"exec", s.id, "exit_code", fmt.Sprint(r.ExitCode), "reason", string(r.Reason)}
 	for _, k := range slices.Sorted(maps.Keys(r.LimitsHit)) {
@@ -406,7 +407,7 @@ func (s *session) end(why api.Reason) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := s.cg.Kill(ctx); err != nil {
-			s.sb.l.log.Error("exec not killed", "sandbox", s.sb.id, "exec", s.id, "error", err)
+			s.sb.l.log.Error("exec not killed", slog.String("sandbox", s.sb.id), slog.String("exec", s.id), slog.Any("error", err))
 		}
 	})
 }

@@ -350,7 +350,7 @@ func (s *launch) main(ctx context.Context) error {
 }
 
 // record makes the sandbox official: running, with its evidence, in one commit.
-func (s *launch) record(ctx context.Context) error {
+func (s *launch) record(context.Context) error {
 	start, err := verify.StartTime(s.sb.pid)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"sync"
 	"syscall"
@@ -92,7 +93,7 @@ func (sb *sandbox) adoptMain(s *stdio) {
 func (sb *sandbox) capture(stream byte, f *os.File, done bool) {
 	sb.output.Go(func() {
 		if err := sb.log.Capture(sb.l.ctx, stream, f); err != nil && sb.l.ctx.Err() == nil {
-			sb.l.log.Error("output is not captured any more", "sandbox", sb.id, "error", err)
+			sb.l.log.Error("output is not captured any more", slog.String("sandbox", sb.id), slog.Any("error", err))
 		}
 		if done {
 			_ = f.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -149,9 +150,7 @@ func (sb *sandbox) view() api.Sandbox {
 
 func (sb *sandbox) hitsLocked() map[string]int64 {
 	out := map[string]int64{}
-	for k, n := range sb.rec.Sandbox.LimitsHit {
-		out[k] = n
-	}
+	maps.Copy(out, sb.rec.Sandbox.LimitsHit)
 	for k, n := range sb.hits {
 		out[k] += n
 	}

@@ -34,7 +34,7 @@ func (sb *sandbox) watch() {
 		}
 	})
 	if err := sb.cg.WatchOOM(sb.l.ctx, func(exec string) { sb.oom(exec) }); err != nil {
-		sb.l.log.Error("OOM kills will not be told at once", "sandbox", sb.id, "error", err)
+		sb.l.log.Error("OOM kills will not be told at once", slog.String("sandbox", sb.id), slog.Any("error", err))
 	}
 	if len(sb.fixed.Request.Command) == 0 {
 		return

@@ -175,6 +175,7 @@ func layer(tb testing.TB, files ...file) []byte {
 
 // busyboxLayer is a root file system with a shell.
 func busyboxLayer(tb testing.TB) []byte {
+	tb.Helper()
 	files := dirs("bin", "dev", "proc", "sys", "etc", "tmp", "run", "home", "home/agent")
 	files = append(files, file{Header: tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, body: string(busybox(tb))})
 	for _, n := range []string{"sh", "sleep", "cat", "stat", "id", "touch"} {
