@@ -104,6 +104,12 @@ func start(t *testing.T, what string) *proc {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "CREEL_CGROUP_HELPER="+what, "GOMAXPROCS=1")
+	return begin(t, cmd)
+}
+
+// begin starts a command that is told what to do and ends with the test.
+func begin(t *testing.T, cmd *exec.Cmd) *proc {
+	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -617,25 +623,13 @@ func TestEntrances(t *testing.T) {
 	}
 	cmd := exec.Command("/bin/sh", "-c", "read x; echo 0 >&3; echo in; read x; echo 0 >&4; echo 0 >&5; echo in; exec sleep 1000")
 	cmd.ExtraFiles = files
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	lines := bufio.NewReader(out)
+	sh := begin(t, cmd)
 	for i, want := range []bool{false, false, true} {
 		if i > 0 {
-			if _, err := io.WriteString(in, "\n"); err != nil {
+			if _, err := io.WriteString(sh.in, "\n"); err != nil {
 				t.Fatal(err)
 			}
-			if l, err := lines.ReadString('\n'); err != nil || l != "in\n" {
+			if l, err := sh.out.ReadString('\n'); err != nil || l != "in\n" {
 				t.Fatalf("the shell said %q, %v", l, err)
 			}
 		}

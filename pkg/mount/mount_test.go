@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -27,26 +26,9 @@ const (
 
 var groups = []uint32{454545, 464646}
 
-// TestMain runs the tests in a mount namespace of their own, which takes every
-// mount they make with it. A helper process stays where its test put it.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv("CREEL_TEST_CHILD") != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "CREEL_TEST_CHILD=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+// The mounts that tests make go with their namespace. A helper process stays
+// where its test put it.
+func TestMain(m *testing.M) { kerneltest.InMountNamespace(m) }
 
 // world is a daemon's directories and a caller's.
 type world struct {
@@ -259,7 +241,7 @@ func TestSetIDAndDevices(t *testing.T) {
 	}
 	for _, root := range []string{w.work, w.target()} {
 		cmd := exec.Command(filepath.Join(root, "setuid"), "-test.run=^TestHelperIDs$", "-test.v")
-		cmd.Env = []string{"CREEL_TEST_CHILD=1", "CREEL_TEST_IDS=1"}
+		cmd.Env = []string{kerneltest.Child, "CREEL_TEST_IDS=1"}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)

@@ -30,25 +30,8 @@ var needLoop = kerneltest.Need{Name: "loop", Probe: func() error {
 	return err
 }}
 
-// TestMain runs the tests in a mount namespace of their own.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv("CREEL_TEST_CHILD") != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "CREEL_TEST_CHILD=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+// The mounts that tests make go with their namespace.
+func TestMain(m *testing.M) { kerneltest.InMountNamespace(m) }
 
 func newMaker(tb testing.TB) (*rootfs.Maker, string) {
 	tb.Helper()
