@@ -77,9 +77,16 @@ func (c *packetConn) Send(ctx context.Context, msg []byte, fds []int) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.f.SetWriteDeadline(time.Unix(1, 0)) })
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cut)
+		_ = c.f.SetWriteDeadline(time.Unix(1, 0))
+	})
 	defer func() {
 		if !stop() {
+			// The function runs beside this one. If it set the deadline after
+			// it was taken away here, no message could be sent ever again.
+			<-cut
 			_ = c.f.SetWriteDeadline(time.Time{})
 		}
 	}()
