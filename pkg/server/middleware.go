@@ -71,6 +71,7 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 		// The last answer on this connection may have left a deadline.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		defer s.logRequest(r, a, start)
+		defer endBody(a)
 		defer s.recovered(a, r)
 
 		if err := refuseBrowser(r); err != nil {
@@ -83,6 +84,16 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 		}
 		mux.ServeHTTP(a, r)
 	})
+}
+
+// endBody bounds how long net/http waits, after the answer, for a body that
+// the handler has not read: without it a client that announces one and sends
+// nothing would hold the connection for ever. net/http takes the deadline away
+// before the next request.
+func endBody(a *answer) {
+	if a.status != http.StatusSwitchingProtocols { // that connection is not HTTP's any more
+		_ = http.NewResponseController(a.ResponseWriter).SetReadDeadline(time.Now().Add(bodyTime))
+	}
 }
 
 // recovered turns a panic into an internal error. http.ErrAbortHandler cuts
