@@ -76,7 +76,7 @@ func getFD(ctx context.Context, pidfd int) (int, error) {
 			return -1, context.Cause(ctx)
 		case <-timer.C:
 		}
-		pause = min(pause*5/4, 10*time.Millisecond)
+		pause = min(pause*5/4, time.Millisecond)
 	}
 }
 

@@ -44,7 +44,8 @@ type launch struct {
 	spec    spec.Sandbox
 	ns      *netns.NS
 	newTask func(context.Context) (int, error)
-	upper   string // of the writable layer; empty without one
+	said    []api.Control // by PID 1, before the agent can have changed it
+	upper   string        // of the writable layer; empty without one
 	proof   api.Evidence
 }
 
@@ -84,8 +85,8 @@ func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitte
 		{"prepare", s.prepare},     // namespaces, mounts, layers: all that needs no process
 		{"container", s.container}, // snapshot and OCI spec, in containerd
 		{"task", s.task},           // the runtime makes the namespaces; PID 1 waits
-		{"start", s.start},         // PID 1 executes creel-init
-		{"channel", s.channel},     // the daemon takes its end from PID 1
+		{"start", s.start},         // PID 1 executes creel-init, the daemon takes its channel
+		{"channel", s.channel},     // PID 1 installs the filter and tries it
 		{"prove", s.prove},         // read back from the kernel
 		{"go", s.goAhead},          // from here on the agent may run
 		{"main", s.main},           // and its main command does
@@ -159,6 +160,12 @@ func (s *launch) failed(ctx context.Context, err error) error {
 	s.sb.mu.Lock()
 	ending := s.sb.ending
 	s.sb.ending = true // it has no end of its own any more
+	if !ending && s.sb.rec.Sandbox.State == api.StateRunning {
+		// A daemon killed from here on leaves half a sandbox, not one that ran.
+		half := s.sb.rec
+		half.Sandbox.State = api.StateCreating
+		err = errors.Join(err, s.sb.putLocked(half))
+	}
 	s.sb.mu.Unlock()
 	if ending {
 		// It ran, and has ended by itself meanwhile: that cleans up.
@@ -287,11 +294,19 @@ func (s *launch) task(ctx context.Context) (err error) {
 	return err
 }
 
-// start divides the cgroup while the runtime starts PID 1: neither needs the
-// other.
+// start does at one time what waits for different things: the runtime starts
+// PID 1, the cgroup is divided, the daemon waits for PID 1's channel, and the
+// log is made.
 func (s *launch) start(ctx context.Context) error {
+	s.undo.Add("logs", func(context.Context) error { return os.RemoveAll(s.l.logDir(s.id)) })
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.l.Runtime.StartTask(ctx, s.id) })
+	g.Go(func() error { return s.take(ctx) })
+	g.Go(func() error {
+		log, err := logs.Open(s.l.logDir(s.id), logs.Options{Max: s.l.LogBytes})
+		s.sb.hold(func() { s.sb.log = log })
+		return err
+	})
 	g.Go(func() error {
 		cg, err := s.l.Cgroups.Open(s.id, s.sb.pid, cgroupLimits(s.Limits))
 		s.sb.hold(func() { s.sb.cg = cg })
@@ -308,7 +323,10 @@ func cgroupLimits(l api.Limits) cgroup.Limits {
 // because a loaded or emulated host is slow, and only a broken one waits.
 const channelTimeout = 30 * time.Second
 
-func (s *launch) channel(ctx context.Context) error {
+// take waits for PID 1's channel. Until creel-init is executed the process is
+// the runtime's and has no such descriptor; that it is creel-init then, the
+// proof reads.
+func (s *launch) take(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
 	defer cancel()
 	host, err := takeHost(ctx, s.sb.pidfd)
@@ -332,12 +350,6 @@ func (s *launch) goAhead(ctx context.Context) error { return s.sb.host.Go(ctx) }
 
 // main starts the main command as the first exec.
 func (s *launch) main(ctx context.Context) error {
-	log, err := logs.Open(s.l.logDir(s.id), logs.Options{Max: s.l.LogBytes})
-	if err != nil {
-		return err
-	}
-	s.sb.hold(func() { s.sb.log = log })
-	s.undo.Add("logs", func(context.Context) error { return os.RemoveAll(s.l.logDir(s.id)) })
 	if len(s.Request.Command) == 0 {
 		return nil
 	}

@@ -25,21 +25,25 @@ import (
 	"github.com/creel-sandbox/creel/pkg/verify"
 )
 
-// prove has PID 1 install the system call filter and try what must fail, and
-// reads everything back from outside. It happens between start and go: no
-// instruction of the agent's has run. One control that is not ok ends it.
-func (s *launch) prove(ctx context.Context) error {
+// channel has PID 1 install the system call filter and try what must fail.
+func (s *launch) channel(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
 	defer cancel()
-	filter := s.l.Filters[s.Profile.Seccomp]
 	hello, err := s.sb.host.Hello(ctx)
 	if err != nil {
 		return err
 	}
-	tried, err := s.ask(ctx, filter)
-	if err != nil {
-		return err
-	}
+	s.said, err = s.ask(ctx, s.l.Filters[s.Profile.Seccomp])
+	s.said = append(s.said, keyring(s.id, hello.Keyring))
+	return err
+}
+
+// prove reads everything back from outside. It happens between start and go:
+// no instruction of the agent's has run. One control that is not ok ends it.
+func (s *launch) prove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	filter := s.l.Filters[s.Profile.Seccomp]
 	e, err := s.sb.expect(ctx, "spawn", filter)
 	if err != nil {
 		return err
@@ -51,8 +55,7 @@ func (s *launch) prove(ctx context.Context) error {
 	}
 	e.Procs = append(pending, s.sb.pid)
 	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
-	e.Extra = append(e.Extra, tried...)
-	e.Extra = append(e.Extra, keyring(s.id, hello.Keyring))
+	e.Extra = append(e.Extra, s.said...)
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
 	ev := verify.Read(ctx, e)
 	s.sb.amend(func(r *store.Record) { r.FilterDigest = filter.Digest() })

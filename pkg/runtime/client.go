@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -48,6 +49,10 @@ type Client struct {
 	imgs  images.Store
 
 	runtimes map[string]typeurl.Any // runtime name to encoded shim options
+
+	// chains are the images that were resolved, by digest: a digest always
+	// means the same layers. When they are gone, preparing fails.
+	chains sync.Map // string to chain
 }
 
 // Connect makes a client of the containerd at o.Address. It does not wait for

@@ -80,7 +80,17 @@ func (c *Client) resolve(ctx context.Context, ref string) (chain, error) {
 		return chain{}, api.Errorf(api.CodeConflict, "image %q was not imported by creel", ref).
 			WithHint("import it with \"creel image import FILE\", which checks it")
 	}
-	return chain{id: id, digest: img.Target.Digest}, nil
+	ch := chain{id: id, digest: img.Target.Digest}
+	c.chains.Store(ch.digest.String(), ch)
+	return ch, nil
+}
+
+// chainOf is resolve, without asking for a digest that has been resolved.
+func (c *Client) chainOf(ctx context.Context, image string) (chain, error) {
+	if ch, ok := c.chains.Load(image); ok {
+		return ch.(chain), nil
+	}
+	return c.resolve(ctx, image)
 }
 
 func (c *Client) lookup(ctx context.Context, name string) (images.Image, error) {

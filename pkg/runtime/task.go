@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -63,7 +65,7 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 	if err != nil {
 		return nil, err
 	}
-	ch, err := c.resolve(ctx, o.Image)
+	ch, err := c.chainOf(ctx, o.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -71,29 +73,25 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 	if err != nil {
 		return nil, fmt.Errorf("encode spec of %s: %w", o.ID, err)
 	}
-	// The container is made first: it is what keeps the collector from the
-	// snapshot whose key it names.
-	_, err = c.ctrs.Create(ctx, containers.Container{
-		ID:          o.ID,
-		Labels:      maps.Clone(o.Labels),
-		Runtime:     containers.RuntimeInfo{Name: runcShim, Options: opts},
-		Spec:        encoded{specType, spec},
-		Snapshotter: snapshotter,
-		SnapshotKey: o.ID,
+	// Both at one time: each is a commit to disk.
+	var mounts []mount.Mount
+	var cerr, serr error
+	var g sync.WaitGroup
+	g.Go(func() {
+		_, cerr = c.ctrs.Create(ctx, containers.Container{
+			ID:          o.ID,
+			Labels:      maps.Clone(o.Labels),
+			Runtime:     containers.RuntimeInfo{Name: runcShim, Options: opts},
+			Spec:        encoded{specType, spec},
+			Snapshotter: snapshotter,
+			SnapshotKey: o.ID,
+		})
+		cerr = wrap(cerr, "container "+o.ID)
 	})
-	if err != nil {
-		return nil, wrap(err, "container "+o.ID)
-	}
-	defer func() {
-		if err != nil {
-			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-			defer cancel()
-			err = errors.Join(err, c.DeleteContainer(dctx, o.ID))
-		}
-	}()
-	mounts, err := c.snapshot(ctx, o, ch)
-	if err != nil {
-		return nil, err
+	g.Go(func() { mounts, serr = c.snapshot(ctx, o, ch) })
+	g.Wait()
+	if cerr != nil || serr != nil {
+		return nil, errors.Join(cerr, serr, c.undoCreate(ctx, o.ID, cerr == nil, serr == nil))
 	}
 	for i := range mounts {
 		// The runtimes do not ask for these, and the kernel locks them: what
@@ -105,6 +103,20 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 		}
 	}
 	return &Sandbox{ID: o.ID, rootfs: mount.ToProto(mounts)}, nil
+}
+
+// undoCreate removes what a Create that failed has made, and nothing that
+// was there before.
+func (c *Client) undoCreate(ctx context.Context, id string, container, snapshot bool) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if snapshot {
+		err = wrap(gone(c.snaps.Remove(ctx, id)), "remove snapshot "+id)
+	}
+	if container {
+		err = errors.Join(err, wrap(gone(c.ctrs.Delete(ctx, id)), "delete container "+id))
+	}
+	return err
 }
 
 // check refuses what could weaken a sandbox or name something else.
@@ -131,17 +143,26 @@ func (c *Client) check(o CreateOptions) (typeurl.Any, error) {
 	return c.runtimeOptions(o.Runtime)
 }
 
-// snapshot makes the root file system's snapshot and says how to mount it.
-func (c *Client) snapshot(ctx context.Context, o CreateOptions, ch chain) ([]mount.Mount, error) {
+// snapshot makes the root file system's snapshot and says how to mount it. If
+// it fails there is none.
+func (c *Client) snapshot(ctx context.Context, o CreateOptions, ch chain) (_ []mount.Mount, err error) {
 	labels := containerd.WithRemapperLabels(0, o.HostUID, 0, o.HostUID, RangeSize)
+	// The collector leaves it alone also while the container that names it
+	// is not there yet. It is always removed by its name.
+	root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "creel"})
 	prepare := c.snaps.Prepare
 	if o.Upper != "" {
 		prepare = c.snaps.View
 	}
-	mounts, err := prepare(ctx, o.ID, ch.id, labels)
+	mounts, err := prepare(ctx, o.ID, ch.id, labels, root)
 	if err != nil {
 		return nil, wrap(err, "snapshot "+o.ID)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.undoCreate(ctx, o.ID, false, true))
+		}
+	}()
 	if err := checkIDMapped(mounts, o.HostUID); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", o.ID, err)
 	}
