@@ -65,7 +65,7 @@ func New(tb testing.TB, o Options) *Lab {
 	tb.Helper()
 	kerneltest.Require(tb, kerneltest.Root, kerneltest.IDMap, kerneltest.Bin)
 	// Short, because sockets below it must fit into 108 bytes.
-	dir, err := os.MkdirTemp("/tmp", "creel-lab-") //nolint:usetesting // that one is too long
+	dir, err := os.MkdirTemp("/tmp", "creel-lab-")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -135,8 +135,11 @@ func (l *Lab) Start() {
 		l.tb.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(context.WithoutCancel(l.tb.Context()), l.creeld(), "--config", l.config)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CREEL_FAILPOINT_FILE=" + l.fail}
+	cmd := exec.Command(l.creeld(), "--config", l.config)
+	cmd.Env = []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CREEL_FAILPOINT_FILE=" + l.fail,
+		"DAEMONS_SECRET=no sandbox may see it",
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -201,23 +204,30 @@ func (l *Lab) Creel(args ...string) (stdout, stderr string, code int) {
 // CreelAs runs the command line as somebody, with standard input.
 func (l *Lab) CreelAs(cred *syscall.Credential, stdin string, args ...string) (stdout, stderr string, code int) {
 	l.tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(l.Bin, "creel"), args...)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "CREEL_SOCKET=" + l.Socket, "HOME=/"}
-	cmd.Dir = "/"
+	cmd := l.Command(cred, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
-	if cred != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-	}
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		l.tb.Fatalf("creel %q: %v", args, err)
 	}
 	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
+}
+
+// Command is the command line as somebody, or as the caller of the test, with
+// no standard streams yet. It is ended when the test has.
+func (l *Lab) Command(cred *syscall.Credential, args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	l.tb.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, filepath.Join(l.Bin, "creel"), args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "CREEL_SOCKET=" + l.Socket, "HOME=/"}
+	cmd.Dir = "/"
+	if cred != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	}
+	return cmd
 }
 
 // Spawn launches a sandbox that the test ends with, if it has not before.
@@ -289,6 +299,18 @@ func (l *Lab) LogTail(n int) string {
 	return strings.Join(lines[max(len(lines)-n, 0):], "\n")
 }
 
+// errors are the first errors of the daemon's log.
+func (l *Lab) errors() string {
+	text, _ := os.ReadFile(l.Log)
+	var out []string
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "level=ERROR") && len(out) < 10 {
+			out = append(out, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
 // close removes every sandbox, ends the daemon and its containerd, and holds
 // the host to what it was before.
 func (l *Lab) close() {
@@ -311,7 +333,7 @@ func (l *Lab) close() {
 	}
 	l.NothingLeft()
 	if l.tb.Failed() {
-		l.tb.Logf("the end of creeld's log:\n%s", l.LogTail(40))
+		l.tb.Logf("creeld's errors, and the end of its log:\n%s\n%s", l.errors(), l.LogTail(40))
 	}
 	l.Stop()
 	l.stopContainerd()

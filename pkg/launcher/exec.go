@@ -127,18 +127,30 @@ func closeFiles(fs []*os.File) {
 // moment after its fork, before it does it in its place.
 const joinTries = 20
 
+// joinRounds is how often the daemon does that until it gives up.
+const joinRounds = 50
+
 // place sees to it that the stopped child is in its cgroup. Which process it
 // is, the kernel says: PID 1's word only picks among those in the exec's
 // cgroup or in PID 1's own leaf.
 func (sb *sandbox) place(cg *cgroup.Exec, nspid int, joins bool) (*os.File, error) {
-	for i := 0; joins && i < joinTries; i++ {
+	if !joins {
+		return sb.moveChild(cg, nspid)
+	}
+	for i := 1; ; i++ {
 		pidfd, err := sb.joined(cg, nspid)
 		if pidfd != nil || err != nil {
 			return pidfd, err
 		}
+		if i%joinTries == 0 {
+			pidfd, err = sb.moveChild(cg, nspid)
+			// On a busy host it may have left PID 1's leaf just before.
+			if !errors.Is(err, agentinit.ErrNoMatch) || i == joinRounds*joinTries {
+				return pidfd, err
+			}
+		}
 		time.Sleep(50 * time.Microsecond)
 	}
-	return sb.moveChild(cg, nspid)
 }
 
 // joined is the child if it has moved itself, in every hierarchy.
@@ -237,10 +249,12 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 			sb.leave(s)
 		}
 	}()
-	if !s.fds {
-		if err := s.io.pollable(); err != nil {
-			return nil, err
-		}
+	keep := s.io.pollable
+	if s.fds {
+		keep = s.io.keepSize
+	}
+	if err := keep(); err != nil {
+		return nil, err
 	}
 	c.io = s.io
 	var failed *agentinit.ExecError
@@ -463,7 +477,12 @@ func (s *session) Stderr() io.Reader {
 }
 
 // Resize sets the terminal's size.
-func (s *session) Resize(cols, rows uint16) error { return resize(s.io.master, cols, rows) }
+func (s *session) Resize(cols, rows uint16) error {
+	if s.fds {
+		return resize(s.io.size, cols, rows)
+	}
+	return resize(s.io.master, cols, rows)
+}
 
 // Signal sends a signal to the command's first process, or kills its tree.
 func (s *session) Signal(sig syscall.Signal) error {
@@ -499,6 +518,8 @@ func (s *session) Close() error {
 	}
 	if !s.fds {
 		s.io.close()
+	} else if s.io.size != nil {
+		_ = s.io.size.Close()
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ type stdio struct {
 	stdout *os.File   // read end, nil with a terminal
 	stderr *os.File
 	master *os.File // the terminal's master, nil without one
+	size   *os.File // the same, kept to resize it when master is handed over
 }
 
 // newPipes makes three pipes owned by the agent, so that a program may open
@@ -113,7 +114,7 @@ func (s *stdio) closeChild() {
 
 func (s *stdio) close() {
 	s.closeChild()
-	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master} {
+	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master, s.size} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -136,6 +137,21 @@ func nonblocking(f *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("set %s nonblocking: %w", f.Name(), err)
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// keepSize keeps the terminal within reach when its master goes to a client.
+func (s *stdio) keepSize() error {
+	if s.master == nil {
+		return nil
+	}
+	return control(s.master, func(master int) error {
+		fd, err := unix.FcntlInt(uintptr(master), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("dup the terminal: %w", err)
+		}
+		s.size = os.NewFile(uintptr(fd), "terminal")
+		return nil
+	})
 }
 
 // pollable makes the daemon's ends wait in Go's poller.
