@@ -138,10 +138,11 @@ func TestServiceKillsTree(t *testing.T) {
 	p.Close()
 	began := time.Now()
 	s.eventually("the exec's cgroup is gone", func() error {
-		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%w: it is there", err)
+		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
 		}
-		return nil
+		return fmt.Errorf("it has processes %q (%v)", procs, err)
 	})
 	t.Logf("gone %s after its client", time.Since(began))
 	if got := s.control(sb.ID, "agent/exec-"+neighbour.ID()+"/cgroup.procs"); len(strings.Fields(got)) != 1 {

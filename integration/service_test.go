@@ -81,9 +81,11 @@ func (s *service) clean() {
 		}
 	}
 	s.eventually("no cgroup of a sandbox is left", func() error {
-		dirs, err := filepath.Glob(s.root() + "/*/")
-		if err == nil && len(dirs) > 0 {
-			err = fmt.Errorf("%q", dirs)
+		entries, err := os.ReadDir(s.root())
+		for _, e := range entries {
+			if e.IsDir() {
+				err = fmt.Errorf("%s is there", e.Name())
+			}
 		}
 		return err
 	})

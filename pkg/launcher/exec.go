@@ -380,6 +380,12 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 		_ = s.pidfd.Close()
 	}
 	if s.cg != nil {
+		s.mu.Lock()
+		killed := s.reason != ""
+		s.mu.Unlock()
+		if killed {
+			s.kill.Do(func() {}) // returns when the whole tree has ended
+		}
 		sb.sweep(s.cg)
 	}
 	defer func() {
@@ -400,11 +406,32 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 	sb.l.publish("exec.ended", sb.identity(), fields...)
 }
 
-// sweep removes an ended exec's cgroup unless it left processes running, as
-// "nohup server &" does; those stay until the sandbox ends.
-func (sb *sandbox) sweep(cg *cgroup.Exec) {
-	if pids, err := cg.Pids(); err == nil && len(pids) == 0 {
-		_ = cg.Remove()
+// sweep removes the cgroups of ended execs, except where one left processes
+// running, as "nohup server &" does; those are looked at again later.
+func (sb *sandbox) sweep(cgs ...*cgroup.Exec) {
+	var left []*cgroup.Exec
+	for _, cg := range cgs {
+		pids, err := cg.Pids()
+		if err == nil && len(pids) == 0 {
+			err = cg.Remove()
+		}
+		if err != nil || len(pids) > 0 {
+			left = append(left, cg)
+		}
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.lingering = append(sb.lingering, left...)
+}
+
+// sweepLingering removes what has become empty since.
+func (sb *sandbox) sweepLingering() {
+	sb.mu.Lock()
+	cgs := sb.lingering
+	sb.lingering = nil
+	sb.mu.Unlock()
+	if len(cgs) > 0 {
+		sb.l.background(func(context.Context) { sb.sweep(cgs...) })
 	}
 }
 

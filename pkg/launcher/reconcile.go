@@ -293,7 +293,10 @@ func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished 
 		}
 		pids, err := cg.Pids()
 		switch {
-		case id == mainID, err == nil && len(pids) > 0 && !lost[id]:
+		case id == mainID:
+			continue
+		case err == nil && len(pids) > 0 && !lost[id]:
+			sb.sweep(cg) // when they have ended
 			continue
 		case err != nil:
 			return err

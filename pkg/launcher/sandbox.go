@@ -46,21 +46,23 @@ type sandbox struct {
 	doneOnce, goneOnce sync.Once
 	freed              sync.Once // the id range goes back to the pool once only
 
-	mu       sync.Mutex
-	rec      store.Record
-	dropped  bool // the record is deleted and must not come back
-	execs    map[string]*session
-	clients  int       // attached and listening
-	busy     time.Time // when something was last seen to happen
-	ending   bool
-	idle     bool // paused because it was idle: the next exec resumes it
-	cpu      time.Duration
-	proven   time.Time      // when evidence was last taken
-	askedFor api.Reason     // why the main command is about to end
-	output   sync.WaitGroup // captures of the main command's output
-	timeout  *time.Timer    // of the main command
-	hits     map[string]int64
-	again    backoff // of a clean-up that failed
+	mu      sync.Mutex
+	rec     store.Record
+	dropped bool // the record is deleted and must not come back
+	execs   map[string]*session
+	// lingering are the cgroups of execs that ended and left processes behind.
+	lingering []*cgroup.Exec
+	clients   int       // attached and listening
+	busy      time.Time // when something was last seen to happen
+	ending    bool
+	idle      bool // paused because it was idle: the next exec resumes it
+	cpu       time.Duration
+	proven    time.Time      // when evidence was last taken
+	askedFor  api.Reason     // why the main command is about to end
+	output    sync.WaitGroup // captures of the main command's output
+	timeout   *time.Timer    // of the main command
+	hits      map[string]int64
+	again     backoff // of a clean-up that failed
 }
 
 // hold sets handles of the sandbox.

@@ -80,6 +80,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time) {
 		case api.StateRunning:
 			sb.checkLimits(ctx, now)
 			sb.checkEvidence(ctx, now)
+			sb.sweepLingering()
 		case api.StatePaused:
 			sb.checkTTL(now)
 		case api.StateStopped, api.StateRemoving, api.StateUnknown:
