@@ -1,0 +1,269 @@
+package integration_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
+)
+
+// maxRSS is what the daemon may need at most while it is attacked.
+const maxRSS = 100 << 20
+
+// raceFactor is how much slower and larger a daemon with the race detector
+// is; CREEL_TEST_RACE says that CREEL_TEST_CREELD is one.
+func raceFactor() int64 {
+	if os.Getenv("CREEL_TEST_RACE") != "" {
+		return 10
+	}
+	return 1
+}
+
+// attacks are what a hostile agent does to everybody else. Each runs until it
+// is killed.
+var attacks = []struct {
+	name   string
+	script string
+	exec   bool // as an exec with a client that reads, instead of nobody
+}{
+	{name: "fork bomb", script: `f() { f | f & }; while :; do f; done`},
+	{name: "fork and exec", script: `while :; do /bin/true & done`},
+	{name: "memory", script: `while :; do tail -c 2000000000 /dev/zero >/dev/null; done`},
+	{name: "page cache and tmpfs", script: `while :; do for d in /tmp /run /var/tmp /home/agent /dev/shm; do dd if=/dev/zero of=$d/f bs=1M; rm -f $d/f; done; done 2>/dev/null`},
+	{name: "inodes", script: `i=0; while :; do i=$((i+1)); mkdir /tmp/$i 2>/dev/null || rm -rf /tmp/*; for j in 1 2 3 4 5 6 7 8 9; do : >/tmp/$i/$j; done; done 2>/dev/null`},
+	{name: "output of an exec", script: `exec cat /dev/zero`, exec: true},
+	{name: "output of many lines", script: `exec yes`, exec: true},
+	{name: "zombies", script: `while :; do (sleep 0.01 & exec sleep 0.02) & done`},
+	{name: "signals to PID 1", script: `while :; do kill -USR1 1; kill -CHLD 1; kill -WINCH 1; kill -RTMAX 1; done 2>/dev/null`},
+	{name: "signals to all", script: `while :; do kill -TERM -1; kill -STOP -1; kill -CONT -1; done 2>/dev/null`},
+	{name: "killing PID 1's children", script: `while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done; done 2>/dev/null`},
+	{name: "cpu", script: `for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait`},
+	{name: "deep directories", script: `while :; do cd /var/tmp; i=0; while [ $i -lt 2000 ]; do mkdir d 2>/dev/null; cd d || break; i=$((i+1)); done; cd /var/tmp; rm -rf d; done 2>/dev/null`},
+	{name: "pipes and sockets", script: `while :; do for i in 1 2 3 4 5 6 7 8 9; do sleep 1 | sleep 1 | sleep 1 | sleep 1 & done; wait; done 2>/dev/null`},
+}
+
+// TestNeighbour has a hostile sandbox do its worst, one thing after the
+// other, while a neighbour works: its exec stays within 10 times what it
+// takes on the quiet host, and the daemon's memory within its bound.
+func TestNeighbour(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	good := l.Spawn(api.SpawnRequest{Name: "neighbour"})
+	quiet := median(t, l, good.ID, 31)
+	// On a machine this busy a few milliseconds are noise, not harm.
+	bound := max(10*quiet, 100*time.Millisecond) * time.Duration(raceFactor())
+	t.Logf("quiet p50 %s", quiet)
+	for _, a := range attacks {
+		t.Run(a.name, func(t *testing.T) {
+			bad := l.Spawn(api.SpawnRequest{Limits: api.Limits{Pids: 64, Memory: 128 << 20}})
+			ctx, cancel := context.WithCancel(t.Context())
+			var done sync.WaitGroup
+			start := func(out io.Writer) {
+				p, err := l.StartExec(ctx, bad.ID, api.ExecRequest{Command: []string{"/bin/sh", "-c", a.script}, IO: "framed"})
+				if err != nil {
+					t.Errorf("start: %v", err)
+					return
+				}
+				done.Go(func() { _, _ = p.Run(client.Stdio{Out: out, Err: out}) })
+			}
+			start(io.Discard)
+			if a.exec {
+				start(io.Discard)
+			}
+			// Requests to the hostile sandbox itself go on, too.
+			done.Go(func() { pester(ctx, l, bad.ID) })
+			time.Sleep(200 * time.Millisecond)
+			loud := median(t, l, good.ID, 21)
+			t.Logf("p50 %s, %.1f times quiet; daemon %d MiB", loud, float64(loud)/float64(quiet), rss(t, l.DaemonPID())>>20)
+			if loud > bound {
+				t.Errorf("the neighbour's exec takes %s, quiet %s", loud, quiet)
+			}
+			if n := rss(t, l.DaemonPID()); n > maxRSS*raceFactor() {
+				t.Errorf("the daemon has %d MiB", n>>20)
+			}
+			cancel()
+			began := time.Now()
+			if err := l.Remove(t.Context(), bad.ID, true); err != nil {
+				t.Errorf("remove: %v", err)
+			}
+			if took := time.Since(began); took > 20*time.Second {
+				t.Errorf("removing it took %s", took)
+			}
+			done.Wait()
+		})
+	}
+}
+
+// pester uses a sandbox in every way, whatever comes of it.
+func pester(ctx context.Context, l *lab.Lab, id string) {
+	for ctx.Err() == nil {
+		c, cancel := context.WithTimeout(ctx, time.Second)
+		_, _ = l.Exec(c, id, api.ExecRequest{Command: []string{"/bin/true"}}, client.Stdio{})
+		_, _ = l.StatFile(c, id, "/tmp")
+		_, _ = l.ListDir(c, id, "/proc", 1000, func(api.FileInfo) error { return nil })
+		_, _ = l.Stats(c, id)
+		cancel()
+	}
+}
+
+// median is the p50 of /bin/true in a sandbox.
+func median(t *testing.T, l *lab.Lab, id string, n int) time.Duration {
+	t.Helper()
+	took := make([]time.Duration, 0, n)
+	for range n {
+		began := time.Now()
+		res, err := l.Exec(t.Context(), id, api.ExecRequest{Command: []string{"/bin/true"}}, client.Stdio{})
+		if err != nil || res.ExitCode != 0 {
+			t.Fatalf("exec in the neighbour: %+v, %v\n%s", res, err, l.LogTail(5))
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	return took[n/2]
+}
+
+// usage is what a daemon must not have more of after work than before.
+type usage struct{ fds, threads, rss int64 }
+
+func used(t *testing.T, pid int) usage {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return usage{fds: int64(len(fds)), threads: statusNumber(t, pid, "Threads"), rss: statusNumber(t, pid, "VmRSS") << 10}
+}
+
+// statusNumber is a number of /proc/PID/status.
+func statusNumber(t testing.TB, pid int, key string) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if k, v, _ := strings.Cut(line, ":"); k == key {
+			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no %s in the status of %d", key, pid)
+	return 0
+}
+
+// TestThousandsOfExecs: a caller that runs commands all day leaves nothing in
+// the daemon, in PID 1 or in the cgroups.
+func TestThousandsOfExecs(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{})
+	total := 1000
+	if os.Getenv("CREEL_SOAK") != "" {
+		total = 10_000
+	}
+	const workers = 8
+	run := func(n int) {
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				for i := range n / workers {
+					req := api.ExecRequest{Command: []string{"/bin/true"}}
+					switch (i + w) % 4 {
+					case 0:
+						req.IO = "framed"
+					case 1:
+						req.Command = []string{"/nonexistent"}
+					case 2:
+						_, _ = l.StatFile(t.Context(), sb.ID, "/tmp")
+					}
+					if _, err := l.Exec(t.Context(), sb.ID, req, client.Stdio{}); err != nil {
+						t.Errorf("exec: %v", err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	run(160) // caches, pools and threads
+	settle := func() usage {
+		time.Sleep(500 * time.Millisecond)
+		return used(t, l.DaemonPID())
+	}
+	before, init := settle(), used(t, sb.PID)
+	run(total)
+	var after usage
+	l.Eventually("the daemon lets go", 20*time.Second, func() error {
+		after = settle()
+		if after.fds > before.fds+16 || after.threads > before.threads+8 {
+			return fmt.Errorf("before %+v, after %+v", before, after)
+		}
+		return nil
+	})
+	if grown := after.rss - before.rss; grown > 24<<20*raceFactor() {
+		t.Errorf("%d execs cost the daemon %d KiB", total, grown>>10)
+	}
+	if now := used(t, sb.PID); now.fds > init.fds || now.threads > init.threads+2 || now.rss > init.rss+4<<20 {
+		t.Errorf("PID 1 had %+v, has %+v", init, now)
+	}
+	l.Eventually("no exec's cgroup is left", 20*time.Second, func() error {
+		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + "/" + filepath.Base(l.Dir) + "/*/agent/exec-*")
+		if err != nil || len(dirs) > 0 {
+			return fmt.Errorf("%d, such as %v, %v", len(dirs), slices.Clip(dirs[:min(len(dirs), 3)]), err)
+		}
+		return nil
+	})
+	t.Logf("daemon before %+v, after %+v", before, after)
+}
+
+// TestLogFlood: a main command that writes without end is ended for it, and
+// what is kept of its output stays within its bound.
+func TestLogFlood(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[logs]\nmax_bytes = \"1MiB\"\n"})
+	for _, tt := range []struct {
+		name    string
+		command []string
+		tty     bool
+	}{
+		{"zeros", []string{"/bin/cat", "/dev/zero"}, false},
+		{"lines on stderr", []string{"/bin/sh", "-c", "yes >&2"}, false},
+		{"terminal", []string{"/bin/yes"}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sb := l.Spawn(api.SpawnRequest{Command: tt.command, TTY: tt.tty, Limits: api.Limits{OutputRate: 256 << 10}})
+			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			defer cancel()
+			res, err := l.Wait(ctx, sb.ID)
+			if err != nil || res.Reason != api.ReasonOutput {
+				t.Errorf("wait: %+v, %v; want reason %s", res, err, api.ReasonOutput)
+			}
+			var kept int64
+			_ = filepath.WalkDir(filepath.Join(l.Dir, "state/logs", sb.ID), func(_ string, d os.DirEntry, err error) error {
+				if err == nil && d.Type().IsRegular() {
+					if fi, err := d.Info(); err == nil {
+						kept += fi.Size()
+					}
+				}
+				return nil
+			})
+			if kept == 0 || kept > 4<<20 {
+				t.Errorf("%d bytes of output are kept; the bound is 1 MiB", kept)
+			}
+			if n := rss(t, l.DaemonPID()); n > maxRSS*raceFactor() {
+				t.Errorf("the daemon has %d MiB", n>>20)
+			}
+		})
+	}
+}
