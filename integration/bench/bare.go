@@ -85,6 +85,8 @@ func (b *bare) close() error { return b.cd.Close() }
 type container struct {
 	containerd.Container
 	task containerd.Task
+	// What each part of its start took, in milliseconds.
+	created, tasked, started float64
 }
 
 // variant is how a bare container differs from creel's.
@@ -143,14 +145,18 @@ func (b *bare) start(ctx context.Context, v variant) (_ *container, took time.Du
 	if err != nil {
 		return nil, 0, fmt.Errorf("bare container: %w", err)
 	}
-	task, err := c.NewTask(ctx, cio.NullIO)
+	out := &container{Container: c, created: ms(time.Since(began))}
+	made := time.Now()
+	out.task, err = c.NewTask(ctx, cio.NullIO)
 	if err != nil {
 		return nil, 0, fmt.Errorf("bare task: %w", errors.Join(err, c.Delete(ctx, containerd.WithSnapshotCleanup)))
 	}
-	out := &container{Container: c, task: task}
-	if err := task.Start(ctx); err != nil {
+	out.tasked = ms(time.Since(made))
+	made = time.Now()
+	if err := out.task.Start(ctx); err != nil {
 		return nil, 0, fmt.Errorf("bare start: %w", errors.Join(err, out.remove(ctx)))
 	}
+	out.started = ms(time.Since(made))
 	return out, time.Since(began), nil
 }
 

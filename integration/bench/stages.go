@@ -26,6 +26,11 @@ const settle = 20 * time.Second
 // warm launches precede every measurement.
 const warm = 3
 
+// lull is the time before each exec, as between an agent's commands: for some
+// milliseconds after one the kernel moves the next process to its cgroup
+// faster, which would not be seen in use.
+const lull = 50 * time.Millisecond
+
 // bench is one run.
 type bench struct {
 	options
@@ -85,7 +90,7 @@ func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 // spawnStage takes turns: one sandbox of creel's, one bare container.
 func (b *bench) spawnStage(ctx context.Context) error {
 	var spawn, base, teardown, baseDown []float64
-	steps := map[string][]float64{}
+	steps, bareSteps := map[string][]float64{}, map[string][]float64{}
 	var order []string
 	for i := range warm + b.n {
 		res, took, err := b.spawn(ctx)
@@ -118,6 +123,9 @@ func (b *bench) spawnStage(ctx context.Context) error {
 		}
 		spawn, base = append(spawn, ms(took)), append(base, ms(bareTook))
 		teardown, baseDown = append(teardown, ms(down)), append(baseDown, ms(bareDown))
+		bareSteps["container"] = append(bareSteps["container"], c.created)
+		bareSteps["task"] = append(bareSteps["task"], c.tasked)
+		bareSteps["start"] = append(bareSteps["start"], c.started)
 		for _, s := range res.Trace {
 			if _, seen := steps[s.Name]; !seen {
 				order = append(order, s.Name)
@@ -131,7 +139,7 @@ func (b *bench) spawnStage(ctx context.Context) error {
 	b.report.add("teardown", "ms", teardown, "containerd kill + delete", baseDown, target{most: 60})
 	for _, name := range order {
 		if len(steps[name]) > 0 {
-			b.report.add("spawn_cold."+name, "ms", steps[name], "", nil, target{})
+			b.report.add("spawn_cold."+name, "ms", steps[name], "", bareSteps[name], target{})
 		}
 	}
 	return nil
@@ -153,14 +161,23 @@ func (b *bench) execStage(ctx context.Context) error {
 	spec.Args = command
 	var api5, cli, base, plain []float64
 	for i := range warm + b.n {
+		if err := sleep(ctx, lull); err != nil {
+			return err
+		}
 		began := time.Now()
 		r, err := b.Exec(ctx, res.Sandbox.ID, api.ExecRequest{Command: command}, client.Stdio{})
 		if err != nil || r.ExitCode != 0 {
 			return fmt.Errorf("exec: %+v: %w", r, err)
 		}
 		took := time.Since(began)
+		if err := sleep(ctx, lull); err != nil {
+			return err
+		}
 		bareTook, err := c.exec(ctx, &spec, fmt.Sprintf("exec-%d", i))
 		if err != nil {
+			return err
+		}
+		if err := sleep(ctx, lull); err != nil {
 			return err
 		}
 		cliTook, err := b.creel(ctx, "exec", res.Sandbox.ID, command[0])
