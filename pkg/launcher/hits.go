@@ -21,6 +21,19 @@ func (sb *sandbox) limitsHit(hits map[string]int64) map[string]int64 {
 	return hits
 }
 
+// countFullPlaces does the same for the main command, which has no session of
+// its own: at its end, while its file systems are still there.
+func (sb *sandbox) countFullPlaces() {
+	if len(sb.fixed.Request.Command) == 0 || sb.pid == 0 {
+		return
+	}
+	if n := sb.fullPlaces(); n > 0 {
+		sb.mu.Lock()
+		sb.hits["disk"] += n
+		sb.mu.Unlock()
+	}
+}
+
 // fullPlaces counts the writable file systems of the sandbox that refuse one
 // more byte or one more file.
 func (sb *sandbox) fullPlaces() (n int64) {
