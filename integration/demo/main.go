@@ -59,11 +59,14 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 	}
 	began := time.Now()
-	lock, err := lockCache(d.cache)
+	lock, err := takeLock()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	if err := os.MkdirAll(d.cache, 0o700); err != nil {
+		return err
+	}
 	// What a killed run left would be in the way of this one.
 	if err := d.cleanUp(ctx); err != nil {
 		return fmt.Errorf("clean up after an earlier run: %w", err)
@@ -112,12 +115,11 @@ func (d *demo) end(ctx context.Context) error {
 	return errors.Join(err, d.tell.step("look for what is left", d.showLeftovers))
 }
 
-// lockCache makes sure that one demo runs at a time.
-func lockCache(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+// takeLock makes sure that one demo runs at a time on this machine, of
+// whichever checkout. The lock is on the directory above scratch, so that it
+// leaves no file.
+func takeLock() (*os.File, error) {
+	f, err := os.Open(filepath.Dir(scratch))
 	if err != nil {
 		return nil, err
 	}
