@@ -301,12 +301,12 @@ func isClosed(c chan struct{}) bool {
 }
 
 // begin registers a request and sends it.
-func (h *Host) begin(ctx context.Context, t, answer wire.Type, fds []int, body func(*wire.W)) (*call, uint32, error) {
+func (h *Host) begin(ctx context.Context, t, answer wire.Type, fds []int, body func(*wire.W)) (*call, error) {
 	c := &call{done: make(chan struct{}), typ: answer}
 	h.mu.Lock()
 	if h.err != nil {
 		defer h.mu.Unlock()
-		return nil, 0, h.err
+		return nil, h.err
 	}
 	if h.lastReq++; h.lastReq == 0 {
 		h.lastReq = 1 // 0 is an event's
@@ -326,21 +326,19 @@ func (h *Host) begin(ctx context.Context, t, answer wire.Type, fds []int, body f
 		err = h.conn.Send(ctx, w.B, fds)
 	}
 	if err != nil {
-		h.forget(req)
-		return nil, 0, err
+		h.mu.Lock()
+		delete(h.calls, req)
+		h.mu.Unlock()
+		return nil, err
 	}
-	return c, req, nil
+	return c, nil
 }
 
-func (h *Host) forget(req uint32) {
-	h.mu.Lock()
-	delete(h.calls, req)
-	h.mu.Unlock()
-}
-
-// roundTrip sends a request and waits for its answer.
+// roundTrip sends a request and waits for its answer. One that is not waited
+// for stays among the calls until it has come: it was asked for, and must not
+// count as a message that was not.
 func (h *Host) roundTrip(ctx context.Context, t, answer wire.Type, fds []int, body func(*wire.W)) (*call, error) {
-	c, req, err := h.begin(ctx, t, answer, fds, body)
+	c, err := h.begin(ctx, t, answer, fds, body)
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +346,6 @@ func (h *Host) roundTrip(ctx context.Context, t, answer wire.Type, fds []int, bo
 	case <-c.done:
 		return c, c.err()
 	case <-ctx.Done():
-		h.forget(req)
 		return nil, context.Cause(ctx)
 	case <-h.closed:
 		return nil, h.Err()

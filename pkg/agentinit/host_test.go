@@ -225,6 +225,21 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestGivenUp: answers to requests that nobody waits for any more are not
+// taken for an attack, however many there are.
+func TestGivenUp(t *testing.T) {
+	h := hosted(t, newFake(honest))
+	mustHello(t, h)
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 4000 {
+		_ = h.Go(given)
+	}
+	if err := h.Go(t.Context()); err != nil || h.Dropped() != 0 {
+		t.Errorf("after many requests that were given up: %v, %d messages dropped", err, h.Dropped())
+	}
+}
+
 func TestStartChecks(t *testing.T) {
 	h := hosted(t, newFake(honest))
 	mustHello(t, h)

@@ -268,7 +268,7 @@ func (h *Host) Release(ctx context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("release: %w", err)
 	}
-	c, req, err := h.begin(ctx, wire.TRelease, wire.TOK, nil, func(w *wire.W) { w.Str(id) })
+	c, err := h.begin(ctx, wire.TRelease, wire.TOK, nil, func(w *wire.W) { w.Str(id) })
 	if err != nil {
 		return 0, fmt.Errorf("release %s: %w", id, err)
 	}
@@ -287,7 +287,6 @@ func (h *Host) Release(ctx context.Context, id string) (int64, error) {
 			}
 			return info.Stamp, nil
 		case <-ctx.Done():
-			h.forget(req)
 			return 0, context.Cause(ctx)
 		case <-h.closed:
 			return 0, fmt.Errorf("release %s: %w", id, h.Err())
