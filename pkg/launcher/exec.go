@@ -41,7 +41,8 @@ type session struct {
 	io       *stdio
 	fds      bool
 	cg       *cgroup.Exec
-	pidfd    *os.File // of the command's first process
+	pidfd    *os.File    // of the command's first process
+	attended func() bool // ends the watch of a file operation's client; nil else
 
 	once   sync.Once
 	kill   sync.Once
@@ -72,7 +73,7 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 	if err != nil {
 		return nil, nil, 0, 0, err
 	}
-	started := false
+	sent := false
 	defer func() {
 		if err == nil {
 			return
@@ -84,10 +85,13 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 		// The request may be gone; what it started must not stay.
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if started {
-			_ = sb.host.Cancel(end, c.id)
-		}
+		sent = sent && sb.host.Cancel(end, c.id) != nil // it was released
 		err = errors.Join(err, cg.Kill(end), cg.Remove())
+		var failed *agentinit.ExecError
+		if sent && !errors.As(err, &failed) { // that one is a result, acknowledged with it
+			_, _ = sb.host.Wait(end, c.id)
+			_ = sb.host.Ack(end, c.id)
+		}
 	}()
 	env := make([]string, 0, len(c.env))
 	for _, k := range slices.Sorted(maps.Keys(c.env)) {
@@ -98,6 +102,7 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 		return cg, nil, 0, 0, err
 	}
 	defer closeFiles(join)
+	sent = true // also when its answer is not waited for
 	nspid, err = sb.host.Start(ctx, agentinit.Process{
 		ID: c.id, Argv: c.argv, Env: env, Cwd: c.workdir, Umask: 0o022, TTY: c.tty, Internal: c.internal,
 		KeepFDs: len(c.keep), JoinFDs: len(join),
@@ -105,7 +110,6 @@ func (sb *sandbox) startCommand(ctx context.Context, c command) (cg *cgroup.Exec
 	if err != nil {
 		return cg, nil, 0, 0, err
 	}
-	started = true
 	pidfd, err = sb.place(cg, nspid, len(join) > 0)
 	if err != nil {
 		return cg, pidfd, 0, 0, err
@@ -258,7 +262,9 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	}
 	c.io = s.io
 	var failed *agentinit.ExecError
-	s.cg, s.pidfd, _, _, err = sb.startCommand(ctx, c)
+	within, cancel := context.WithTimeout(ctx, channelTimeout)
+	defer cancel()
+	s.cg, s.pidfd, _, _, err = sb.startCommand(within, c)
 	s.io.closeChild()
 	switch {
 	case errors.As(err, &failed):
@@ -266,7 +272,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 		s.finish(api.ExecResult{ExitCode: failed.ExitCode(), Reason: api.ReasonExited, Error: failed.Error()})
 		return s, nil
 	case err != nil:
-		return nil, err
+		return nil, sb.notStarted(ctx, err)
 	}
 	if req.Timeout > 0 {
 		s.timer = time.AfterFunc(req.Timeout.D(), func() { s.end(api.ReasonTimeout) })
@@ -277,6 +283,27 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	}
 	sb.l.background(s.wait)
 	return s, nil
+}
+
+// notStarted gives what kept a command from starting its class: the sandbox
+// ended meanwhile, or the agent holds up what should start it, by signals to
+// PID 1's children. What is left is ours.
+func (sb *sandbox) notStarted(ctx context.Context, err error) error {
+	sb.mu.Lock()
+	ending := sb.ending
+	sb.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case ending, errors.Is(err, agentinit.ErrGone):
+		return api.Errorf(api.CodeConflict, "sandbox %s ended before the command started", sb.id).WithHint("creel inspect tells why it ended")
+	case errors.Is(err, context.DeadlineExceeded):
+		return api.Errorf(api.CodeUnavailable, "the sandbox did not start the command within %s", channelTimeout).
+			WithHint("its processes may be stopping one another; creel rm -f ends it")
+	case errors.Is(err, agentinit.ErrNoMatch), errors.Is(err, unix.ESRCH):
+		return api.Errorf(api.CodeUnavailable, "the command's process was killed before it started").WithHint("try again")
+	}
+	return err
 }
 
 // enter counts the exec in, so that the limit holds under concurrency.
@@ -538,6 +565,9 @@ func (s *session) Wait(ctx context.Context) (api.ExecResult, error) {
 
 // Close ends what the client has left behind.
 func (s *session) Close() error {
+	if s.attended != nil {
+		s.attended()
+	}
 	select {
 	case <-s.done:
 	default:
