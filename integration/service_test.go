@@ -116,14 +116,14 @@ func (s *service) sh(id, script string) (string, api.ExecResult) {
 // eventually is generous: the machine is emulated.
 func (s *service) eventually(what string, cond func() error) {
 	s.t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for {
 		err := cond()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s: not within a minute: %v", what, err)
+			s.t.Fatalf("%s: not in time: %v", what, err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
