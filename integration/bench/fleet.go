@@ -194,6 +194,41 @@ func rollup(pid int, field string) (int, error) {
 	return 0, fmt.Errorf("%s has no %s", f.Name(), field)
 }
 
+// runtimeStage compares the runtimes through containerd alone, in turn: the
+// whole start, the removal, and an exec through the runtime.
+func (b *bench) runtimeStage(ctx context.Context) error {
+	names := []string{"crun", "runc"}
+	start, down, run := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	spec := *b.bare.spec.Process
+	spec.Args = []string{"/bin/true"}
+	for i := range warm + b.n {
+		for _, name := range names {
+			c, took, err := b.bare.start(ctx, variant{runtime: name, args: b.request().Command})
+			if err != nil {
+				return err
+			}
+			execTook, err := c.exec(ctx, &spec, "exec")
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			if err := c.remove(ctx); err != nil {
+				return err
+			}
+			if i < warm {
+				continue
+			}
+			start[name] = append(start[name], ms(took))
+			run[name] = append(run[name], ms(execTook))
+			down[name] = append(down[name], ms(time.Since(began)))
+		}
+	}
+	b.report.add("crun.start", "ms", start["crun"], "runc, both through containerd alone", start["runc"], target{})
+	b.report.add("crun.exec", "ms", run["crun"], "runc", run["runc"], target{})
+	b.report.add("crun.remove", "ms", down["crun"], "runc", down["runc"], target{})
+	return nil
+}
+
 // groupStage says what one shim for several sandboxes would save in memory
 // and time. creel does not do it: one shim's end would end all of them.
 func (b *bench) groupStage(ctx context.Context) (err error) {
