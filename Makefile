@@ -167,7 +167,7 @@ test-integration: deps-test tools build build-failpoint image ## Tests against a
 
 .PHONY: test-vm
 test-vm: tools build build-failpoint image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
-	@$(GO) run ./integration/vm/run -suite $(VM_SUITE) -qemu-floor $(QEMU_FLOOR)
+	@$(GO) run ./integration/vm/run -suite $(VM_SUITE) -qemu-floor $(QEMU_FLOOR) $(if $(T),-only ./integration -run '$(T)')
 
 .PHONY: soak
 soak: tools build build-failpoint image ## Long forms of the tests, hours (as root)

@@ -20,7 +20,7 @@ import (
 func TestServiceRestart(t *testing.T) {
 	s := newService(t)
 	sb := s.spawn(api.SpawnRequest{Name: "survivor", Command: []string{
-		"/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); usleep 100000; done",
+		"/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); usleep 300000; done",
 	}}).Sandbox
 	for _, tt := range []struct {
 		name string
