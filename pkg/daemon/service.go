@@ -30,44 +30,34 @@ type service struct {
 
 var _ server.Service = (*service)(nil)
 
-// Images lists what has been imported.
-func (s *service) Images(ctx context.Context, _ peer.Cred) ([]api.Image, error) {
-	return s.rt.Images(ctx)
+// Images lists what the caller may use: its own, and the box's.
+func (s *service) Images(ctx context.Context, c peer.Cred) ([]api.Image, error) {
+	return s.rt.Images(ctx, c.UID)
 }
 
 // Image is one of them.
-func (s *service) Image(ctx context.Context, _ peer.Cred, ref string) (*api.Image, error) {
-	img, err := s.rt.Image(ctx, ref)
+func (s *service) Image(ctx context.Context, c peer.Cred, ref string) (*api.Image, error) {
+	img, err := s.rt.Image(ctx, c.UID, ref)
 	if err != nil {
 		return nil, err
 	}
 	return &img, nil
 }
 
-// ImportImage takes an archive. A reference that exists can be replaced by
-// root only: sandboxes of every caller start from it.
+// ImportImage takes an archive. What root imports is everybody's; anybody
+// else's is that caller's alone, so that no caller starts from what another
+// has put under a name.
 func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (*api.Image, error) {
-	if c.UID != 0 && ref == "" {
-		return nil, api.Errorf(api.CodeInvalid, "an image needs a name").WithHint("creel image import --ref NAME FILE")
-	}
-	if c.UID != 0 {
-		if _, err := s.rt.Resolve(ctx, ref); api.CodeOf(err) != api.CodeNotFound {
-			return nil, api.Errorf(api.CodeDenied, "image %s exists, and only root may replace it", ref).WithHint("choose another name")
-		}
-	}
-	img, err := s.rt.Import(ctx, r, ref, image.DefaultLimits)
+	img, err := s.rt.Import(ctx, c.UID, r, ref, image.DefaultLimits)
 	if err != nil {
 		return nil, err
 	}
 	return &img, nil
 }
 
-// RemoveImage forgets a reference; root only, because it is everybody's.
+// RemoveImage forgets a reference of the caller's.
 func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) error {
-	if c.UID != 0 {
-		return api.Errorf(api.CodeDenied, "only root may remove image %s: every caller may use it", ref)
-	}
-	return s.rt.RemoveImage(ctx, ref)
+	return s.rt.RemoveImage(ctx, c.UID, ref)
 }
 
 // Profiles are the daemon's.

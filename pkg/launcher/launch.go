@@ -112,7 +112,7 @@ func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitte
 // and so everything that carries it.
 func (s *launch) reserve(ctx context.Context) error {
 	began := time.Now()
-	digest, err := s.l.Runtime.Resolve(ctx, s.Request.Image)
+	digest, err := s.l.Runtime.Resolve(ctx, s.caller.UID, s.Request.Image)
 	if err != nil {
 		return err
 	}

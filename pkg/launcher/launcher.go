@@ -45,7 +45,8 @@ import (
 // Runtime makes and removes containers; pkg/runtime's Client with containerd.
 // Removing what is not there succeeds.
 type Runtime interface {
-	Resolve(ctx context.Context, ref string) (digest string, err error)
+	// Resolve finds the image that a reference is to a user.
+	Resolve(ctx context.Context, uid uint32, ref string) (digest string, err error)
 	// Create makes the container; newTask then has the OCI runtime make its
 	// processes, of which PID 1 waits for StartTask.
 	Create(ctx context.Context, c Container) (newTask func(context.Context) (pid int, err error), err error)

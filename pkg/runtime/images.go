@@ -41,13 +41,34 @@ func NormalizeRef(ref string) (string, error) {
 	return reference.TagNameOnly(n).String(), nil
 }
 
-// familiar is the short form of a normalised reference, for people.
+// familiar is the short form of a kept name, for people.
 func familiar(ref string) string {
+	if _, own, ok := strings.Cut(ref, "/"); ok && strings.HasPrefix(ref, "uid-") {
+		ref = own
+	}
 	n, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref
 	}
 	return reference.FamiliarString(n)
+}
+
+// kept is the name under which containerd keeps a user's image. The box's,
+// imported by root, have their own name and are everybody's; any other user's
+// are behind that user's uid, so that nobody can put an image in the way of
+// another's name. A normalised reference never begins so: its first part is a
+// host with a dot, or "localhost".
+func kept(uid uint32, name string) string {
+	if uid == 0 {
+		return name
+	}
+	return fmt.Sprintf("uid-%d/%s", uid, name)
+}
+
+// usable says whether uid may use the image that is kept under a name.
+func usable(uid uint32, kept string) bool {
+	owner, _, _ := strings.Cut(kept, "/")
+	return uid == 0 || !strings.HasPrefix(owner, "uid-") || owner == fmt.Sprintf("uid-%d", uid)
 }
 
 // missing is the error for an image that is not there.
@@ -56,19 +77,20 @@ func missing(ref string) error {
 		WithHint("get it with \"creel image import FILE\" or make one with \"creel image build\"; \"creel image ls\" lists what is here")
 }
 
-// Resolve gives the digest of a reference's manifest.
-func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
-	ch, err := c.resolve(ctx, ref)
+// Resolve gives the digest of the manifest that a reference is to a user: its
+// own image of that name, or else the box's.
+func (c *Client) Resolve(ctx context.Context, uid uint32, ref string) (string, error) {
+	ch, err := c.resolve(ctx, uid, ref)
 	return ch.digest.String(), err
 }
 
 // resolve finds the unpacked image of a reference or digest.
-func (c *Client) resolve(ctx context.Context, ref string) (chain, error) {
+func (c *Client) resolve(ctx context.Context, uid uint32, ref string) (chain, error) {
 	name, err := NormalizeRef(ref)
 	if err != nil {
 		return chain{}, err
 	}
-	img, err := c.lookup(ctx, name)
+	img, err := c.lookup(ctx, uid, name)
 	if err != nil {
 		if errdefs.IsNotFound(err) {
 			return chain{}, missing(ref)
@@ -90,19 +112,26 @@ func (c *Client) chainOf(ctx context.Context, image string) (chain, error) {
 	if ch, ok := c.chains.Load(image); ok {
 		return ch.(chain), nil
 	}
-	return c.resolve(ctx, image)
+	return c.resolve(ctx, 0, image)
 }
 
-func (c *Client) lookup(ctx context.Context, name string) (images.Image, error) {
+// lookup finds an image that uid may use.
+func (c *Client) lookup(ctx context.Context, uid uint32, name string) (images.Image, error) {
 	if !strings.HasPrefix(name, "sha256:") {
-		return c.imgs.Get(ctx, name)
+		img, err := c.imgs.Get(ctx, kept(uid, name))
+		if errdefs.IsNotFound(err) && uid != 0 {
+			return c.imgs.Get(ctx, name)
+		}
+		return img, err
 	}
 	found, err := c.imgs.List(ctx, "target.digest=="+name)
 	if err != nil {
 		return images.Image{}, err
 	}
-	if len(found) == 0 {
-		return images.Image{}, fmt.Errorf("digest %s: %w", name, errdefs.ErrNotFound)
+	for _, img := range found {
+		if usable(uid, img.Name) {
+			return img, nil
+		}
 	}
-	return found[0], nil
+	return images.Image{}, fmt.Errorf("digest %s: %w", name, errdefs.ErrNotFound)
 }

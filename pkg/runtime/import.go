@@ -11,6 +11,7 @@ import (
 	"os"
 	gort "runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -38,12 +39,13 @@ var MountPoints = []string{"/dev", "/proc", "/sys", "/etc", "/tmp", "/run", "/va
 const importLease = 6 * time.Hour
 
 // Import reads an OCI or docker archive, checks it (package image), unpacks
-// it and gives it the name ref, or the archive's own when ref is empty. An
-// image of that name before is replaced. When it is refused, error code
-// api.CodeInvalid, nothing of it stays.
-func (c *Client) Import(ctx context.Context, r io.Reader, ref string, lim image.Limits) (_ api.Image, err error) {
+// it and gives it the name ref, or the archive's own when ref is empty. It is
+// uid's alone, or everybody's when that is 0. An image of that name and owner
+// before is replaced. When it is refused, error code api.CodeInvalid, nothing
+// of it stays.
+func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string, lim image.Limits) (_ api.Image, err error) {
 	if ref != "" {
-		if ref, err = NormalizeRef(ref); err != nil {
+		if ref, err = nameOf(ref); err != nil {
 			return api.Image{}, err
 		}
 	}
@@ -83,7 +85,7 @@ func (c *Client) Import(ctx context.Context, r io.Reader, ref string, lim image.
 	if err := c.checkRoot(ctx, ch); err != nil {
 		return api.Image{}, refused(err)
 	}
-	return c.record(ctx, ref, img, ch, tree.Bytes())
+	return c.record(ctx, kept(uid, ref), img, ch, tree.Bytes())
 }
 
 // nameOf normalises what an archive calls its image.
@@ -93,7 +95,13 @@ func nameOf(name string) (string, error) {
 			{Field: "ref", Want: "a name for the image; the archive has none"},
 		}}
 	}
-	return NormalizeRef(name)
+	ref, err := NormalizeRef(name)
+	if err == nil && strings.HasPrefix(ref, "sha256:") {
+		return "", &api.Error{Code: api.CodeInvalid, Message: "image reference", Problems: []api.Problem{
+			{Field: "ref", Value: name, Want: "a name; a digest is what an image has by itself"},
+		}}
+	}
+	return ref, err
 }
 
 // refused gives the image's own faults the class of a wrong request.
@@ -207,15 +215,15 @@ func realDirs(root string, paths []string) error {
 	return nil
 }
 
-// Images lists the images that were imported.
-func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+// Images lists the images that uid may use; all of them for root.
+func (c *Client) Images(ctx context.Context, uid uint32) ([]api.Image, error) {
 	all, err := c.imgs.List(ctx)
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
 	var out []api.Image
 	for _, i := range all {
-		if i.Labels[labelChain] != "" {
+		if i.Labels[labelChain] != "" && usable(uid, i.Name) {
 			out = append(out, describe(i))
 		}
 	}
@@ -223,46 +231,55 @@ func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
 }
 
 // Image describes the image of a reference or digest.
-func (c *Client) Image(ctx context.Context, ref string) (api.Image, error) {
-	if _, err := c.resolve(ctx, ref); err != nil {
+func (c *Client) Image(ctx context.Context, uid uint32, ref string) (api.Image, error) {
+	if _, err := c.resolve(ctx, uid, ref); err != nil {
 		return api.Image{}, err
 	}
 	name, err := NormalizeRef(ref)
 	if err != nil {
 		return api.Image{}, err
 	}
-	i, err := c.lookup(ctx, name)
+	i, err := c.lookup(ctx, uid, name)
 	if err != nil {
 		return api.Image{}, wrap(err, "image "+ref)
 	}
 	return describe(i), nil
 }
 
-// RemoveImage forgets a reference, or every reference to a digest. Sandboxes
-// that run from the image keep what they need of it.
-func (c *Client) RemoveImage(ctx context.Context, ref string) error {
+// RemoveImage forgets a reference of uid's own, or every one that is its own
+// to a digest; root's own are all. Sandboxes that run from the image keep what
+// they need of it.
+func (c *Client) RemoveImage(ctx context.Context, uid uint32, ref string) error {
 	name, err := NormalizeRef(ref)
 	if err != nil {
 		return err
 	}
-	for {
-		i, err := c.lookup(ctx, name)
-		if errdefs.IsNotFound(err) {
-			return missing(ref)
-		}
-		if err != nil {
-			return wrap(err, "image "+ref)
+	found, err := c.imgs.List(ctx)
+	if err != nil {
+		return wrap(err, "list images")
+	}
+	removed, usableOnly := false, false
+	for _, i := range found {
+		match := i.Name == kept(uid, name) || i.Target.Digest.String() == name
+		switch {
+		case !match && i.Name != name, !usable(uid, i.Name):
+			continue
+		case uid != 0 && !strings.HasPrefix(i.Name, kept(uid, "")):
+			usableOnly = true
+			continue
 		}
 		if err := gone(c.imgs.Delete(ctx, i.Name, images.SynchronousDelete())); err != nil {
 			return wrap(err, "remove image "+ref)
 		}
-		if i.Name == name {
-			return nil
-		}
-		if _, err := c.lookup(ctx, name); errdefs.IsNotFound(err) {
-			return nil
-		}
+		removed = true
 	}
+	switch {
+	case removed:
+		return nil
+	case usableOnly:
+		return api.Errorf(api.CodeDenied, "only root may remove image %s: every caller may use it", ref)
+	}
+	return missing(ref)
 }
 
 func describe(i images.Image) api.Image {

@@ -16,7 +16,7 @@ import (
 
 func importBusybox(tb testing.TB, e *env) {
 	tb.Helper()
-	_, err := e.Client().Import(tb.Context(), bytes.NewReader(archive(tb, "busybox", busyboxLayer(tb))), "", image.DefaultLimits)
+	_, err := e.Client().Import(tb.Context(), 0, bytes.NewReader(archive(tb, "busybox", busyboxLayer(tb))), "", image.DefaultLimits)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -46,34 +46,82 @@ func stored(t *testing.T, e *env) []string {
 func TestImport(t *testing.T) {
 	e := start(t)
 	c := e.Client()
-	img, err := c.Import(t.Context(), bytes.NewReader(archive(t, "other", busyboxLayer(t), layer(t, dirs("work")...))), "tools:1", image.DefaultLimits)
+	img, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, "other", busyboxLayer(t), layer(t, dirs("work")...))), "tools:1", image.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if img.Ref != "tools:1" || !strings.HasPrefix(img.Digest, "sha256:") || img.Size < 1000 {
 		t.Errorf("imported %+v", img)
 	}
-	list, err := c.Images(t.Context())
+	list, err := c.Images(t.Context(), 0)
 	if err != nil || len(list) != 1 || list[0] != img {
 		t.Errorf("images %+v (%v), want the one imported", list, err)
 	}
 	for _, ref := range []string{"tools:1", "docker.io/library/tools:1", img.Digest} {
-		if d, err := c.Resolve(t.Context(), ref); err != nil || d != img.Digest {
+		if d, err := c.Resolve(t.Context(), 0, ref); err != nil || d != img.Digest {
 			t.Errorf("Resolve(%q) = %q, %v", ref, d, err)
 		}
 	}
-	_, err = c.Resolve(t.Context(), "nothere")
+	_, err = c.Resolve(t.Context(), 0, "nothere")
 	if api.CodeOf(err) != api.CodeNotFound || !strings.Contains(err.Error(), "creel image import") {
 		t.Errorf("missing image: %v", err)
 	}
-	if err := c.RemoveImage(t.Context(), img.Digest); err != nil {
+	if err := c.RemoveImage(t.Context(), 0, img.Digest); err != nil {
 		t.Fatal(err)
 	}
 	if left := stored(t, e); len(left) > 0 {
 		t.Errorf("left of a removed image: %q", left)
 	}
-	if err := c.RemoveImage(t.Context(), "tools:1"); api.CodeOf(err) != api.CodeNotFound {
+	if err := c.RemoveImage(t.Context(), 0, "tools:1"); api.CodeOf(err) != api.CodeNotFound {
 		t.Errorf("second removal: %v", err)
+	}
+}
+
+// TestOwners: what a user imports under a name is that user's alone, and
+// stands in nobody else's way.
+func TestOwners(t *testing.T) {
+	e := start(t)
+	c := e.Client()
+	put := func(uid uint32, extra string) string {
+		t.Helper()
+		img, err := c.Import(t.Context(), uid, bytes.NewReader(archive(t, "x", busyboxLayer(t), layer(t, dirs(extra)...))), "tools", image.DefaultLimits)
+		if err != nil || img.Ref != "tools:latest" {
+			t.Fatalf("import as %d: %+v, %v", uid, img, err)
+		}
+		return img.Digest
+	}
+	is := func(uid uint32, ref, want string) {
+		t.Helper()
+		got, err := c.Resolve(t.Context(), uid, ref)
+		if want == "" && api.CodeOf(err) != api.CodeNotFound || want != "" && got != want {
+			t.Errorf("%q is %q to %d (%v), want %q", ref, got, uid, err, want)
+		}
+	}
+	one := put(1001, "one")
+	is(0, "tools", "")
+	is(1002, "tools", "")
+	is(1002, one, "")
+	box := put(0, "box")
+	is(1001, "tools", one)
+	is(1002, "tools", box)
+	is(1001, box, box)
+	for uid, want := range map[uint32]int{0: 2, 1001: 2, 1002: 1} {
+		if list, err := c.Images(t.Context(), uid); err != nil || len(list) != want {
+			t.Errorf("%d sees %+v, %v; want %d images", uid, list, err, want)
+		}
+	}
+	if err := c.RemoveImage(t.Context(), 1002, "tools"); api.CodeOf(err) != api.CodeDenied {
+		t.Errorf("remove the box's: %v", err)
+	}
+	if err := c.RemoveImage(t.Context(), 1002, one); api.CodeOf(err) != api.CodeNotFound {
+		t.Errorf("remove another's: %v", err)
+	}
+	if err := c.RemoveImage(t.Context(), 1001, "tools"); err != nil {
+		t.Errorf("remove one's own: %v", err)
+	}
+	is(1001, "tools", box)
+	if _, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, "x", busyboxLayer(t))), box, image.DefaultLimits); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("import under the name of a digest: %v", err)
 	}
 }
 
@@ -97,7 +145,7 @@ func TestImportRefusedLeavesNothing(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := c.Import(t.Context(), bytes.NewReader(archive(t, "bad", tt.layers...)), "bad", image.DefaultLimits)
+			_, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, "bad", tt.layers...)), "bad", image.DefaultLimits)
 			if api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v (%s), want invalid_argument with %q", err, api.CodeOf(err), tt.want)
 			}
@@ -107,7 +155,7 @@ func TestImportRefusedLeavesNothing(t *testing.T) {
 		})
 	}
 	cut := archive(t, "cut", good)
-	if _, err := c.Import(t.Context(), bytes.NewReader(cut[:len(cut)/2]), "cut", image.DefaultLimits); api.CodeOf(err) != api.CodeInvalid {
+	if _, err := c.Import(t.Context(), 0, bytes.NewReader(cut[:len(cut)/2]), "cut", image.DefaultLimits); api.CodeOf(err) != api.CodeInvalid {
 		t.Errorf("half an archive: %v", err)
 	}
 	if left := stored(t, e); len(left) > 0 {

@@ -82,7 +82,7 @@ func TestEphemeralRoot(t *testing.T) {
 		"one":   {busyboxLayer(t)},
 		"three": {busyboxLayer(t), layer(t, dirs("a")...), layer(t, dirs("b")...)},
 	} {
-		if _, err := c.Import(t.Context(), bytes.NewReader(archive(t, name, layers...)), name, image.DefaultLimits); err != nil {
+		if _, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, name, layers...)), name, image.DefaultLimits); err != nil {
 			t.Fatal(err)
 		}
 	}
