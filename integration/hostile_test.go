@@ -145,22 +145,22 @@ func used(t *testing.T, pid int) usage {
 }
 
 // statusNumber is a number of /proc/PID/status.
-func statusNumber(t testing.TB, pid int, key string) int64 {
-	t.Helper()
+func statusNumber(tb testing.TB, pid int, key string) int64 {
+	tb.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
 		if k, v, _ := strings.Cut(line, ":"); k == key {
 			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			return n
 		}
 	}
-	t.Fatalf("no %s in the status of %d", key, pid)
+	tb.Fatalf("no %s in the status of %d", key, pid)
 	return 0
 }
 
@@ -221,7 +221,7 @@ func TestThousandsOfExecs(t *testing.T) {
 	l.Eventually("no exec's cgroup is left", 20*time.Second, func() error {
 		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + "/" + filepath.Base(l.Dir) + "/*/agent/exec-*")
 		if err != nil || len(dirs) > 0 {
-			return fmt.Errorf("%d, such as %v, %v", len(dirs), slices.Clip(dirs[:min(len(dirs), 3)]), err)
+			return fmt.Errorf("%d, such as %v, %v", len(dirs), slices.Clip(dirs[:min(len(dirs), 3)]), err) //nolint:errorlint // it may be nil
 		}
 		return nil
 	})

@@ -94,6 +94,7 @@ func judge(t *testing.T, out []byte) {
 
 // hostAbstractSocket listens on an abstract socket of the host's.
 func hostAbstractSocket(t *testing.T) string {
+	t.Helper()
 	name := fmt.Sprintf("creel-test-%d", os.Getpid())
 	ln, err := net.Listen("unix", "@"+name)
 	if err != nil {
@@ -187,6 +188,7 @@ func readAll(ctx context.Context, l *lab.Lab, id, path string) (string, error) {
 
 // testCopyOut: what "creel cp" unpacks for the caller stays where it was sent.
 func testCopyOut(t *testing.T, l *lab.Lab, id string) {
+	t.Helper()
 	dst := t.TempDir()
 	outside := filepath.Join(t.TempDir(), "outside")
 	if out, res := l.Sh(id, fmt.Sprintf(`mkdir -p /tmp/c && cd /tmp/c && echo x >ok && ln -s %s escape && ln -s ../.. up && mknod pipe p && echo y >'a\b'`, outside)); res.ExitCode != 0 {
@@ -223,6 +225,7 @@ func testCopyOut(t *testing.T, l *lab.Lab, id string) {
 // testDeepAndWide: a directory of many levels is listed and removed like any
 // other.
 func testDeepAndWide(t *testing.T, l *lab.Lab, id string) {
+	t.Helper()
 	out, res := l.Sh(id, `cd /run; mkdir wide; cd wide; seq 1 2000 | xargs touch
 cd /var/tmp; i=0; while [ $i -lt 180 ]; do mkdir dddddddddddddddddddd && cd dddddddddddddddddddd || break; i=$((i+1)); done; echo $i`)
 	if !strings.HasSuffix(out, "180\n") {
@@ -351,7 +354,7 @@ func TestDescriptorsAndEnvironment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, v := range strings.Split(string(env), "\x00") {
+		for v := range strings.SplitSeq(string(env), "\x00") {
 			name, _, _ := strings.Cut(v, "=")
 			switch name {
 			case "", "PATH", "HOME", "TMPDIR", "LC_ALL", "GOGC", "MAX_SHIM_VERSION", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE",
@@ -415,7 +418,7 @@ func TestPermissionsOfDirectories(t *testing.T) {
 }
 
 // rss is a process's resident memory in bytes.
-func rss(t testing.TB, pid int) int64 {
-	t.Helper()
-	return statusNumber(t, pid, "VmRSS") << 10
+func rss(tb testing.TB, pid int) int64 {
+	tb.Helper()
+	return statusNumber(tb, pid, "VmRSS") << 10
 }

@@ -1,3 +1,5 @@
+// Package integration_test runs creel as it is: a real daemon, a real containerd
+// and real sandboxes, attacked from all sides. Nothing is faked.
 package integration_test
 
 import (

@@ -142,7 +142,7 @@ func TestServiceKillsTree(t *testing.T) {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
-		return fmt.Errorf("it has processes %q (%v)", procs, err)
+		return fmt.Errorf("it has processes %q (%v)", procs, err) //nolint:errorlint // it may be nil
 	})
 	t.Logf("gone %s after its client", time.Since(began))
 	if got := s.control(sb.ID, "agent/exec-"+neighbour.ID()+"/cgroup.procs"); len(strings.Fields(got)) != 1 {

@@ -284,6 +284,10 @@ func TestManyGivenUp(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	l.Eventually("the daemon is done with them", time.Minute, func() error { // their connections count until then
+		_, err := l.StatFile(t.Context(), sb.ID, "/tmp")
+		return err
+	})
 	serves(t, l, sb.ID)
 	l.Eventually("nothing is left in the sandbox", 30*time.Second, func() error {
 		if out, _ := l.Sh(sb.ID, "for p in /proc/[0-9]*; do echo $p; done | wc -l"); strings.TrimSpace(out) != "4" && strings.TrimSpace(out) != "3" {
@@ -329,7 +333,7 @@ func TestAbortedUpgrades(t *testing.T) {
 	l.Eventually("nothing is left", 30*time.Second, func() error {
 		v, err := l.Inspect(t.Context(), sb.ID)
 		if err != nil || v.Execs != 0 {
-			return fmt.Errorf("%+v, %v", v, err)
+			return fmt.Errorf("%+v, %v", v, err) //nolint:errorlint // it may be nil
 		}
 		if out, _ := l.Sh(sb.ID, "ps"); strings.Contains(out, "777") {
 			return errors.New(out)
@@ -419,13 +423,26 @@ func TestOtherCallers(t *testing.T) {
 	}
 	sb := l.Spawn(api.SpawnRequest{Name: "roots", Command: []string{"/bin/sh", "-c", "echo secret; sleep 1000"}})
 	routes := []struct{ method, path, body string }{
-		{"GET", "", ""}, {"DELETE", "?force=true", ""}, {"POST", "/stop", "{}"}, {"POST", "/kill", "{}"},
-		{"POST", "/pause", "{}"}, {"POST", "/resume", "{}"}, {"GET", "/wait", ""}, {"GET", "/logs", ""},
-		{"GET", "/stats", ""}, {"GET", "/evidence", ""}, {"GET", "/evidence?fresh=true", ""},
-		{"POST", "/exec", `{"command":["/bin/true"]}`}, {"POST", "/attach", ""},
-		{"GET", "/files?path=/etc/passwd", ""}, {"PUT", "/files?path=/tmp/x", "x"}, {"DELETE", "/files?path=/tmp/x", ""},
-		{"GET", "/files/list?path=/", ""}, {"GET", "/files/stat?path=/", ""},
-		{"POST", "/files/mkdir?path=/tmp/d", ""}, {"POST", "/files/rename?from=/tmp/a&to=/tmp/b", ""},
+		{"GET", "", ""},
+		{"DELETE", "?force=true", ""},
+		{"POST", "/stop", "{}"},
+		{"POST", "/kill", "{}"},
+		{"POST", "/pause", "{}"},
+		{"POST", "/resume", "{}"},
+		{"GET", "/wait", ""},
+		{"GET", "/logs", ""},
+		{"GET", "/stats", ""},
+		{"GET", "/evidence", ""},
+		{"GET", "/evidence?fresh=true", ""},
+		{"POST", "/exec", `{"command":["/bin/true"]}`},
+		{"POST", "/attach", ""},
+		{"GET", "/files?path=/etc/passwd", ""},
+		{"PUT", "/files?path=/tmp/x", "x"},
+		{"DELETE", "/files?path=/tmp/x", ""},
+		{"GET", "/files/list?path=/", ""},
+		{"GET", "/files/stat?path=/", ""},
+		{"POST", "/files/mkdir?path=/tmp/d", ""},
+		{"POST", "/files/rename?from=/tmp/a&to=/tmp/b", ""},
 	}
 	as(t, stranger, func() {
 		for _, rt := range routes {

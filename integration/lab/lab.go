@@ -65,7 +65,7 @@ func New(tb testing.TB, o Options) *Lab {
 	tb.Helper()
 	kerneltest.Require(tb, kerneltest.Root, kerneltest.IDMap, kerneltest.Bin)
 	// Short, because sockets below it must fit into 108 bytes.
-	dir, err := os.MkdirTemp("/tmp", "creel-lab-")
+	dir, err := os.MkdirTemp("/tmp", "creel-lab-") //nolint:usetesting // that one is too long
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func (l *Lab) Start() {
 		l.tb.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(l.creeld(), "--config", l.config)
+	cmd := exec.CommandContext(context.WithoutCancel(l.tb.Context()), l.creeld(), "--config", l.config)
 	cmd.Env = []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CREEL_FAILPOINT_FILE=" + l.fail,
 		"DAEMONS_SECRET=no sandbox may see it",

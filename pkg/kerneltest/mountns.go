@@ -23,7 +23,7 @@ func InMountNamespace(m *testing.M) {
 	if os.Geteuid() != 0 || os.Getenv("CREEL_TEST_CHILD") != "" {
 		os.Exit(m.Run())
 	}
-	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
+	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...) //nolint:gosec // it is this test itself
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), Child)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
