@@ -1,0 +1,342 @@
+package integration_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
+)
+
+// TestOtherCallers: what belongs to one caller does not exist for another,
+// whatever the route.
+func TestOtherCallers(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	sb := l.Spawn(api.SpawnRequest{Name: "roots", Command: []string{"/bin/sh", "-c", "echo secret; sleep 1000"}})
+	routes := []struct{ method, path, body string }{
+		{"GET", "", ""},
+		{"DELETE", "?force=true", ""},
+		{"POST", "/stop", "{}"},
+		{"POST", "/kill", "{}"},
+		{"POST", "/pause", "{}"},
+		{"POST", "/resume", "{}"},
+		{"GET", "/wait", ""},
+		{"GET", "/logs", ""},
+		{"GET", "/stats", ""},
+		{"GET", "/evidence", ""},
+		{"GET", "/evidence?fresh=true", ""},
+		{"POST", "/exec", `{"command":["/bin/true"]}`},
+		{"POST", "/attach", ""},
+		{"GET", "/files?path=/etc/passwd", ""},
+		{"PUT", "/files?path=/tmp/x", "x"},
+		{"DELETE", "/files?path=/tmp/x", ""},
+		{"GET", "/files/list?path=/", ""},
+		{"GET", "/files/stat?path=/", ""},
+		{"POST", "/files/mkdir?path=/tmp/d", ""},
+		{"POST", "/files/rename?from=/tmp/a&to=/tmp/b", ""},
+	}
+	as(t, stranger, func() {
+		for _, rt := range routes {
+			var answers []string
+			for _, ref := range []string{sb.ID, sb.Name, sb.ID[:6], "aaaaaaaaaaaaaaaaaaaa"} {
+				status, body := ask(t, l, rt.method, "/v1/sandboxes/"+ref+rt.path, rt.body)
+				answers = append(answers, strings.ReplaceAll(fmt.Sprint(status, " ", body), ref, "REF"))
+			}
+			for _, a := range answers {
+				if a != answers[len(answers)-1] || !strings.HasPrefix(a, "404 ") {
+					t.Errorf("%s %s: %q for another's sandbox, %q for none", rt.method, rt.path, a, answers[len(answers)-1])
+				}
+			}
+		}
+		if _, body := ask(t, l, "GET", "/v1/sandboxes?all=true", ""); strings.Contains(body, sb.ID) {
+			t.Errorf("the list shows another's: %s", body)
+		}
+		if status, body := ask(t, l, "DELETE", "/v1/images/base", ""); status != http.StatusForbidden {
+			t.Errorf("remove an image: %d %s", status, body)
+		}
+		if status, body := ask(t, l, "GET", "/v1/doctor?user=root", ""); status != http.StatusForbidden {
+			t.Errorf("doctor about root: %d %s", status, body)
+		}
+		// The answer about a path is the caller's own view of it: it cannot
+		// tell what is there from what is not.
+		there, none := filepath.Join(l.Dir, "state/logs", sb.ID), filepath.Join(l.Dir, "state/logs", strings.Repeat("a", 20))
+		_, one := ask(t, l, "GET", "/v1/doctor?dir="+there, "")
+		_, other := ask(t, l, "GET", "/v1/doctor?dir="+none, "")
+		one, other = strings.ReplaceAll(one, there, "DIR"), strings.ReplaceAll(other, none, "DIR")
+		if i := strings.Index(one, "workspace"); i < 0 || one[i:] != other[max(strings.Index(other, "workspace"), 0):] {
+			t.Errorf("doctor tells a hidden directory (%s) from none (%s)", one, other)
+		}
+		if strings.Contains(one, sb.ID) {
+			t.Errorf("doctor names another's sandbox: %s", one)
+		}
+	})
+	t.Run("events", func(t *testing.T) {
+		var body string
+		as(t, stranger, func() {
+			r := dialRaw(t, l).send("GET /v1/events HTTP/1.1\r\nHost: c\r\n\r\n")
+			_ = r.conn.SetDeadline(time.Now().Add(time.Second))
+			b, _ := io.ReadAll(r.conn)
+			body = string(b)
+		})
+		if strings.Contains(body, sb.ID) || !strings.Contains(body, "200 OK") {
+			t.Errorf("events of another: %s", body)
+		}
+	})
+	t.Run("same name", func(t *testing.T) {
+		// A name taken by one caller is free for another, and each has its own.
+		out, errOut, code := l.CreelAs(&syscall.Credential{Uid: stranger, Gid: stranger}, "", "run", "-d", "--name", "roots")
+		if code != 0 {
+			t.Fatalf("%d %q %q", code, out, errOut)
+		}
+		if v, err := l.Inspect(t.Context(), "roots"); err != nil || v.ID != sb.ID {
+			t.Errorf("root's own by that name: %+v, %v", v, err)
+		}
+	})
+	if v, err := l.Inspect(t.Context(), sb.ID); err != nil || v.State != api.StateRunning {
+		t.Errorf("after another caller's attempts: %+v, %v", v, err)
+	}
+}
+
+// as runs fn on a thread with another's uid, so that its connections are
+// that user's.
+func as(t *testing.T, uid int, fn func()) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		for _, call := range []struct{ nr, n uintptr }{{unix.SYS_SETGROUPS, 0}, {unix.SYS_SETRESGID, uintptr(uid)}, {unix.SYS_SETRESUID, uintptr(uid)}} {
+			if _, _, e := syscall.RawSyscall(call.nr, call.n, call.n, call.n); e != 0 {
+				done <- e
+				return
+			}
+		}
+		fn()
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ask makes one request of the calling thread's user.
+func ask(t *testing.T, l *lab.Lab, method, path, body string) (int, string) {
+	t.Helper()
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: l.Socket, Net: "unix"})
+	if err != nil {
+		t.Errorf("dial: %v", err)
+		return 0, ""
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	head := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: c\r\n", method, path)
+	if strings.HasSuffix(path, "/exec") || strings.HasSuffix(path, "/attach") {
+		head += "Connection: Upgrade\r\nUpgrade: creel-stream\r\n"
+	}
+	fmt.Fprintf(c, "%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", head, len(body), body)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Errorf("%s %s: %v", method, path, err)
+		return 0, ""
+	}
+	defer resp.Body.Close()
+	var v map[string]any
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if json.Unmarshal(text, &v) == nil {
+		delete(v, "request_id")
+		text, _ = json.Marshal(v)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// TestRaces are requests that cross each other.
+func TestRaces(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	t.Run("spawns of one name", func(t *testing.T) {
+		var mu sync.Mutex
+		var won []string
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Name: "one"})
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case err == nil:
+					won = append(won, res.Sandbox.ID)
+				case api.CodeOf(err) != api.CodeConflict:
+					t.Errorf("the others: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(won) != 1 {
+			t.Fatalf("%d won: %v", len(won), won)
+		}
+		if err := l.Remove(t.Context(), won[0], true); err != nil {
+			t.Error(err)
+		}
+		// The name is free at once, and names the new one from then on.
+		res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Name: "one"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 50 {
+			if v, err := l.Inspect(t.Context(), "one"); err != nil || v.ID != res.Sandbox.ID {
+				t.Fatalf("the name gives %+v, %v", v, err)
+			}
+		}
+	})
+	t.Run("ends of a sandbox that is being made", func(t *testing.T) {
+		ranges := map[uint32]bool{}
+		for i := range 6 {
+			name := fmt.Sprintf("race-%d", i)
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for _, end := range []func() error{
+				func() error { return l.Client.Kill(t.Context(), name, "KILL") },
+				func() error { return l.Remove(t.Context(), name, true) },
+				func() error { g := time.Duration(0); _, err := l.Client.Stop(t.Context(), name, &g); return err },
+				func() error { _, err := l.Stats(t.Context(), name); return err },
+				func() error { _, err := l.Evidence(t.Context(), name, true); return err },
+				func() error { _, err := l.List(t.Context(), client.ListOptions{All: true}); return err },
+				func() error { _, err := l.StatFile(t.Context(), name, "/tmp"); return err },
+			} {
+				wg.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if err := end(); err != nil && api.CodeOf(err) == api.CodeInternal {
+							t.Errorf("%v", err)
+							return
+						}
+					}
+				})
+			}
+			res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Name: name})
+			if err == nil {
+				ranges[res.Sandbox.HostUID] = true
+			}
+			time.Sleep(20 * time.Millisecond)
+			close(stop)
+			wg.Wait()
+			if err := l.Remove(t.Context(), name, true); err != nil && api.CodeOf(err) != api.CodeNotFound {
+				t.Errorf("remove: %v", err)
+			}
+		}
+		// An id range given back twice would be two sandboxes' at one time.
+		seen := map[uint32]string{}
+		for range 8 {
+			sb := l.Spawn(api.SpawnRequest{})
+			if other := seen[sb.HostUID]; other != "" {
+				t.Errorf("%s and %s share the range from %d", sb.ID, other, sb.HostUID)
+			}
+			seen[sb.HostUID] = sb.ID
+		}
+	})
+	t.Run("execs while it ends", func(t *testing.T) {
+		for _, end := range []func(id string) error{
+			func(id string) error { return l.Remove(t.Context(), id, true) },
+			func(id string) error { return l.Client.Kill(t.Context(), id, "KILL") },
+			func(id string) error { _, err := l.Client.Stop(t.Context(), id, nil); return err },
+		} {
+			sb := l.Spawn(api.SpawnRequest{Command: []string{"/bin/sleep", "1000"}})
+			var wg sync.WaitGroup
+			for range 6 {
+				wg.Go(func() {
+					for {
+						res, err := l.Exec(t.Context(), sb.ID, api.ExecRequest{Command: []string{"/bin/sleep", "0.05"}}, client.Stdio{})
+						if err != nil && api.CodeOf(err) == api.CodeInternal {
+							t.Errorf("exec while it ends: %v", err)
+						}
+						if err != nil || res.Reason != api.ReasonExited {
+							return
+						}
+					}
+				})
+			}
+			time.Sleep(100 * time.Millisecond)
+			if err := end(sb.ID); err != nil {
+				t.Errorf("end: %v", err)
+			}
+			wg.Wait()
+		}
+	})
+}
+
+// TestManyAttached: a hundred clients see the main command's output, and
+// those that do not read hold up nobody.
+func TestManyAttached(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Command: []string{"/bin/sh", "-c", "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); usleep 5000; done; echo the end"}})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	good := 0
+	for n := range 100 {
+		p, err := l.Attach(t.Context(), sb.ID, client.AttachOptions{Replay: true})
+		if err != nil {
+			t.Errorf("attach %d: %v", n, err)
+			continue
+		}
+		if n%10 == 0 {
+			defer p.Close() // never reads
+			continue
+		}
+		wg.Go(func() {
+			var out bytes.Buffer
+			res, err := p.Run(client.Stdio{Out: &out, Err: io.Discard})
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil && res.ExitCode == 0 && strings.HasSuffix(out.String(), "line 199\nthe end\n") && strings.HasPrefix(out.String(), "line 0\n") {
+				good++
+			} else {
+				t.Errorf("attached: %+v, %v, %d bytes", res, err, out.Len())
+			}
+		})
+	}
+	wg.Wait()
+	if good != 90 {
+		t.Errorf("%d of 90 clients saw all", good)
+	}
+}
+
+// TestLogsAreTheDaemons: a user of the host gets nothing of what the daemon
+// keeps.
+func TestLogsAreTheDaemons(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Command: []string{"/bin/sh", "-c", "echo secret; sleep 1000"}})
+	as(t, stranger, func() {
+		for _, p := range []string{"state/state.db", "state/logs", "state/logs/" + sb.ID, "run/containerd/containerd.sock", "run/sandboxes", "run/sandboxes/" + sb.ID, "run/sandboxes/" + sb.ID + "/init", "state/containerd", "state/rootfs", "run/mnt", "run/containerd/s"} {
+			path := filepath.Join(l.Dir, p)
+			if f, err := os.Open(path); err == nil {
+				_ = f.Close()
+				t.Errorf("a stranger opens %s", p)
+			}
+			if c, err := net.Dial("unix", path); err == nil {
+				_ = c.Close()
+				t.Errorf("a stranger connects to %s", p)
+			}
+		}
+	})
+}
