@@ -275,6 +275,12 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	if req.Timeout > 0 {
 		s.timer = time.AfterFunc(req.Timeout.D(), func() { s.end(api.ReasonTimeout) })
 	}
+	if s.internal {
+		// The agent may stop the operation (SIGSTOP), which then says nothing
+		// for ever: whoever waits for its bytes is set free when the client
+		// goes away.
+		s.attended = context.AfterFunc(ctx, func() { s.end(api.ReasonLost) })
+	}
 	sb.ready(s)
 	if !s.internal {
 		sb.l.publish("exec.started", sb.identity(), "exec", s.id)

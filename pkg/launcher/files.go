@@ -28,16 +28,9 @@ func (l *Launcher) fileOp(ctx context.Context, c peer.Cred, ref string, argv []s
 	if err != nil {
 		return nil, err
 	}
-	f, err := sb.open(ctx, command{argv: argv, internal: true, workdir: "/"}, api.ExecRequest{
+	return sb.open(ctx, command{argv: argv, internal: true, workdir: "/"}, api.ExecRequest{
 		Stdin: input, Timeout: api.Duration(within),
 	})
-	if err != nil {
-		return nil, err
-	}
-	// The operation may be stopped by the agent (SIGSTOP) and say nothing for
-	// ever; whoever waits for its bytes is set free when the client goes away.
-	f.attended = context.AfterFunc(ctx, func() { f.end(api.ReasonLost) })
-	return f, nil
 }
 
 // simple runs an operation that gives nothing but success.

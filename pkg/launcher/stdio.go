@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -15,12 +16,13 @@ import (
 // directory or a socket as standard input would be a way out (CVE-2024-21626
 // is the class).
 type stdio struct {
-	child  []*os.File // for PID 1: stdin, stdout, stderr; or the terminal
-	stdin  *os.File   // write end, nil when there is no input
-	stdout *os.File   // read end, nil with a terminal
-	stderr *os.File
-	master *os.File // the terminal's master, nil without one
-	size   *os.File // the same, kept to resize it when master is handed over
+	child   []*os.File // for PID 1: stdin, stdout, stderr; or the terminal
+	stdin   *os.File   // write end, nil when there is no input
+	stdout  *os.File   // read end, nil with a terminal
+	stderr  *os.File
+	master  *os.File // the terminal's master, nil without one
+	size    *os.File // the same, kept to resize it when master is handed over
+	closing sync.Once
 }
 
 // newPipes makes three pipes owned by the agent, so that a program may open
@@ -112,13 +114,17 @@ func (s *stdio) closeChild() {
 	s.child = nil
 }
 
+// close closes everything, once: the client's end of a command and that of
+// its sandbox may come at the same time.
 func (s *stdio) close() {
-	s.closeChild()
-	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master, s.size} {
-		if f != nil {
-			_ = f.Close()
+	s.closing.Do(func() {
+		s.closeChild()
+		for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master, s.size} {
+			if f != nil {
+				_ = f.Close()
+			}
 		}
-	}
+	})
 }
 
 // nonblocking gives f again as a file that Go's poller waits for, so that a
