@@ -41,7 +41,8 @@ func main() {
 	flag.StringVar(&d.example, "example", "examples/web-traffic", "directory that becomes the workspace")
 	flag.StringVar(&d.cache, "cache", ".cache/demo", "what is kept for the next run")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	// SIGPIPE, too: "make demo | head" must not leave a daemon behind.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 	defer stop()
 	if err := d.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
