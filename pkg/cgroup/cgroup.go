@@ -4,7 +4,7 @@
 // limits; Host.Open then divides it:
 //
 //	<root>/ID             limits of the sandbox: the agent's plus a reserve
-//	<root>/ID/init        PID 1, and children it has just forked
+//	<root>/ID/init        PID 1, and children it has just forked (v2)
 //	<root>/ID/agent       the agent's limits
 //	<root>/ID/agent/exec-EXECID   one per exec
 //
@@ -12,9 +12,9 @@
 // meets the agent's limits reaches it: that is what the reserve is for.
 // Pausing freezes "agent" only, so that a paused sandbox's PID 1 still answers.
 //
-// Both cgroup versions are driven. On v1 the leaves exist in the memory, pids
-// and freezer hierarchies; in the others every process stays in the sandbox's
-// own cgroup. Host.Weaker says what v1 cannot do. See cgroups(7) and the
+// Both cgroup versions are driven. On v1 PID 1 stays in <root>/ID, and the
+// cgroups below exist in the memory, pids and freezer hierarchies; in the
+// others every process stays in the sandbox's own cgroup. Host.Weaker says what v1 cannot do. See cgroups(7) and the
 // kernel's admin-guide/cgroup-v2.rst and cgroup-v1/.
 package cgroup
 

@@ -78,7 +78,7 @@ func (s *Sandbox) membership() []Control {
 		want := hr.kernelPath(s.id)
 		for _, leaf := range s.host.leafs {
 			if leaf == hr {
-				want = hr.kernelPath(s.id, "init")
+				want = strings.TrimSuffix(hr.root, "/") + "/" + s.host.initAt(hr, s.id)
 			}
 		}
 		name := hr.key

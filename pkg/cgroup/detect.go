@@ -84,6 +84,17 @@ func (h *hierarchy) kernelPath(id string, sub ...string) string {
 	return strings.TrimSuffix(h.root, "/") + "/" + h.at(id, sub...)
 }
 
+// initAt is at for the cgroup of PID 1. Version 2 allows no process in a cgroup
+// that passes controllers on, so there it is a leaf of its own. On version 1
+// PID 1 stays where the runtime has put it: a move would wait for an RCU grace
+// period, 8 to 16 ms of a launch.
+func (h *Host) initAt(hr *hierarchy, id string, sub ...string) string {
+	if h.version == 2 {
+		sub = append([]string{"init"}, sub...)
+	}
+	return hr.at(id, sub...)
+}
+
 // ErrUnsupported means that this host's cgroups cannot hold a sandbox.
 var ErrUnsupported = errors.New("cgroups of this host are not usable")
 

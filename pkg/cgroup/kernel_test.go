@@ -55,8 +55,10 @@ func TestOpen(t *testing.T) {
 func TestControlsSeeDrift(t *testing.T) {
 	h, s, _ := open(t, limits)
 	dir := "/sys/fs/cgroup" + h.CgroupsPath("sandbox1")
+	initDir := dir + "/init"
 	if h.Version() == "v1" {
 		dir = "/sys/fs/cgroup/pids" + h.CgroupsPath("sandbox1")
+		initDir = dir
 	}
 	stranger := start(t, "sleep")
 	if err := os.WriteFile(dir+"/agent/pids.max", []byte("max"), 0); err != nil {
@@ -71,7 +73,7 @@ func TestControlsSeeDrift(t *testing.T) {
 	if bad != 1 {
 		t.Errorf("lifted agent limit not seen: %+v", s.Controls())
 	}
-	if err := os.WriteFile(dir+"/init/cgroup.procs", []byte(strconv.Itoa(stranger.Process.Pid)), 0); err != nil {
+	if err := os.WriteFile(initDir+"/cgroup.procs", []byte(strconv.Itoa(stranger.Process.Pid)), 0); err != nil {
 		t.Fatal(err)
 	}
 	if p, err := s.Pending(); !slices.Equal(p, []int{stranger.Process.Pid}) || err != nil {

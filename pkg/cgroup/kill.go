@@ -98,10 +98,10 @@ func (s *Sandbox) killV1(ctx context.Context, subs []string, whole bool) error {
 	}
 }
 
-// everyDir is the sandbox's cgroups in any hierarchy, "" for itself; init
-// comes first, because the death of PID 1 ends all others.
+// everyDir is the sandbox's cgroups in any hierarchy, "" for itself, which
+// comes first: it has PID 1, whose death ends all others.
 func (s *Sandbox) everyDir() []string {
-	dirs, seen := []string{"init"}, map[string]bool{"init": true}
+	dirs, seen := []string{""}, map[string]bool{"": true}
 	for _, hr := range s.host.all {
 		names, err := hr.below(hr.at(s.id))
 		if err != nil {
@@ -155,10 +155,10 @@ func (k *killer) round(sub string) (left int, err error) {
 
 // hold freezes an exec's cgroup. In a paused sandbox it is frozen already and
 // its parent would keep it so; then letting go means moving the signalled
-// processes to the freezer's init leaf, where they run into their death.
+// processes to the sandbox's own cgroup, where they run into their death.
 func (k *killer) hold(sub string) (release func() error, err error) {
 	if !strings.HasPrefix(sub, "agent/") {
-		return func() error { return nil }, nil // PID 1's leaf is never frozen
+		return func() error { return nil }, nil // PID 1's cgroup is never frozen
 	}
 	if k.paused(sub) {
 		return func() error { return k.moveOut(sub) }, nil
@@ -188,7 +188,7 @@ func (k *killer) moveOut(sub string) error {
 		if !k.done[p] {
 			continue
 		}
-		err := hr.write(hr.at(s.id, "init", "cgroup.procs"), strconv.Itoa(p))
+		err := hr.write(s.host.initAt(hr, s.id, "cgroup.procs"), strconv.Itoa(p))
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
 		}

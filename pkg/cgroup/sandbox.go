@@ -30,8 +30,8 @@ func (h *Host) sandbox(id string, pid1 int, lim Limits) *Sandbox {
 }
 
 // Open divides the cgroup that the runtime made for a started sandbox: it
-// makes the leaves, moves PID 1 into "init" and sets the agent's limits. What
-// it made before an error is undone by Remove or Host.RemoveAll.
+// makes the leaves, moves PID 1 into its own (v2) and sets the agent's limits.
+// What it made before an error is undone by Remove or Host.RemoveAll.
 func (h *Host) Open(id string, pid1 int, lim Limits) (*Sandbox, error) {
 	if err := errors.Join(validID(id), lim.check()); err != nil {
 		return nil, err
@@ -41,13 +41,13 @@ func (h *Host) Open(id string, pid1 int, lim Limits) (*Sandbox, error) {
 	}
 	s := h.sandbox(id, pid1, lim)
 	for _, hr := range h.leafs {
-		if err := hr.ensure(hr.at(id, "init")); err != nil {
-			return nil, fmt.Errorf("init leaf: %w", err)
-		}
-		if err := hr.write(hr.at(id, "init", "cgroup.procs"), strconv.Itoa(pid1)); err != nil {
-			return nil, fmt.Errorf("move PID 1 to its leaf: %w", err)
-		}
 		if h.version == 2 {
+			if err := hr.ensure(h.initAt(hr, id)); err != nil {
+				return nil, fmt.Errorf("init leaf: %w", err)
+			}
+			if err := hr.write(h.initAt(hr, id, "cgroup.procs"), strconv.Itoa(pid1)); err != nil {
+				return nil, fmt.Errorf("move PID 1 to its leaf: %w", err)
+			}
 			// Only now: a cgroup with processes of its own cannot pass on controllers.
 			if err := s.passOn(); err != nil {
 				return nil, err
@@ -66,9 +66,9 @@ func (h *Host) Reopen(id string, pid1 int, lim Limits) (*Sandbox, error) {
 		return nil, err
 	}
 	for _, hr := range h.leafs {
-		for _, leaf := range []string{"init", "agent"} {
-			if !hr.exists(hr.at(id, leaf)) {
-				return nil, fmt.Errorf("sandbox %s: cgroup %s of hierarchy %q: %w", id, leaf, hr.key, fs.ErrNotExist)
+		for _, dir := range []string{h.initAt(hr, id), hr.at(id, "agent")} {
+			if !hr.exists(dir) {
+				return nil, fmt.Errorf("cgroup %s of hierarchy %q: %w", dir, hr.key, fs.ErrNotExist)
 			}
 		}
 	}
@@ -136,11 +136,11 @@ func (s *Sandbox) limitAgent() error {
 // ID is the sandbox's id.
 func (s *Sandbox) ID() string { return s.id }
 
-// Pending is the pids in the init leaf that are not PID 1: children that have
+// Pending is the pids in PID 1's cgroup that are not PID 1: children that have
 // been forked for an exec and not been placed yet.
 func (s *Sandbox) Pending() ([]int, error) {
 	hr := s.host.by["pids"]
-	pids, err := hr.procs(hr.at(s.id, "init"))
+	pids, err := hr.procs(s.host.initAt(hr, s.id))
 	return slices.DeleteFunc(pids, func(p int) bool { return p == s.pid1 }), err
 }
 
