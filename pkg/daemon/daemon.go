@@ -306,6 +306,10 @@ func (c containers) Create(ctx context.Context, o launcher.Container) (func(cont
 	return func(ctx context.Context) (int, error) { return c.NewTask(ctx, sb) }, nil
 }
 
+// DeleteTask implements launcher.Runtime: whatever became of containerd and
+// the shim, no process of the sandbox's stays.
+func (c containers) DeleteTask(ctx context.Context, id string) error { return c.EndTask(ctx, id) }
+
 // IDs implements launcher.Runtime.
 func (c containers) IDs(ctx context.Context) ([]string, error) {
 	found, err := c.List(ctx)

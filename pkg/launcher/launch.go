@@ -367,7 +367,12 @@ func (s *launch) record(context.Context) error {
 	if err != nil {
 		return err
 	}
+	keeper, err := s.sb.openKeeper()
+	if err != nil {
+		return err
+	}
 	err = s.sb.move(api.StateRunning, func(r *store.Record) {
+		r.KeeperPID, r.KeeperStart = keeper.pid, keeper.start
 		r.InitPID, r.InitStart, r.NetNS = s.sb.pid, start, s.ns.Inode()
 		r.Sandbox.PID, r.Sandbox.Started = s.sb.pid, time.Now().UTC()
 	})

@@ -92,7 +92,8 @@ func (sb *sandbox) adoptMain(s *stdio) {
 // what is in the pipe then stays there for the next daemon.
 func (sb *sandbox) capture(stream byte, f *os.File, done bool) {
 	sb.output.Go(func() {
-		if err := sb.log.Capture(sb.l.ctx, stream, f); err != nil && sb.l.ctx.Err() == nil {
+		err := sb.log.Capture(sb.l.ctx, stream, f)
+		if err != nil && sb.l.ctx.Err() == nil && !errors.Is(err, os.ErrClosed) { // closed: its sandbox is undone
 			sb.l.log.Error("output is not captured any more", slog.String("sandbox", sb.id), slog.Any("error", err))
 		}
 		if done {

@@ -124,6 +124,19 @@ func (sb *sandbox) reopen() error {
 	return nil
 }
 
+// keep finds PID 1's parent again. Another one than before means that the
+// shim was killed, and PID 1 is nobody's.
+func (sb *sandbox) keep() error {
+	keeper, err := sb.openKeeper()
+	if err != nil {
+		return err
+	}
+	if r := &sb.rec; keeper.pid != r.KeeperPID || keeper.start != r.KeeperStart {
+		return fmt.Errorf("the parent of PID 1 is %d and was %d: its shim has ended", keeper.pid, r.KeeperPID)
+	}
+	return nil
+}
+
 // takeOver makes a running sandbox this daemon's: the channel is taken again
 // from PID 1, the log goes on where it stopped, and execs whose clients went
 // away with the last daemon are ended.
@@ -135,6 +148,9 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	defer cancel()
 	if err := sb.refreeze(ctx); err != nil {
 		return err
+	}
+	if err := sb.keep(); err != nil {
+		return errors.Join(err, sb.salvage(ctx)) // its last output, before it ends
 	}
 	live, finished, err := sb.takeChannel(ctx)
 	if err != nil {
@@ -190,8 +206,10 @@ func (sb *sandbox) takeChannel(ctx context.Context) ([]agentinit.Live, []agentin
 // salvage takes hold of a sandbox that was ending when the last daemon was
 // killed, so that what is left in its pipes reaches the log.
 func (sb *sandbox) salvage(ctx context.Context) error {
-	if err := sb.reopen(); err != nil {
-		return err
+	if sb.pidfd == nil {
+		if err := sb.reopen(); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()

@@ -32,6 +32,7 @@ type sandbox struct {
 	// mu held.
 	pid    int      // PID 1's, on the host
 	pidfd  *os.File // nonblocking, of PID 1
+	keeper *os.File // pidfd of its parent, the runtime's shim
 	host   *agentinit.Host
 	cg     *cgroup.Sandbox
 	log    *logs.Log
@@ -255,7 +256,7 @@ func (sb *sandbox) release() {
 	if sb.timeout != nil {
 		sb.timeout.Stop()
 	}
-	host, pidfd, log := sb.host, sb.pidfd, sb.log
+	host, pidfd, keeper, log := sb.host, sb.pidfd, sb.keeper, sb.log
 	sb.mu.Unlock()
 	for _, s := range sessions {
 		_ = s.Close()
@@ -265,6 +266,9 @@ func (sb *sandbox) release() {
 	}
 	if pidfd != nil {
 		_ = pidfd.Close()
+	}
+	if keeper != nil {
+		_ = keeper.Close()
 	}
 	if log != nil {
 		_ = log.Close()

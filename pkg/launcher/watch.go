@@ -1,11 +1,19 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/creel-sandbox/creel/pkg/agentinit"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/verify"
 )
 
 // tick is how often deadlines, idleness and output rates are looked at.
@@ -23,6 +31,14 @@ func (sb *sandbox) watch() {
 			return // released: the daemon stops, or end waits for it
 		}
 		// PID 1 ended and nobody here asked it to.
+		sb.end(api.ReasonDied, nil)
+	})
+	sb.l.background(func(ctx context.Context) {
+		if err := waitPidfd(sb.keeper); ctx.Err() != nil || err != nil {
+			return
+		}
+		// The shim ended: nobody would reap PID 1. containerd ends it then too,
+		// but not if it was itself restarted meanwhile.
 		sb.end(api.ReasonDied, nil)
 	})
 	sb.l.background(func(ctx context.Context) {
@@ -46,6 +62,48 @@ func (sb *sandbox) watch() {
 		sb.timeout = time.AfterFunc(left, func() { sb.end(api.ReasonTimeout, nil) })
 		sb.mu.Unlock()
 	}
+}
+
+// process is one of the host's, told from a later one of its pid.
+type process struct {
+	pid   int
+	start uint64
+}
+
+// openKeeper takes hold of PID 1's parent.
+func (sb *sandbox) openKeeper() (process, error) {
+	pid, err := parent(sb.pid)
+	if err != nil {
+		return process{}, err
+	}
+	pidfd, err := openPidfd(pid)
+	if err != nil {
+		return process{}, err
+	}
+	sb.hold(func() { sb.keeper = pidfd })
+	// After the pidfd, and the parent once more: so it is that process.
+	start, err := verify.StartTime(pid)
+	if err != nil {
+		return process{}, err
+	}
+	if again, err := parent(sb.pid); err != nil || again != pid {
+		return process{}, fmt.Errorf("the parent of PID 1 is %d and was %d: %w", again, pid, errors.Join(err, agentinit.ErrGone))
+	}
+	return process{pid, start}, nil
+}
+
+// parent is the pid of a process's parent: field 4 of /proc/PID/stat, after
+// the name, which may contain anything (proc_pid_stat(5)).
+func parent(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(f) < 2 {
+		return 0, fmt.Errorf("/proc/%d/stat is %q", pid, text)
+	}
+	return strconv.Atoi(f[1])
 }
 
 // asked notes why the main command is about to end, so that its exit is not

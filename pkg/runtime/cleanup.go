@@ -147,21 +147,46 @@ func (c *Client) PruneImports(ctx context.Context) error {
 // left in: processes, shim, bundle, mounts, container, snapshot. It succeeds
 // when there is nothing, and may be repeated.
 func (c *Client) Cleanup(ctx context.Context, id string) error {
+	if err := c.EndTask(ctx, id); err != nil {
+		return err
+	}
+	return c.DeleteContainer(ctx, id)
+}
+
+// EndTask is DeleteTask that also ends what containerd does not know, or
+// cannot end: after a kill -9 of containerd, of a shim, or of both, a shim can
+// be left that belongs to no task. No task is success.
+func (c *Client) EndTask(ctx context.Context, id string) error {
 	if !validID(id) {
-		return api.Errorf(api.CodeInternal, "clean up %q: not a sandbox id", id)
+		return api.Errorf(api.CodeInternal, "end task %q: not a sandbox id", id)
 	}
 	dctx, cancel := context.WithTimeout(ctx, gentle)
-	err := c.DeleteTask(dctx, id)
+	known, err := c.deleteTask(dctx, id)
 	cancel()
 	if api.CodeOf(err) == api.CodeUnavailable || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	if err != nil || len(c.traces()[id]) > 0 {
-		if err := c.force(ctx, id); err != nil {
-			return fmt.Errorf("clean up %s: %w", id, err)
+	if known && !c.hasFiles(id) {
+		return nil // the usual end: the shim has answered, and goes
+	}
+	// The process table is searched only when something is odd.
+	if err == nil && len(c.traces()[id]) == 0 {
+		return nil
+	}
+	if err := c.force(ctx, id); err != nil {
+		return fmt.Errorf("end task %s: %w", id, err)
+	}
+	return nil
+}
+
+// hasFiles tells that a bundle or a runtime's state is there.
+func (c *Client) hasFiles(id string) bool {
+	for _, p := range append(c.bundles(id), filepath.Join(c.opts.State, "oci", Namespace, id)) {
+		if _, err := os.Lstat(p); err == nil {
+			return true
 		}
 	}
-	return c.DeleteContainer(ctx, id)
+	return false
 }
 
 // force removes what containerd did not: it is for a shim that hangs or was

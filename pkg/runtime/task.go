@@ -224,24 +224,30 @@ func (c *Client) Pid(ctx context.Context, id string) (int, error) {
 // shim. No task is success. When the caller has seen PID 1 end, by its pidfd,
 // the first attempt succeeds.
 func (c *Client) DeleteTask(ctx context.Context, id string) error {
+	_, err := c.deleteTask(ctx, id)
+	return err
+}
+
+// deleteTask says also whether containerd knew the task.
+func (c *Client) deleteTask(ctx context.Context, id string) (known bool, err error) {
 	const attempts = 40
 	for i := 0; ; i++ {
 		_, err := c.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
-		if err = gone(err); err == nil {
-			return nil
+		if gone(err) == nil {
+			return err == nil, nil
 		}
 		if errdefs.IsUnavailable(native(err)) || i == attempts {
-			return wrap(err, "delete task "+id)
+			return false, wrap(err, "delete task "+id)
 		}
 		// Most likely it still runs, or the shim has not yet noticed its
 		// end; the error has no class of its own ("cannot delete a running
 		// process").
 		if err := c.KillTask(ctx, id, syscall.SIGKILL); err != nil {
-			return err
+			return false, err
 		}
 		select {
 		case <-ctx.Done():
-			return wrap(ctx.Err(), "delete task "+id)
+			return false, wrap(ctx.Err(), "delete task "+id)
 		case <-time.After(min(time.Duration(i+1)*2*time.Millisecond, 100*time.Millisecond)):
 		}
 	}

@@ -26,6 +26,11 @@ type Record struct {
 	InitPID   int    `json:"init_pid,omitempty"`
 	InitStart uint64 `json:"init_start,omitempty"`
 
+	// KeeperPID and KeeperStart name the parent of PID 1 in the same way: the
+	// runtime's shim, which reaps it and without which nobody would.
+	KeeperPID   int    `json:"keeper_pid,omitempty"`
+	KeeperStart uint64 `json:"keeper_start,omitempty"`
+
 	// BootID is /proc/sys/kernel/random/boot_id at the start: after a reboot
 	// no pid, inode or mount of the record means anything.
 	BootID string `json:"boot_id,omitempty"`
