@@ -25,7 +25,11 @@ func Tiny(tb testing.TB) string {
 	}
 	return Archive(tb, func(w *tar.Writer) {
 		for _, d := range []string{"bin/", "dev/", "proc/", "sys/", "etc/", "usr/", "run/", "tmp/", "var/", "var/tmp/", "home/", "home/agent/", "workspace/", "mnt/"} {
-			Add(tb, w, &tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}, nil)
+			h := &tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}
+			if d == "home/agent/" {
+				h.Uid, h.Gid = 1000, 1000
+			}
+			Add(tb, w, h, nil)
 		}
 		Add(tb, w, &tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, box)
 		for _, name := range []string{"sh", "cat", "echo", "ls", "sleep", "true", "false", "id", "dd", "mkdir", "rm", "mv", "touch", "chmod", "stat", "kill", "ps", "env", "seq", "yes", "head", "tail", "wc", "grep", "find", "df", "mount", "setsid", "nohup", "tty", "stty", "date", "ln", "cp", "pwd", "printf", "test", "sync", "usleep", "awk", "sort", "hostname", "nproc", "ulimit", "readlink", "mknod", "unshare", "nc", "ping", "ip", "tr", "cut", "od", "md5sum", "sha256sum", "timeout", "which", "whoami", "xargs"} {

@@ -1,0 +1,155 @@
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// spawnsAgain spawns until it works. Until then the answer must be the one
+// that tells a caller to try again.
+func spawnsAgain(t *testing.T, l *lab.Lab, req api.SpawnRequest) *api.Sandbox {
+	t.Helper()
+	var res *api.SpawnResult
+	l.Eventually("spawn works", 60*time.Second, func() (err error) {
+		if res, err = l.Client.Spawn(t.Context(), req); err != nil && api.CodeOf(err) != api.CodeUnavailable {
+			t.Fatalf("spawn: %v (%s)\n%s", err, api.CodeOf(err), l.LogTail(5))
+		}
+		return err
+	})
+	return &res.Sandbox
+}
+
+// TestContainerdKilled kills containerd: sandboxes go on, commands too, and a
+// spawn right after works or says that it can be tried again.
+func TestContainerdKilled(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	counting := l.Spawn(api.SpawnRequest{Name: "counting", Command: sh(counter)})
+	quiet := l.Spawn(everything(t))
+	for range 3 {
+		old := l.ContainerdPID()
+		l.KillProcess(lab.Containerd, "")
+		if out, res := l.Sh(quiet.ID, "echo here"); out != "here\n" || res.ExitCode != 0 {
+			t.Errorf("without containerd it answers %q, %+v", out, res)
+		}
+		sb := spawnsAgain(t, l, api.SpawnRequest{})
+		if now := l.ContainerdPID(); now == 0 || now == old {
+			t.Errorf("containerd was %d, is %d", old, now)
+		}
+		if err := l.Remove(t.Context(), sb.ID, true); err != nil {
+			t.Error(err)
+		}
+	}
+	countedAll(t, l, counting)
+}
+
+// TestContainerdKilledInLaunch kills containerd while sandboxes are made.
+// What does not come up leaves nothing.
+func TestContainerdKilledInLaunch(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	for i := range 5 {
+		failed := make(chan error)
+		go func() {
+			_, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Name: fmt.Sprintf("half-%d", i), Remove: true, Command: sh("exit 0")})
+			failed <- err
+		}()
+		time.Sleep(time.Duration(i*8) * time.Millisecond)
+		l.KillProcess(lab.Containerd, "")
+		if err := <-failed; err != nil && api.CodeOf(err) != api.CodeUnavailable {
+			t.Errorf("spawn: %v (%s)\n%s", err, api.CodeOf(err), l.LogTail(5))
+		}
+		spawnsAgain(t, l, api.SpawnRequest{Remove: true, Command: sh("exit 0")})
+	}
+	l.Eventually("nothing on record", 60*time.Second, func() error { return noRecord(l) })
+	l.NothingLeft()
+}
+
+// TestKilledBelow kills what holds a sandbox up: it ends as "died", its
+// output up to then is kept, and nothing is left but the record.
+func TestKilledBelow(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	check := neighbour(t, l)
+	for _, victims := range [][]string{
+		{lab.Init},
+		{lab.Shim},
+		{lab.Shim, lab.Containerd},
+		{lab.Containerd, lab.Shim},
+		{lab.Shim, lab.Daemon},
+		{lab.Init, lab.Daemon},
+		{lab.Daemon, lab.Shim, lab.Containerd, lab.Init},
+	} {
+		t.Run(strings.Join(victims, " and "), func(t *testing.T) {
+			req := everything(t)
+			req.Command = sh("echo words; sleep 600")
+			sb := l.Spawn(req)
+			l.Eventually("it runs", 30*time.Second, func() error { return contains(output(t, l, sb.ID), "words") })
+			restart := false
+			for _, v := range victims {
+				if v == lab.Init {
+					l.KillPID(sb.PID)
+					continue
+				}
+				restart = restart || v == lab.Daemon
+				l.KillProcess(v, sb.ID)
+			}
+			if restart {
+				l.Start()
+			}
+			ended(t, l, sb.ID, api.ReasonDied, 137)
+			if out := output(t, l, sb.ID); out != "words\n" {
+				t.Errorf("the log is %q", out)
+			}
+			if err := l.Remove(t.Context(), sb.ID, false); err != nil {
+				t.Error(err)
+			}
+			check()
+		})
+	}
+}
+
+// TestClientsOfStoppedDaemon stops the daemon under every sort of request:
+// each client gets an error that says so, none hangs.
+func TestClientsOfStoppedDaemon(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Name: "a", Command: sh("sleep 600")})
+	verbs := [][]string{
+		{"exec", "a", "--", "/bin/sleep", "600"}, {"attach", "a"}, {"logs", "-f", "a"}, {"wait", "a"}, {"events"},
+	}
+	type answer struct {
+		verb   string
+		stderr string
+		code   int
+	}
+	answers := make(chan answer, len(verbs))
+	for _, v := range verbs {
+		go func() {
+			_, stderr, code := l.Creel(v...)
+			answers <- answer{v[0], stderr, code}
+		}()
+	}
+	l.Eventually("the command runs", 30*time.Second, func() error {
+		if got, err := l.Inspect(t.Context(), sb.ID); err != nil || got.Execs == 0 {
+			return fmt.Errorf("%+v, %w", got, err)
+		}
+		return nil
+	})
+	time.Sleep(200 * time.Millisecond) // the others are quick
+	l.Stop()
+	for range verbs {
+		a := <-answers
+		if a.verb == "events" && a.code == 0 {
+			continue // the end of the daemon is the end of its events
+		}
+		if a.code == 0 || a.stderr == "" || strings.Contains(a.stderr, "panic") {
+			t.Errorf("%s: exit code %d, %q", a.verb, a.code, a.stderr)
+		}
+	}
+	l.Start()
+	if got, err := l.Inspect(t.Context(), sb.ID); err != nil || got.State != api.StateRunning || got.PID != sb.PID {
+		t.Errorf("the sandbox is %+v, %v", got, err)
+	}
+}
