@@ -1,9 +1,16 @@
 package integration_test
 
 import (
+	"archive/tar"
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -207,7 +214,7 @@ func TestThousandsOfExecs(t *testing.T) {
 	var after usage
 	l.Eventually("the daemon lets go", 20*time.Second, func() error {
 		after = settle()
-		if after.fds > before.fds+16 || after.threads > before.threads+8 {
+		if after.fds > before.fds+16 || after.threads > before.threads+16 {
 			return fmt.Errorf("before %+v, after %+v", before, after)
 		}
 		return nil
@@ -266,4 +273,144 @@ func TestLogFlood(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHostileImages: an image that lies about itself, or would lead the
+// unpacking out of its directory, is refused whole.
+func TestHostileImages(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	stored := func() int {
+		n := 0
+		for _, dir := range []string{"io.containerd.content.v1.content", "io.containerd.snapshotter.v1.overlayfs/snapshots"} {
+			found, err := filepath.Glob(filepath.Join(l.Dir, "state/containerd/containerd", dir, "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			blobs, _ := filepath.Glob(filepath.Join(l.Dir, "state/containerd/containerd", dir, "blobs/sha256/*"))
+			n += len(found) + len(blobs)
+		}
+		return n
+	}
+	before := stored()
+	add := func(h tar.Header, body string) func(*tar.Writer) {
+		return func(w *tar.Writer) { lab.Add(t, w, &h, []byte(body)) }
+	}
+	all := func(fs ...func(*tar.Writer)) func(*tar.Writer) {
+		return func(w *tar.Writer) {
+			for _, f := range fs {
+				f(w)
+			}
+		}
+	}
+	link := func(name, to string) func(*tar.Writer) {
+		return add(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777}, "")
+	}
+	for _, tt := range []struct {
+		name string
+		fill func(*tar.Writer)
+	}{
+		{"dev is a link", link("dev", "/tmp")},
+		{"proc is a link", link("proc", "usr")},
+		{"etc is a link", link("etc", "../../../../etc")},
+		{"device", add(tar.Header{Typeflag: tar.TypeBlock, Name: "sda", Devmajor: 8, Mode: 0o666}, "")},
+		{"character device", add(tar.Header{Typeflag: tar.TypeChar, Name: "mem", Devmajor: 1, Devminor: 1, Mode: 0o666}, "")},
+		{"traversal", add(tar.Header{Typeflag: tar.TypeReg, Name: "../../../../../../../../tmp/creel-escape", Mode: 0o644}, "x")},
+		{"hard link out", add(tar.Header{Typeflag: tar.TypeLink, Name: "passwd", Linkname: "../../../../../../etc/passwd"}, "")},
+		{"hard link by a link", all(link("out", "/etc"), add(tar.Header{Typeflag: tar.TypeLink, Name: "shadow", Linkname: "out/shadow"}, ""))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			importAs(t, l, tt.name, bytesOf(t, lab.Archive(t, tt.fill)), api.CodeInvalid)
+		})
+	}
+	t.Run("bytes that are not what the digest says", func(t *testing.T) {
+		text := bytesOf(t, lab.Tiny(t))
+		at := bytes.Index(text, []byte("agent:x:1000"))
+		text[at+6] = 'y'
+		importAs(t, l, "changed", text, api.CodeInvalid)
+	})
+	if _, err := os.Lstat("/tmp/creel-escape"); err == nil {
+		t.Error("an archive wrote outside")
+	}
+	l.Eventually("nothing of them is kept", 30*time.Second, func() error {
+		if n := stored(); n != before {
+			return fmt.Errorf("%d files and directories, %d before", n, before)
+		}
+		return nil
+	})
+	if n := rss(t, l.DaemonPID()); n > maxRSS*raceFactor() {
+		t.Errorf("the daemon has %d MiB", n>>20)
+	}
+	t.Run("a stranger's image of root's name", func(t *testing.T) {
+		evil := bytesOf(t, lab.Archive(t, add(tar.Header{Typeflag: tar.TypeReg, Name: "evil", Mode: 0o644}, "x")))
+		was, err := l.Image(t.Context(), "base")
+		if err != nil {
+			t.Fatal(err)
+		}
+		as(t, stranger, func() { importAs(t, l, "base", evil, "") })
+		if is, err := l.Image(t.Context(), "base"); err != nil || is.Digest != was.Digest {
+			t.Errorf("root's image is %+v, was %+v (%v)", is, was, err)
+		}
+		as(t, stranger, func() {
+			if err := removeImage(l, "base"); err != nil {
+				t.Errorf("a caller cannot remove its own image: %v", err)
+			}
+		})
+	})
+}
+
+func bytesOf(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// importAs imports as the calling thread's user and wants an error of a class.
+func importAs(t *testing.T, l *lab.Lab, ref string, text []byte, want api.Code) {
+	t.Helper()
+	ref = strings.ReplaceAll(ref, " ", "-")
+	c, err := net.Dial("unix", l.Socket)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+	go func() {
+		fmt.Fprintf(c, "POST /v1/images?ref=%s HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-tar\r\nContent-Length: %d\r\n\r\n", ref, len(text))
+		_, _ = c.Write(text)
+	}()
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Errorf("import: %v", err)
+		return
+	}
+	defer resp.Body.Close()
+	var e api.Error
+	if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || e.Code != want {
+		t.Errorf("import: status %d, %+v, %v; want code %q", resp.StatusCode, e, err, want)
+	}
+}
+
+func removeImage(l *lab.Lab, ref string) error {
+	c, err := net.Dial("unix", l.Socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "DELETE /v1/images/%s HTTP/1.1\r\nHost: c\r\n\r\n", ref)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		return errors.New(resp.Status)
+	}
+	return nil
 }

@@ -157,7 +157,7 @@ func TestFloods(t *testing.T) {
 	l := lab.New(t, lab.Options{Config: "[server]\nmax_connections = 64\nmax_streams = 32\n"})
 	sb := l.Spawn(api.SpawnRequest{})
 	before := used(t, l.DaemonPID())
-	dir, err := os.Open("/")
+	dir, err := os.OpenFile("/", unix.O_DIRECTORY|unix.O_PATH, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

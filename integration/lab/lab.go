@@ -332,6 +332,7 @@ func (l *Lab) close() {
 		}
 	}
 	l.NothingLeft()
+	l.noRaces()
 	if l.tb.Failed() {
 		l.tb.Logf("creeld's errors, and the end of its log:\n%s\n%s", l.errors(), l.LogTail(40))
 	}
@@ -341,5 +342,18 @@ func (l *Lab) close() {
 	l.removeCgroups()
 	if err := os.RemoveAll(l.Dir); err != nil {
 		l.tb.Errorf("remove %s: %v", l.Dir, err)
+	}
+}
+
+// noRaces fails the test if the daemon, built with the race detector, has
+// reported one.
+func (l *Lab) noRaces() {
+	text, err := os.ReadFile(l.Log)
+	if err != nil {
+		l.tb.Error(err)
+		return
+	}
+	if _, race, found := bytes.Cut(text, []byte("WARNING: DATA RACE")); found {
+		l.tb.Errorf("data race in creeld:%s", race[:min(len(race), 6000)])
 	}
 }
