@@ -158,9 +158,11 @@ func requestError(ctx context.Context, err error) error {
 
 // decodeError reads the body of an answer that is not 2xx.
 func decodeError(resp *http.Response) error {
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	// A daemon that turns a connection away does not read the request; the
+	// reset that follows its answer does not make a whole answer less so.
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	var e api.Error
-	if err != nil || json.Unmarshal(b, &e) != nil || e.Code == "" {
+	if json.Unmarshal(b, &e) != nil || e.Code == "" {
 		return api.Errorf(codeOfStatus(resp.StatusCode), "the daemon answered %s without an explanation", resp.Status).
 			WithHint("is the socket creeld's?")
 	}
