@@ -35,7 +35,7 @@ const (
 const (
 	minMemory = 16 << 20
 	minPids   = 4
-	minFiles  = 64
+	minFiles  = 256 // creel-init's own have numbers from 100 on
 	minCPUs   = 0.01
 	minTmp    = 1 << 20
 )

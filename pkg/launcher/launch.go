@@ -207,6 +207,7 @@ func (s *launch) prepare(ctx context.Context) error {
 		s.did("rootfs")
 		layer, _, err := s.l.layers.Prepare(ctx, s.id, rootfs.Options{
 			Limit: s.Limits.Disk, Memory: s.Limits.Memory, HostUID: s.sb.fixed.Sandbox.HostUID,
+			Home: spec.Home, HomeUID: s.sb.fixed.Sandbox.HostUID + spec.AgentUID,
 		})
 		if err != nil {
 			return err

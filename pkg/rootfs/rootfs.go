@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -64,6 +65,11 @@ type Options struct {
 	// HostUID is the first id of the sandbox's range, which owns the root
 	// directory: overlayfs id-maps lower layers, but not the upper one.
 	HostUID uint32
+
+	// Home is a directory of the sandbox's that HomeUID, a host uid, owns
+	// whatever the image says, so that there is a place to write. May be empty.
+	Home    string
+	HomeUID uint32
 }
 
 // Layer is a writable layer, mounted.
@@ -136,7 +142,7 @@ func (m *Maker) Prepare(ctx context.Context, id string, o Options) (_ Layer, und
 	if err != nil {
 		return Layer{}, nil, err
 	}
-	if err := l.makeDirs(at, o.HostUID); err != nil {
+	if err := l.makeDirs(at, o); err != nil {
 		return Layer{}, nil, fmt.Errorf("writable layer: %w", err)
 	}
 	return l, undo, nil
@@ -180,17 +186,27 @@ func private(at string) error {
 
 // makeDirs makes the directories that overlayfs wants, in a file system that
 // nobody else can reach yet.
-func (l *Layer) makeDirs(at string, hostUID uint32) error {
+func (l *Layer) makeDirs(at string, o Options) error {
 	fs, err := os.OpenRoot(at)
 	if err != nil {
 		return err
 	}
 	defer fs.Close()
-	for _, d := range []struct {
+	type entry struct {
 		name string
 		mode os.FileMode
 		uid  int
-	}{{nameUpper, 0o755, int(hostUID)}, {nameWork, 0o711, 0}} {
+	}
+	dirs := []entry{{nameWork, 0o711, 0}, {nameUpper, 0o755, int(o.HostUID)}}
+	for name := range strings.SplitSeq(strings.Trim(o.Home, "/"), "/") {
+		if name != "" {
+			dirs = append(dirs, entry{filepath.Join(dirs[len(dirs)-1].name, name), 0o755, int(o.HostUID)})
+		}
+	}
+	if o.Home != "" {
+		dirs[len(dirs)-1].uid = int(o.HomeUID)
+	}
+	for _, d := range dirs {
 		if err := fs.Mkdir(d.name, d.mode); err != nil {
 			return err
 		}

@@ -132,11 +132,20 @@ func TestLimits(t *testing.T) {
 			}
 			m, root := newMaker(t)
 			const inodes = 1200
-			l, undo, err := m.Prepare(t.Context(), "abc", rootfs.Options{Limit: k.limit, Memory: k.memory, Inodes: inodes, HostUID: hostUID})
+			l, undo, err := m.Prepare(t.Context(), "abc", rootfs.Options{Limit: k.limit, Memory: k.memory, Inodes: inodes, HostUID: hostUID, Home: "/home/agent", HomeUID: hostUID + 1000})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer undo(t.Context())
+			for dir, uid := range map[string]uint32{"": hostUID, "home": hostUID, "home/agent": hostUID + 1000} {
+				fi, err := os.Stat(filepath.Join(l.Upper, dir))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st := fi.Sys().(*syscall.Stat_t); st.Uid != uid || st.Gid != uid || fi.Mode() != os.ModeDir|0o755 {
+					t.Errorf("/%s is %v of %d:%d, want %d", dir, fi.Mode(), st.Uid, st.Gid, uid)
+				}
+			}
 			if l.Kind != k.kind {
 				t.Errorf("Kind = %q, want %q", l.Kind, k.kind)
 			}
