@@ -130,6 +130,21 @@ func (l *Lab) creeld() string {
 // Start starts the daemon and waits until it answers.
 func (l *Lab) Start() {
 	l.tb.Helper()
+	l.Begin()
+	l.Eventually("creeld answers", 60*time.Second, func() error {
+		select {
+		case <-l.exited:
+			l.tb.Fatalf("creeld ended at start:\n%s", l.LogTail(20))
+		default:
+		}
+		_, err := l.Version(context.Background())
+		return err
+	})
+}
+
+// Begin starts the daemon and does not wait.
+func (l *Lab) Begin() {
+	l.tb.Helper()
 	log, err := os.OpenFile(l.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		l.tb.Fatal(err)
@@ -147,15 +162,6 @@ func (l *Lab) Start() {
 	}
 	l.daemon, l.exited = cmd, make(chan struct{})
 	go func() { _ = cmd.Wait(); close(l.exited) }()
-	l.Eventually("creeld answers", 60*time.Second, func() error {
-		select {
-		case <-l.exited:
-			l.tb.Fatalf("creeld ended at start:\n%s", l.LogTail(20))
-		default:
-		}
-		_, err := l.Version(context.Background())
-		return err
-	})
 }
 
 // Kill ends the daemon as a crash would, and waits.

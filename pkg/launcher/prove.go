@@ -115,6 +115,10 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	sb.proven = time.Now()
 	sb.mu.Unlock()
 	ev := readSettled(ctx, e)
+	if sb.l.ctx.Err() != nil {
+		// The descriptors that it was read by are closed: nothing is known.
+		return api.Errorf(api.CodeUnavailable, "creeld is stopping")
+	}
 	if ended(sb.state()) {
 		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
 	}

@@ -47,6 +47,9 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	return l.removeStrangers(ctx)
 }
 
@@ -61,6 +64,9 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 			log.InfoContext(ctx, "sandbox taken over")
 			l.publish("sandbox.adopted", sb.identity())
 			return
+		}
+		if ctx.Err() != nil {
+			return // stopped while starting: it is the next daemon's to take over
 		}
 		log.WarnContext(ctx, "sandbox cannot be taken over and is ended", slog.Any("error", err))
 		sb.ending = true

@@ -48,7 +48,7 @@ func (c Config) Address() string { return filepath.Join(c.State, "containerd.soc
 func (c Config) configFile() string { return filepath.Join(c.State, "containerd.toml") }
 
 const (
-	startTimeout   = 20 * time.Second // until containerd answers
+	startTimeout   = time.Minute      // until containerd answers
 	stopTimeout    = 10 * time.Second // between SIGTERM and SIGKILL
 	healthEvery    = 15 * time.Second
 	healthTimeout  = 10 * time.Second
