@@ -37,8 +37,14 @@ const callerUID = 4242
 // workspace is a directory of callerUID's with one file in a directory.
 func workspace(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "workspace")
+	top, err := os.MkdirTemp("", "creel-ws-") // t.TempDir lets only root pass
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(top) })
+	dir := filepath.Join(top, "workspace")
 	for _, err := range []error{
+		os.Chmod(top, 0o755),
 		os.MkdirAll(filepath.Join(dir, "src"), 0o755),
 		os.WriteFile(filepath.Join(dir, "src", "precious"), []byte("the user's\n"), 0o644),
 		os.Chown(dir, callerUID, callerUID),
