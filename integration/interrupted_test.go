@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +32,9 @@ func TestStoppedWhileStarting(t *testing.T) {
 		return nil
 	})
 	l.Stop()
+	if last := l.LogTail(1); !strings.Contains(last, "stopped while it started") {
+		t.Errorf("the last it said: %s", last)
+	}
 	if err := unix.Kill(sb.PID, unix.SIGCONT); err != nil {
 		t.Fatalf("PID 1 of the sandbox: %v", err)
 	}

@@ -78,7 +78,12 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 		{"state", d.state},
 		{"sandboxes", d.sandboxes},
 	} {
-		if err := step.fn(ctx); err != nil {
+		err := step.fn(ctx)
+		if ctx.Err() != nil {
+			log.InfoContext(ctx, "creeld was stopped while it started", slog.String("at", step.name))
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
