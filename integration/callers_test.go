@@ -340,3 +340,35 @@ func TestLogsAreTheDaemons(t *testing.T) {
 		}
 	})
 }
+
+// TestKept: a caller cannot fill the daemon's memory and disk with sandboxes
+// that have ended; it is told to remove some.
+func TestKept(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[limits.max]\nkept_per_user = 2\n"})
+	run := func() (string, error) {
+		res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Command: []string{"/bin/true"}})
+		if err != nil {
+			return "", err
+		}
+		_, err = l.Wait(t.Context(), res.Sandbox.ID)
+		return res.Sandbox.ID, err
+	}
+	for range 2 {
+		if _, err := run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := run(); api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "kept_per_user") {
+		t.Errorf("one more: %v", err)
+	}
+	all, err := l.List(t.Context(), client.ListOptions{All: true})
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d sandboxes, %v", len(all), err)
+	}
+	if err := l.Remove(t.Context(), all[0].ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(); err != nil {
+		t.Errorf("after one was removed: %v", err)
+	}
+}

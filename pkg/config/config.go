@@ -80,6 +80,7 @@ type Limits struct {
 type Totals struct {
 	Sandboxes        int      `toml:"sandboxes"`
 	SandboxesPerUser int      `toml:"sandboxes_per_user"`
+	KeptPerUser      int      `toml:"kept_per_user"` // ended, and not removed
 	Memory           api.Size `toml:"memory"`
 	CPUs             float64  `toml:"cpus"`
 	Pids             int64    `toml:"pids"`
@@ -124,7 +125,7 @@ func Defaults() Config {
 		ProfilesDir: "/etc/creel/profiles", DefaultProfile: "default",
 		Runtime:  Runtime{Default: "crun", Allowed: []string{"crun", "runc"}},
 		IDs:      IDs{First: 0x7800_0000, Last: 0x7FFD_FFFF},
-		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256}},
+		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256, KeptPerUser: 512}},
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},

@@ -222,6 +222,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 	}{
 		{"limits.max.sandboxes", float64(cfg.Limits.Max.Sandboxes), 0, 32768, ""},
 		{"limits.max.sandboxes_per_user", float64(cfg.Limits.Max.SandboxesPerUser), 0, 32768, ""},
+		{"limits.max.kept_per_user", float64(cfg.Limits.Max.KeptPerUser), 0, 32768, ""},
 		{"limits.max.memory", float64(cfg.Limits.Max.Memory), 0, 1 << 60, " bytes"},
 		{"limits.max.cpus", cfg.Limits.Max.CPUs, 0, 1 << 20, ""},
 		{"limits.max.pids", float64(cfg.Limits.Max.Pids), 0, 1 << 22, ""},

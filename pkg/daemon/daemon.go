@@ -247,7 +247,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
 		Policy: d.policy, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
 		Totals: launcher.Totals{
-			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser,
+			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
 			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids,
 		},
 		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

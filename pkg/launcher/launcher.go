@@ -97,9 +97,12 @@ type Options struct {
 // Totals bound the sandboxes that have not ended; zero is no bound.
 type Totals struct {
 	Sandboxes, SandboxesPerUser int
-	Memory                      api.Size
-	CPUs                        float64
-	Pids                        int64
+	// KeptPerUser bounds those that have ended and were not removed: their
+	// records are in memory, and their logs on disk.
+	KeptPerUser int
+	Memory      api.Size
+	CPUs        float64
+	Pids        int64
 }
 
 // Launcher owns all sandboxes of one daemon.
@@ -252,7 +255,7 @@ func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 		if !mayUse(c, r) {
 			continue
 		}
-		if r.Sandbox.Name == ref {
+		if r.Sandbox.Name == ref && sb.state() != api.StateRemoving { // its name is free
 			named = append(named, sb)
 		}
 		if len(ref) >= 3 && strings.HasPrefix(id, ref) {
@@ -290,10 +293,13 @@ func (l *Launcher) findLaunched(c peer.Cred, ref string) (*sandbox, error) {
 
 // roomLocked is nil if one more sandbox of uid fits into the totals.
 func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
-	n, own := 1, 1
+	n, own, kept := 1, 1, 0
 	sum := want
 	for _, sb := range l.sandboxes {
-		if ended(sb.state()) {
+		if state := sb.state(); ended(state) {
+			if state != api.StateRemoving && sb.fixed.Sandbox.Caller.UID == uid {
+				kept++
+			}
 			continue
 		}
 		n++
@@ -311,6 +317,9 @@ func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
 			WithHint("stop a sandbox, ask for less, or have the operator raise it")
 	}
 	switch {
+	case t.KeptPerUser > 0 && kept >= t.KeptPerUser:
+		return api.Errorf(api.CodeExhausted, "limits.max.kept_per_user is %d, and that many ended sandboxes of yours are kept", t.KeptPerUser).
+			WithHint("remove some with creel rm, or use creel run --rm")
 	case t.Sandboxes > 0 && n > t.Sandboxes:
 		return full("sandboxes", t.Sandboxes)
 	case t.SandboxesPerUser > 0 && own > t.SandboxesPerUser:
