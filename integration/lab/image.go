@@ -18,12 +18,20 @@ import (
 // it imports in a fraction of a second.
 func Tiny(tb testing.TB) string {
 	tb.Helper()
+	return TinyWith(tb, nil, func(*tar.Writer) {})
+}
+
+// TinyWith is Tiny with more in it, and with an image configuration
+// (image-spec, config.md, "config").
+func TinyWith(tb testing.TB, config map[string]any, more func(*tar.Writer)) string {
+	tb.Helper()
 	kerneltest.Require(tb, kerneltest.Busybox)
 	box, err := os.ReadFile(kerneltest.BusyboxPath())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return Archive(tb, func(w *tar.Writer) {
+	return archive(tb, config, func(w *tar.Writer) {
+		defer more(w)
 		for _, d := range []string{"bin/", "dev/", "proc/", "sys/", "etc/", "usr/", "run/", "tmp/", "var/", "var/tmp/", "home/", "home/agent/", "workspace/", "mnt/"} {
 			h := &tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}
 			if d == "home/agent/" {
@@ -55,6 +63,11 @@ func Add(tb testing.TB, w *tar.Writer, h *tar.Header, body []byte) {
 // Archive makes an OCI archive of one layer.
 func Archive(tb testing.TB, fill func(*tar.Writer)) string {
 	tb.Helper()
+	return archive(tb, nil, fill)
+}
+
+func archive(tb testing.TB, imageConfig map[string]any, fill func(*tar.Writer)) string {
+	tb.Helper()
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	fill(w)
@@ -76,7 +89,7 @@ func Archive(tb testing.TB, fill func(*tar.Writer)) string {
 	}
 	type obj = map[string]any
 	diff := put(layer.Bytes())
-	config := text(obj{"architecture": goruntime.GOARCH, "os": "linux", "config": obj{}, "rootfs": obj{"type": "layers", "diff_ids": []string{diff}}})
+	config := text(obj{"architecture": goruntime.GOARCH, "os": "linux", "config": imageConfig, "rootfs": obj{"type": "layers", "diff_ids": []string{diff}}})
 	manifest := text(obj{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
 		"config": obj{"mediaType": "application/vnd.oci.image.config.v1+json", "digest": put(config), "size": len(config)},
