@@ -62,6 +62,9 @@ func (s *launch) prove(ctx context.Context) error {
 	if !ev.OK {
 		return notProven(ev)
 	}
+	s.sb.mu.Lock()
+	s.sb.proven = time.Now() // the timer counts from here
+	s.sb.mu.Unlock()
 	s.proof = ev
 	return s.l.Store.AddEvidence(ev)
 }
