@@ -363,6 +363,19 @@ func TestHostileImages(t *testing.T) {
 	if n := rss(t, l.DaemonPID()); n > maxRSS*raceFactor() {
 		t.Errorf("the daemon has %d MiB", n>>20)
 	}
+	t.Run("many uploads at once", func(t *testing.T) {
+		// Each begins and goes no further: the fifth of a user is refused.
+		for i := range 5 {
+			r := dialRaw(t, l).send(fmt.Sprintf("POST /v1/images?ref=slow%d HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-tar\r\nContent-Length: 100000\r\n\r\nx", i))
+			if i < 4 {
+				time.Sleep(100 * time.Millisecond) // in this order
+				continue
+			}
+			if got := r.status(); got != http.StatusTooManyRequests {
+				t.Errorf("status %d, want 429", got)
+			}
+		}
+	})
 	t.Run("a stranger's image of root's name", func(t *testing.T) {
 		evil := bytesOf(t, lab.Archive(t, add(tar.Header{Typeflag: tar.TypeReg, Name: "evil", Mode: 0o644}, "x")))
 		was, err := l.Image(t.Context(), "base")

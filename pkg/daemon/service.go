@@ -24,8 +24,9 @@ import (
 // runtime's, and the rest is about the box.
 type service struct {
 	*launcher.Launcher
-	rt *creelruntime.Client
-	d  *daemon
+	rt      *creelruntime.Client
+	d       *daemon
+	imports imports
 }
 
 var _ server.Service = (*service)(nil)
@@ -48,6 +49,13 @@ func (s *service) Image(ctx context.Context, c peer.Cred, ref string) (*api.Imag
 // else's is that caller's alone, so that no caller starts from what another
 // has put under a name.
 func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (*api.Image, error) {
+	if err := s.imports.begin(c.UID); err != nil {
+		return nil, err
+	}
+	defer s.imports.end(c.UID)
+	if err := s.roomForImage(ctx, c.UID); err != nil {
+		return nil, err
+	}
 	img, err := s.rt.Import(ctx, c.UID, r, ref, image.DefaultLimits)
 	if err != nil {
 		return nil, err

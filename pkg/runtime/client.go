@@ -49,6 +49,7 @@ type Client struct {
 	imgs  images.Store
 
 	runtimes map[string]typeurl.Any // runtime name to encoded shim options
+	scans    chan struct{}          // held to look into an image; see scan
 
 	// chains are the images that were resolved, by digest: a digest always
 	// means the same layers. When they are gone, preparing fails.
@@ -84,6 +85,7 @@ func Connect(o Options) (*Client, error) {
 		tasks:    cd.TaskService(),
 		imgs:     cd.ImageService(),
 		runtimes: map[string]typeurl.Any{},
+		scans:    make(chan struct{}, 1),
 	}
 	for _, name := range []string{"crun", "runc"} {
 		a, err := c.marshalOptions(name, true)

@@ -74,7 +74,7 @@ func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string
 			return api.Image{}, err
 		}
 	}
-	tree, err := scan(ctx, store, img, lim)
+	tree, err := c.scan(ctx, store, img, lim)
 	if err != nil {
 		return api.Image{}, refused(err)
 	}
@@ -112,8 +112,15 @@ func refused(err error) error {
 	return wrap(err, "import")
 }
 
-// scan looks at every layer before anything is unpacked.
-func scan(ctx context.Context, store *contentStore, img *image.Image, lim image.Limits) (*image.Tree, error) {
+// scan looks at every layer before anything is unpacked. One image at a time:
+// what is remembered of two million files is a hundred megabytes.
+func (c *Client) scan(ctx context.Context, store *contentStore, img *image.Image, lim image.Limits) (*image.Tree, error) {
+	select {
+	case c.scans <- struct{}{}:
+		defer func() { <-c.scans }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	tree := image.NewTree(lim)
 	for _, l := range img.Layers {
 		r, err := store.Open(ctx, l.Digest)
@@ -228,6 +235,20 @@ func (c *Client) Images(ctx context.Context, uid uint32) ([]api.Image, error) {
 		}
 	}
 	return out, nil
+}
+
+// CountImages is how many images are uid's own.
+func (c *Client) CountImages(ctx context.Context, uid uint32) (n int, err error) {
+	all, err := c.imgs.List(ctx)
+	if err != nil {
+		return 0, wrap(err, "list images")
+	}
+	for _, i := range all {
+		if strings.HasPrefix(i.Name, kept(uid, "")) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // Image describes the image of a reference or digest.

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"context"
+	"sync"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+const (
+	// maxImports is how many archives one user may send at one time: each
+	// costs buffers here and writes on the disk that all share.
+	maxImports = 4
+	// maxImages is how many images of its own a user other than root may have.
+	maxImages = 64
+)
+
+// imports counts the uploads that go on.
+type imports struct {
+	mu sync.Mutex
+	n  map[uint32]int
+}
+
+func (i *imports) begin(uid uint32) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.n[uid] >= maxImports {
+		return api.Errorf(api.CodeExhausted, "%d imports of this user are under way, the most there may be", maxImports).
+			WithHint("wait for one to end")
+	}
+	if i.n == nil {
+		i.n = map[uint32]int{}
+	}
+	i.n[uid]++
+	return nil
+}
+
+func (i *imports) end(uid uint32) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.n[uid]--; i.n[uid] == 0 {
+		delete(i.n, uid)
+	}
+}
+
+// roomForImage is nil if a user may have one more image.
+func (s *service) roomForImage(ctx context.Context, uid uint32) error {
+	if uid == 0 {
+		return nil
+	}
+	n, err := s.rt.CountImages(ctx, uid)
+	if err != nil {
+		return err
+	}
+	if n >= maxImages {
+		return api.Errorf(api.CodeExhausted, "this user has %d images, the most there may be", n).
+			WithHint("remove some with creel image rm")
+	}
+	return nil
+}
