@@ -173,6 +173,7 @@ func (s *launch) failed(ctx context.Context, err error) error {
 	}
 	defer s.sb.markDone() // for whoever waits for it
 	s.sb.release()
+	s.l.broken.Store(true)
 	uerr := s.undo.Run(ctx)
 	if uerr == nil {
 		uerr = s.l.forget(s.sb)

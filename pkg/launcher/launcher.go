@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -53,6 +54,9 @@ type Runtime interface {
 	StartTask(ctx context.Context, id string) error
 	DeleteTask(ctx context.Context, id string) error
 	DeleteContainer(ctx context.Context, id string) error
+	// PruneMounts removes what creating a task leaves when it is killed. No
+	// task is being created meanwhile.
+	PruneMounts() error
 	// IDs is every id of which containerd knows anything.
 	IDs(ctx context.Context) ([]string, error)
 }
@@ -116,6 +120,7 @@ type Launcher struct {
 	mounts   *mount.Stager
 	layers   *rootfs.Maker
 	spares   chan string // ready-made private copies of creel-init
+	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox

@@ -50,7 +50,31 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return l.removeStrangers(ctx)
+	return errors.Join(l.removeStrangers(ctx), l.Runtime.PruneMounts())
+}
+
+// prune tidies up after launches that failed in the runtime, in a moment in
+// which no other is under way.
+func (l *Launcher) prune(ctx context.Context) {
+	held := 0
+	defer func() {
+		for range held {
+			<-l.launches
+		}
+	}()
+	for range cap(l.launches) {
+		select {
+		case l.launches <- struct{}{}:
+			held++
+		default:
+			return // the next tick tries again
+		}
+	}
+	if err := l.Runtime.PruneMounts(); err != nil {
+		l.log.ErrorContext(ctx, "mounts of a failed launch are left; will be tried again", slog.Any("error", err))
+		return
+	}
+	l.broken.Store(false)
 }
 
 // reconcile settles one record.

@@ -127,6 +127,9 @@ func (l *Launcher) Watch() {
 				return
 			case now := <-t.C:
 				l.check(ctx, now)
+				if l.broken.Load() {
+					l.prune(ctx)
+				}
 			}
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -138,6 +139,54 @@ func (c *Client) PruneImports(ctx context.Context) error {
 		}
 		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
+		}
+	}
+	return nil
+}
+
+// orphanPath is in the error of a snapshot whose directory exists already.
+var orphanPath = regexp.MustCompile(`rename /\S+ (/\S+/io\.containerd\.snapshotter\.v1\.overlayfs/snapshots/[0-9]+): file exists`)
+
+// orphan is the directory that a containerd left when it was killed after it
+// had made a snapshot's directory and before it had committed the snapshot
+// (plugins/snapshots/overlay, createSnapshot). Its number is given out again,
+// so that every snapshot from then on fails; containerd itself looks for such
+// directories only after a removal.
+func orphan(err error) string {
+	if err == nil {
+		return ""
+	}
+	if m := orphanPath.FindStringSubmatch(err.Error()); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// removeOrphan removes an orphan, which was never mounted and is therefore
+// empty. Nothing with a file in it can be removed.
+func removeOrphan(dir string) error {
+	for _, d := range []string{filepath.Join(dir, "fs"), filepath.Join(dir, "work"), dir} {
+		if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove what a killed containerd left: %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// PruneMounts removes the mounts that a shim makes for a moment, of an image's
+// id-mapped layers, and leaves when it is killed just then. Call it while no
+// task is being created.
+func (c *Client) PruneMounts() error {
+	dirs, err := filepath.Glob(filepath.Join(c.opts.State, "tmp", "ovl-idmapped*"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if err := unmountTree(d); err != nil {
+			return err
+		}
+		if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove %s: %w", d, err)
 		}
 	}
 	return nil

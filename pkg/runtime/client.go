@@ -51,6 +51,8 @@ type Client struct {
 	runtimes map[string]typeurl.Any // runtime name to encoded shim options
 	scans    chan struct{}          // held to look into an image; see scan
 
+	orphans sync.Mutex // held to remove one
+
 	// chains are the images that were resolved, by digest: a digest always
 	// means the same layers. When they are gone, preparing fails.
 	chains sync.Map // string to chain

@@ -155,6 +155,16 @@ func (c *Client) snapshot(ctx context.Context, o CreateOptions, ch chain) (_ []m
 		prepare = c.snaps.View
 	}
 	mounts, err := prepare(ctx, o.ID, ch.id, labels, root)
+	if orphan(err) != "" {
+		c.orphans.Lock()
+		defer c.orphans.Unlock()
+		if mounts, err = prepare(ctx, o.ID, ch.id, labels, root); orphan(err) != "" {
+			if err := removeOrphan(orphan(err)); err != nil {
+				return nil, fmt.Errorf("snapshot %s: %w", o.ID, err)
+			}
+			mounts, err = prepare(ctx, o.ID, ch.id, labels, root)
+		}
+	}
 	if err != nil {
 		return nil, wrap(err, "snapshot "+o.ID)
 	}
