@@ -54,7 +54,7 @@ func TestOtherCallers(t *testing.T) {
 		{"POST", "/files/mkdir?path=/tmp/d", ""},
 		{"POST", "/files/rename?from=/tmp/a&to=/tmp/b", ""},
 	}
-	as(t, stranger, func() {
+	asStranger(t, func() {
 		for _, rt := range routes {
 			var answers []string
 			for _, ref := range []string{sb.ID, sb.Name, sb.ID[:6], "aaaaaaaaaaaaaaaaaaaa"} {
@@ -91,7 +91,7 @@ func TestOtherCallers(t *testing.T) {
 	})
 	t.Run("events", func(t *testing.T) {
 		var body string
-		as(t, stranger, func() {
+		asStranger(t, func() {
 			r := dialRaw(t, l).send("GET /v1/events HTTP/1.1\r\nHost: c\r\n\r\n")
 			_ = r.conn.SetDeadline(time.Now().Add(time.Second))
 			b, _ := io.ReadAll(r.conn)
@@ -116,14 +116,14 @@ func TestOtherCallers(t *testing.T) {
 	}
 }
 
-// as runs fn on a thread with another's uid, so that its connections are
+// asStranger runs fn on a thread with another's uid, so that its connections are
 // that user's.
-func as(t *testing.T, uid int, fn func()) {
+func asStranger(t *testing.T, fn func()) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		for _, call := range []struct{ nr, n uintptr }{{unix.SYS_SETGROUPS, 0}, {unix.SYS_SETRESGID, uintptr(uid)}, {unix.SYS_SETRESUID, uintptr(uid)}} {
+		for _, call := range []struct{ nr, n uintptr }{{unix.SYS_SETGROUPS, 0}, {unix.SYS_SETRESGID, stranger}, {unix.SYS_SETRESUID, stranger}} {
 			if _, _, e := syscall.RawSyscall(call.nr, call.n, call.n, call.n); e != 0 {
 				done <- e
 				return
@@ -326,7 +326,7 @@ func TestManyAttached(t *testing.T) {
 func TestLogsAreTheDaemons(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{Command: []string{"/bin/sh", "-c", "echo secret; sleep 1000"}})
-	as(t, stranger, func() {
+	asStranger(t, func() {
 		for _, p := range []string{"state/state.db", "state/logs", "state/logs/" + sb.ID, "run/containerd/containerd.sock", "run/sandboxes", "run/sandboxes/" + sb.ID, "run/sandboxes/" + sb.ID + "/init", "state/containerd", "state/rootfs", "run/mnt", "run/containerd/s"} {
 			path := filepath.Join(l.Dir, p)
 			if f, err := os.Open(path); err == nil {

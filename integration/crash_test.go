@@ -135,7 +135,7 @@ func TestKilledInEnd(t *testing.T) {
 				t.Errorf("it ended as %+v, %v", res, err)
 			}
 			var out strings.Builder
-			if err := l.Client.Logs(ctx, sb.ID, client.LogOptions{Tail: -1}, &out, &out); err != nil || out.String() != "last words\n" {
+			if err := l.Logs(ctx, sb.ID, client.LogOptions{Tail: -1}, &out, &out); err != nil || out.String() != "last words\n" {
 				t.Errorf("output %q, %v", out.String(), err)
 			}
 			if err := l.Remove(ctx, sb.ID, false); err != nil {

@@ -382,11 +382,11 @@ func TestHostileImages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		as(t, stranger, func() { importAs(t, l, "base", evil, "") })
+		asStranger(t, func() { importAs(t, l, "base", evil, "") })
 		if is, err := l.Image(t.Context(), "base"); err != nil || is.Digest != was.Digest {
 			t.Errorf("root's image is %+v, was %+v (%v)", is, was, err)
 		}
-		as(t, stranger, func() {
+		asStranger(t, func() {
 			if err := removeImage(l, "base"); err != nil {
 				t.Errorf("a caller cannot remove its own image: %v", err)
 			}

@@ -35,6 +35,7 @@ func (c *chaos) n(below int) int {
 
 // seed is CREEL_SEED, or another one each time.
 func seed(t *testing.T) uint64 {
+	t.Helper()
 	n := uint64(time.Now().UnixNano())
 	if s := os.Getenv("CREEL_SEED"); s != "" {
 		var err error
@@ -120,7 +121,7 @@ func (c *chaos) request(ctx context.Context, name string) {
 		}
 	case 8:
 		var out strings.Builder
-		_ = l.Client.Logs(ctx, c.any(ctx), client.LogOptions{Tail: -1}, &out, &out)
+		_ = l.Logs(ctx, c.any(ctx), client.LogOptions{Tail: -1}, &out, &out)
 	}
 }
 
@@ -182,7 +183,7 @@ func (c *chaos) settled() error {
 				return fmt.Errorf("ended sandbox %+v", sb)
 			}
 			continue
-		default:
+		case api.StateCreating, api.StateStopping, api.StateRemoving, api.StateUnknown:
 			return fmt.Errorf("sandbox %s is %s: %s", sb.ID, sb.State, sb.Problem)
 		}
 		inits = append(inits, strconv.Itoa(sb.PID))

@@ -45,6 +45,7 @@ exit 7`
 func sh(script string) []string { return []string{"/bin/sh", "-c", script} }
 
 func survivors(t *testing.T) []survivor {
+	t.Helper()
 	shared := workspace(t)
 	return []survivor{
 		{name: "counting", req: api.SpawnRequest{Command: sh(counter)}, ends: true, after: countedAll},
@@ -208,7 +209,7 @@ func ended(t *testing.T, l *lab.Lab, id string, why api.Reason, code int) {
 func output(t *testing.T, l *lab.Lab, id string) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := l.Client.Logs(t.Context(), id, client.LogOptions{Tail: -1}, &out, &out); err != nil {
+	if err := l.Logs(t.Context(), id, client.LogOptions{Tail: -1}, &out, &out); err != nil {
 		t.Error(err)
 	}
 	return out.String()
@@ -227,7 +228,7 @@ func countedAll(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
 	t.Helper()
 	ended(t, l, sb.ID, api.ReasonExited, 7)
 	var out, errOut bytes.Buffer
-	if err := l.Client.Logs(t.Context(), sb.ID, client.LogOptions{Tail: -1}, &out, &errOut); err != nil {
+	if err := l.Logs(t.Context(), sb.ID, client.LogOptions{Tail: -1}, &out, &errOut); err != nil {
 		t.Fatal(err)
 	}
 	for stream, text := range map[string]string{"o": out.String(), "e": errOut.String()} {
@@ -301,6 +302,7 @@ func (u *until) Write(p []byte) (int, error) {
 // endsWithInput is for a command whose input was open when the daemon was
 // killed: it can still be written to, and its end still reaches the command.
 func endsWithInput(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
+	t.Helper()
 	p, err := l.Attach(t.Context(), sb.ID, client.AttachOptions{Stdin: true})
 	if err != nil {
 		t.Fatal(err)
@@ -317,6 +319,7 @@ func endsWithInput(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
 }
 
 func staysPaused(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
+	t.Helper()
 	got, err := l.Inspect(t.Context(), sb.ID)
 	if err != nil || got.State != api.StatePaused {
 		t.Fatalf("it is %+v, %v", got, err)
@@ -340,6 +343,7 @@ func staysPaused(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
 // startsCommands leaves a command with a client, and a server of a command
 // that has ended.
 func startsCommands(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
+	t.Helper()
 	if _, res := l.Sh(sb.ID, "setsid sleep 1001 >/dev/null 2>&1 </dev/null & exit 0"); res.ExitCode != 0 {
 		t.Errorf("%+v", res)
 	}
@@ -373,6 +377,7 @@ func startsCommands(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
 // lostCommandsEnd holds that the daemon's clients took their commands along,
 // and nothing else.
 func lostCommandsEnd(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
+	t.Helper()
 	out, _ := l.Sh(sb.ID, "ps")
 	if regexp.MustCompile(`sleep 100[23]`).MatchString(out) {
 		t.Errorf("commands of lost clients run:\n%s", out)

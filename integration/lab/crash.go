@@ -70,7 +70,7 @@ func (l *Lab) KillPID(pid int) {
 // Children are the pids of a process's children.
 func Children(pid int) (out []int) {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	for _, w := range strings.Fields(string(text)) {
+	for w := range strings.FieldsSeq(string(text)) {
 		if n, err := strconv.Atoi(w); err == nil {
 			out = append(out, n)
 		}
@@ -137,7 +137,7 @@ func (l *Lab) Reboot() {
 				}
 				_ = os.WriteFile(filepath.Join(p, "freezer.state"), []byte("THAWED"), 0)
 				text, _ := os.ReadFile(filepath.Join(p, "cgroup.procs"))
-				for _, w := range strings.Fields(string(text)) {
+				for w := range strings.FieldsSeq(string(text)) {
 					if pid, err := strconv.Atoi(w); err == nil {
 						left++
 						_ = unix.Kill(pid, unix.SIGKILL)
