@@ -168,7 +168,7 @@ func (l *Lab) Refused(change func(config string) string) string {
 	}
 	path := filepath.Join(l.Dir, "changed.toml")
 	l.write(path, change(string(text)))
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, l.creeld(), "--config", path)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CREEL_FAILPOINT_FILE=" + l.fail}

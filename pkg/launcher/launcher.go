@@ -146,6 +146,9 @@ func New(o Options) (*Launcher, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if st, err := os.Stat(o.InitPath); err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o100 == 0 {
+		return nil, errors.Join(fmt.Errorf("creel-init: want a program at %s; install creel again", o.InitPath), err)
+	}
 	layers, err := rootfs.New(filepath.Join(o.StateDir, "rootfs"), "")
 	if err != nil {
 		return nil, err
