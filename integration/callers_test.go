@@ -345,20 +345,20 @@ func TestLogsAreTheDaemons(t *testing.T) {
 // that have ended; it is told to remove some.
 func TestKept(t *testing.T) {
 	l := lab.New(t, lab.Options{Config: "[limits.max]\nkept_per_user = 2\n"})
-	run := func() (string, error) {
+	run := func() error {
 		res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Command: []string{"/bin/true"}})
 		if err != nil {
-			return "", err
+			return err
 		}
 		_, err = l.Wait(t.Context(), res.Sandbox.ID)
-		return res.Sandbox.ID, err
+		return err
 	}
 	for range 2 {
-		if _, err := run(); err != nil {
+		if err := run(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := run(); api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "kept_per_user") {
+	if err := run(); api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "kept_per_user") {
 		t.Errorf("one more: %v", err)
 	}
 	all, err := l.List(t.Context(), client.ListOptions{All: true})
@@ -368,7 +368,7 @@ func TestKept(t *testing.T) {
 	if err := l.Remove(t.Context(), all[0].ID, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run(); err != nil {
+	if err := run(); err != nil {
 		t.Errorf("after one was removed: %v", err)
 	}
 }

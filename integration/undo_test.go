@@ -37,7 +37,7 @@ const callerUID = 4242
 // workspace is a directory of callerUID's with one file in a directory.
 func workspace(t *testing.T) string {
 	t.Helper()
-	top, err := os.MkdirTemp("", "creel-ws-") // t.TempDir lets only root pass
+	top, err := os.MkdirTemp("", "creel-ws-") //nolint:usetesting // t.TempDir lets only root pass
 	if err != nil {
 		t.Fatal(err)
 	}
