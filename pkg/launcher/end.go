@@ -42,6 +42,9 @@ func (sb *sandbox) end(why api.Reason, code *int) {
 
 // finish takes a sandbox from running to stopped, and then cleans up.
 func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
+	if why == api.ReasonOOM {
+		sb.tellOOM(mainID)
+	}
 	log := sb.l.log.With(slog.String("sandbox", sb.id))
 	err := sb.move(api.StateStopping, func(r *store.Record) {
 		// All of it now: the next daemon could not find out how it ended.

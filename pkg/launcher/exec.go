@@ -387,6 +387,9 @@ func (s *session) finish(r api.ExecResult) {
 		s.mu.Unlock()
 		s.sb.leave(s)
 		s.sb.count(r)
+		if r.Reason == api.ReasonOOM {
+			s.sb.tellOOM(s.id)
+		}
 		close(s.done)
 		// Keeping it is a commit to disk, which the client need not wait for.
 		// PID 1 has the result until it is acknowledged, after that.

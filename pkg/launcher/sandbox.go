@@ -63,7 +63,8 @@ type sandbox struct {
 	output    sync.WaitGroup // captures of the main command's output
 	timeout   *time.Timer    // of the main command
 	hits      map[string]int64
-	again     backoff // of a clean-up that failed
+	oomTold   map[string]bool // commands of which sandbox.oom was published
+	again     backoff         // of a clean-up that failed
 }
 
 // hold sets handles of the sandbox.
@@ -104,7 +105,8 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
 		done: make(chan struct{}), gone: make(chan struct{}),
 		execs: map[string]*session{}, busy: time.Now(),
-		hits: map[string]int64{}, idle: rec.IdlePaused,
+		hits:    map[string]int64{},
+		oomTold: map[string]bool{}, idle: rec.IdlePaused,
 	}
 	if rec.Clean {
 		sb.freed.Do(func() {}) // its range may be another's by now

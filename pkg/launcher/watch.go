@@ -286,7 +286,7 @@ func (b *backoff) end(now time.Time) {
 // oom ends the exec in which the OOM killer struck, as a whole: half a build
 // is worse than none. Its neighbours go on.
 func (sb *sandbox) oom(execID string) {
-	sb.l.publish("sandbox.oom", sb.identity(), "exec", execID)
+	sb.tellOOM(execID)
 	if execID == mainID {
 		sb.end(api.ReasonOOM, nil)
 		return
@@ -297,5 +297,18 @@ func (sb *sandbox) oom(execID string) {
 	sb.mu.Unlock()
 	if ready {
 		s.end(api.ReasonOOM)
+	}
+}
+
+// tellOOM publishes, once, that a command met the OOM killer: whoever sees it
+// first, the watch or the command's end, which may remove its cgroup before
+// the watch has looked.
+func (sb *sandbox) tellOOM(execID string) {
+	sb.mu.Lock()
+	told := sb.oomTold[execID]
+	sb.oomTold[execID] = true
+	sb.mu.Unlock()
+	if !told {
+		sb.l.publish("sandbox.oom", sb.identity(), "exec", execID)
 	}
 }
