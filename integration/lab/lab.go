@@ -51,6 +51,9 @@ type Options struct {
 	Image string
 	// Ranges is how many sandboxes have ids of their own at once; 64 when 0.
 	Ranges int
+	// Foreign gives the daemon a containerd that was there before it, started
+	// in the host's mount namespace, and runc.
+	Foreign bool
 }
 
 // numbers keeps the id ranges of concurrent labs apart.
@@ -101,8 +104,16 @@ last = %#x
 [log]
 level = "debug"
 `, filepath.Join(dir, "run"), filepath.Join(dir, "state"), l.Bin, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
+	if o.Foreign {
+		// crun refuses cgroup hierarchies of both versions, which only
+		// creeld's own mount namespace hides.
+		o.Config += fmt.Sprintf("[containerd]\naddress = %q\n[runtime]\ndefault = \"runc\"\n", l.containerdSocket())
+	}
 	l.write(l.config, text+o.Config)
 	tb.Cleanup(l.close)
+	if o.Foreign {
+		l.startContainerd()
+	}
 	l.Start()
 	image := o.Image
 	if image == "" {

@@ -193,7 +193,12 @@ func loadSeccomp(name string, own []fs.FS) (*seccomp.Profile, error) {
 
 func (d *daemon) containerd(ctx context.Context) error {
 	if addr := d.cfg.Containerd.Address; addr != "" {
-		rt, err := runtime.Connect(runtime.Options{Address: addr, Bin: d.cfg.BinDir, State: filepath.Join(d.cfg.RunDir, "runtime")})
+		state := filepath.Join(d.cfg.RunDir, "runtime")
+		// The OCI runtimes walk it as a sandbox's root.
+		if err := os.MkdirAll(state, 0o711); err != nil {
+			return err
+		}
+		rt, err := runtime.Connect(runtime.Options{Address: addr, Bin: d.cfg.BinDir, State: state})
 		if err != nil {
 			return err
 		}
@@ -250,7 +255,8 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
 			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids,
 		},
-		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
+		ForeignRuntime: d.cfg.Containerd.Address != "",
+		MaxExecs:       d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
 		EvidenceEvery: d.cfg.Evidence.Interval.D(),
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,

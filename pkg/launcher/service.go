@@ -21,6 +21,10 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err != nil {
 		return nil, err
 	}
+	if l.ForeignRuntime && (len(a.Request.Mounts) > 0 || a.Request.Rootfs == "ephemeral") {
+		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need creeld's own containerd: one that was there before does not see what creeld mounts").
+			WithHint("leave containerd.address empty in the configuration")
+	}
 	return l.Launch(ctx, c, a, dirs)
 }
 

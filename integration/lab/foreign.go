@@ -1,0 +1,46 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// startContainerd starts a containerd of somebody else's: not by creeld, and
+// not in its mount namespace. Its files are where the lab looks for them.
+func (l *Lab) startContainerd() {
+	l.tb.Helper()
+	state := filepath.Join(l.Dir, "run", "containerd")
+	if err := os.MkdirAll(state, 0o711); err != nil { //nolint:gosec // the runtimes walk it as a sandbox's root
+		l.tb.Fatal(err)
+	}
+	socket := l.containerdSocket()
+	config := filepath.Join(state, "containerd.toml")
+	l.write(config, fmt.Sprintf(`version = 3
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart"]
+[grpc]
+address = %q
+[ttrpc]
+address = %q
+`, filepath.Join(l.Dir, "containerd"), filepath.Join(state, "state"), socket, socket+".ttrpc"))
+	cmd := exec.Command(filepath.Join(l.Bin, "containerd"), "--config", config)
+	cmd.Env = []string{"PATH=" + l.Bin + ":/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		l.tb.Fatal(err)
+	}
+	go func() { _ = cmd.Wait() }()
+	l.Eventually("containerd listens", 60*time.Second, func() error {
+		_, err := os.Stat(socket)
+		return err
+	})
+}
+
+func (l *Lab) containerdSocket() string {
+	return filepath.Join(l.Dir, "run", "containerd", "containerd.sock")
+}
