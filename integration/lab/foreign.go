@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,7 +15,7 @@ import (
 func (l *Lab) startContainerd() {
 	l.tb.Helper()
 	state := filepath.Join(l.Dir, "run", "containerd")
-	if err := os.MkdirAll(state, 0o711); err != nil { //nolint:gosec // the runtimes walk it as a sandbox's root
+	if err := os.MkdirAll(state, 0o711); err != nil {
 		l.tb.Fatal(err)
 	}
 	socket := l.containerdSocket()
@@ -28,7 +29,7 @@ address = %q
 [ttrpc]
 address = %q
 `, filepath.Join(l.Dir, "containerd"), filepath.Join(state, "state"), socket, socket+".ttrpc"))
-	cmd := exec.Command(filepath.Join(l.Bin, "containerd"), "--config", config)
+	cmd := exec.CommandContext(context.Background(), filepath.Join(l.Bin, "containerd"), "--config", config)
 	cmd.Env = []string{"PATH=" + l.Bin + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
