@@ -16,8 +16,12 @@ chown -R nobody:nogroup "$work/creel" "$work/home" "$work/tmp"
 
 # Modules come from this checkout's cache, over the file system: what is
 # tested is the tree, not the network.
-proxy=$(go env GOMODCACHE)/cache/download
 CGO_ENABLED=0 go list -deps -test ./... >/dev/null
+# By links, because the checkout may be where nobody may not look.
+cp -rl "$(go env GOMODCACHE)/cache/download" "$work/proxy" 2>/dev/null ||
+	{ rm -rf "$work/proxy" && cp -r "$(go env GOMODCACHE)/cache/download" "$work/proxy"; }
+find "$work/proxy" -type d -exec chmod a+rx {} +
+proxy=$work/proxy
 cd "$work/creel"
 env -i PATH="$PATH" HOME="$work/home" TMPDIR="$work/tmp" CGO_ENABLED=0 GOTOOLCHAIN=local \
 	GOFLAGS='-buildvcs=false -modcacherw' GOPROXY="file://$proxy" GONOSUMDB='*' \

@@ -238,13 +238,31 @@ func (l *Lab) CreelAs(cred *syscall.Credential, stdin string, args ...string) (s
 func (l *Lab) Command(cred *syscall.Credential, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	l.tb.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, filepath.Join(l.Bin, "creel"), args...)
+	cmd := exec.CommandContext(ctx, l.creel(), args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "CREEL_SOCKET=" + l.Socket, "HOME=/"}
 	cmd.Dir = "/"
 	if cred != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
 	}
 	return cmd
+}
+
+// creel is a copy of the command line that everybody can run: the checkout may
+// be in a directory that is root's alone.
+func (l *Lab) creel() string {
+	l.tb.Helper()
+	path := filepath.Join(l.Dir, "creel")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	program, err := os.ReadFile(filepath.Join(l.Bin, "creel"))
+	if err == nil {
+		err = errors.Join(os.WriteFile(path, program, 0o700), os.Chmod(path, 0o755)) //nolint:gosec // for every caller
+	}
+	if err != nil {
+		l.tb.Fatal(err)
+	}
+	return path
 }
 
 // Spawn launches a sandbox that the test ends with, if it has not before.
