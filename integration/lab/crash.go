@@ -124,10 +124,19 @@ func (l *Lab) OtherBoot() (ids []string) {
 // records have the id of an earlier boot.
 func (l *Lab) Reboot() {
 	l.tb.Helper()
-	for _, id := range l.OtherBoot() {
-		l.KillProcess(Shim, id)
-	}
+	ids := l.OtherBoot()
 	l.KillProcess(Containerd, "")
+	for _, id := range ids {
+		// containerd, when it saw a shim go, has started another to clean up.
+		l.Eventually("every shim ends", 20*time.Second, func() error {
+			pid := l.ShimPID(id)
+			if pid == 0 {
+				return nil
+			}
+			l.KillPID(pid)
+			return fmt.Errorf("pid %d was there", pid)
+		})
+	}
 	l.Eventually("every process ends", 20*time.Second, func() error {
 		left := 0
 		for _, top := range l.cgroupTops() {

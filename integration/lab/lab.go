@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -81,6 +82,7 @@ func New(tb testing.TB, o Options) *Lab {
 		cgroup: "/" + filepath.Base(dir),
 	}
 	l.Client = client.New(l.Socket)
+	l.copyCreel()
 	numbers.Lock()
 	first := 0x7900_0000 + numbers.next*0x0040_0000
 	numbers.next = (numbers.next + 1) % 8
@@ -110,7 +112,8 @@ level = "debug"
 		o.Config += fmt.Sprintf("[containerd]\naddress = %q\n[runtime]\ndefault = \"runc\"\n", l.containerdSocket())
 	}
 	l.write(l.config, text+o.Config)
-	tb.Cleanup(l.close)
+	stuck := time.AfterFunc(patience(), l.stuck)
+	tb.Cleanup(func() { l.close(); stuck.Stop() })
 	if o.Foreign {
 		l.startContainerd()
 	}
@@ -121,6 +124,31 @@ level = "debug"
 	}
 	l.Import("base", image)
 	return l
+}
+
+// patience is how long one lab may be in use: no test takes a quarter of it.
+// The emulated machine is ten times slower.
+func patience() time.Duration {
+	if os.Getenv("CREEL_SOAK") != "" {
+		return 3 * time.Hour
+	}
+	if os.Getenv("CREEL_TEST_VM") != "" {
+		return 18 * time.Minute
+	}
+	return 4 * time.Minute
+}
+
+// stuck ends a run that hangs, and says where: the daemon's goroutines and the
+// test's, which "go test" would print only when all its time is up.
+func (l *Lab) stuck() {
+	_ = l.daemon.Process.Signal(unix.SIGQUIT)
+	select {
+	case <-l.exited:
+	case <-time.After(5 * time.Second):
+	}
+	fmt.Fprintf(os.Stderr, "%s: hangs; creeld:\n%s\n", l.tb.Name(), l.LogTail(2000))
+	debug.SetTraceback("all")
+	panic(l.tb.Name() + " hangs")
 }
 
 func (l *Lab) write(path, text string) {
@@ -218,7 +246,8 @@ func (l *Lab) Creel(args ...string) (stdout, stderr string, code int) {
 	return l.CreelAs(nil, "", args...)
 }
 
-// CreelAs runs the command line as somebody, with standard input.
+// CreelAs runs the command line as somebody, with standard input. Tests call
+// it from goroutines of their own: a program that does not run is exit code -1.
 func (l *Lab) CreelAs(cred *syscall.Credential, stdin string, args ...string) (stdout, stderr string, code int) {
 	l.tb.Helper()
 	cmd := l.Command(cred, args...)
@@ -228,7 +257,8 @@ func (l *Lab) CreelAs(cred *syscall.Credential, stdin string, args ...string) (s
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		l.tb.Fatalf("creel %q: %v", args, err)
+		l.tb.Errorf("creel %q: %v", args, err)
+		return out.String(), err.Error(), -1
 	}
 	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
 }
@@ -247,23 +277,21 @@ func (l *Lab) Command(cred *syscall.Credential, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// creel is a copy of the command line that everybody can run: the checkout may
-// be in a directory that is root's alone.
-func (l *Lab) creel() string {
+// copyCreel makes a copy of the command line that everybody can run: the
+// checkout may be in a directory that is root's alone. It is made before
+// anything runs it, because a program that is being written cannot be.
+func (l *Lab) copyCreel() {
 	l.tb.Helper()
-	path := filepath.Join(l.Dir, "creel")
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
 	program, err := os.ReadFile(filepath.Join(l.Bin, "creel"))
 	if err == nil {
-		err = errors.Join(os.WriteFile(path, program, 0o700), os.Chmod(path, 0o755)) //nolint:gosec // for every caller
+		err = errors.Join(os.WriteFile(l.creel(), program, 0o700), os.Chmod(l.creel(), 0o755)) //nolint:gosec // for every caller
 	}
 	if err != nil {
 		l.tb.Fatal(err)
 	}
-	return path
 }
+
+func (l *Lab) creel() string { return filepath.Join(l.Dir, "creel") }
 
 // Spawn launches a sandbox that the test ends with, if it has not before.
 func (l *Lab) Spawn(req api.SpawnRequest) *api.Sandbox {
