@@ -161,13 +161,23 @@ func TestDiskLimit(t *testing.T) {
 	}
 }
 
-// TestFilesLimit refuses the descriptor that is one too many.
+// TestFilesLimit refuses the descriptor that is one too many, and counts the
+// process that stays at its limit.
 func TestFilesLimit(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{Limits: api.Limits{Files: 256}})
 	out, res := l.Sh(sb.ID, `ulimit -n; ulimit -Hn; i=1000; while [ $i -lt 1300 ]; do echo x >/tmp/$i; i=$((i+1)); done; tail -n1 /tmp/1*`)
 	if res.ExitCode == 0 || !strings.Contains(out, "256\n256\n") || !strings.Contains(out, "Too many open files") {
 		t.Errorf("%+v, %q", res, out)
+	}
+	// tail -f keeps what it could open.
+	out, res = l.Sh(sb.ID, `tail -f /tmp/1* >/dev/null 2>&1 & tail -n1 /tmp/1000; sleep 3; kill $!`)
+	if res.LimitsHit["files"] != 1 {
+		t.Errorf("%+v, %q", res, out)
+	}
+	hit(t, l, sb.ID, res, "files")
+	if _, res = l.Sh(sb.ID, `tail -f /tmp/10* >/dev/null 2>&1 & sleep 2; kill $!`); res.LimitsHit != nil {
+		t.Errorf("a process below its limit: %+v", res)
 	}
 }
 

@@ -167,7 +167,7 @@ type Sandbox struct {
 	Stdin       bool              `json:"stdin,omitempty"`
 	Mounts      []Mount           `json:"mounts,omitempty"`
 	Limits      Limits            `json:"limits"`
-	LimitsHit   map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory; the kernel counts no refused file
+	LimitsHit   map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
 	Labels      map[string]string `json:"labels,omitempty"`
 	Caller      Caller            `json:"caller"`
 	PID         int               `json:"pid,omitempty"` // PID 1's pid on the host

@@ -56,7 +56,7 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	if err := failpoint.Hit("end.stopping"); err != nil {
 		log.ErrorContext(ctx, "failpoint", slog.Any("error", err))
 	}
-	sb.countFullPlaces()
+	sb.countLast()
 	if err := sb.killAll(ctx); err != nil {
 		log.ErrorContext(ctx, "not all processes ended", slog.Any("error", err))
 	}

@@ -369,10 +369,12 @@ func (s *session) finish(r api.ExecResult) {
 		if s.timer != nil {
 			s.timer.Stop()
 		}
+		if s.cg != nil {
+			r.LimitsHit = s.limitsHit()
+		}
 		s.mu.Lock()
 		r.ID, r.Took = s.id, api.Duration(time.Since(s.began))
 		if s.cg != nil {
-			r.LimitsHit = s.sb.limitsHit(s.cg.Hits())
 			if s.cg.OOMKills() > 0 && r.Signal == int(unix.SIGKILL) {
 				r.Reason = api.ReasonOOM
 			}

@@ -84,9 +84,9 @@ type Options struct {
 	Policy   admission.Policy
 	// Filters are the compiled seccomp filters by the name profiles use.
 	Filters map[string]seccomp.Filter
-	// ForeignRuntime says that containerd is not the daemon's own and so not
-	// in its mount namespace: nothing the daemon mounts is seen by shims.
-	ForeignRuntime bool
+	// BlindRuntime says that containerd is not the daemon's own and not in its
+	// mount namespace: nothing the daemon mounts is seen by shims.
+	BlindRuntime bool
 	// HostNS are the host's namespaces, as verify.Namespaces names them.
 	HostNS map[string]uint64
 	// HostMounts is the mount namespace of the host, in which a caller's

@@ -63,6 +63,7 @@ type sandbox struct {
 	output    sync.WaitGroup // captures of the main command's output
 	timeout   *time.Timer    // of the main command
 	hits      map[string]int64
+	files     fullFiles
 	oomTold   map[string]bool // commands of which sandbox.oom was published
 	again     backoff         // of a clean-up that failed
 }
@@ -106,6 +107,7 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 		done: make(chan struct{}), gone: make(chan struct{}),
 		execs: map[string]*session{}, busy: time.Now(),
 		hits:    map[string]int64{},
+		files:   fullFiles{},
 		oomTold: map[string]bool{}, idle: rec.IdlePaused,
 	}
 	if rec.Clean {
@@ -158,6 +160,9 @@ func (sb *sandbox) hitsLocked() map[string]int64 {
 	maps.Copy(out, sb.rec.Sandbox.LimitsHit)
 	for k, n := range sb.hits {
 		out[k] += n
+	}
+	if n := sb.files.count(); n > 0 {
+		out["files"] += n
 	}
 	if sb.cg != nil && !ended(sb.rec.Sandbox.State) {
 		for k, n := range sb.cg.Hits() {

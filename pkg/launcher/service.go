@@ -21,9 +21,9 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err != nil {
 		return nil, err
 	}
-	if l.ForeignRuntime && (len(a.Request.Mounts) > 0 || a.Request.Rootfs == "ephemeral") {
-		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need creeld's own containerd: one that was there before does not see what creeld mounts").
-			WithHint("leave containerd.address empty in the configuration")
+	if l.BlindRuntime && (len(a.Request.Mounts) > 0 || a.Request.Rootfs == "ephemeral") {
+		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
+			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
 	return l.Launch(ctx, c, a, dirs)
 }

@@ -140,6 +140,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time) {
 		switch sb.state() {
 		case api.StateRunning:
 			sb.checkLimits(ctx, now)
+			sb.watchFiles()
 			sb.checkEvidence(ctx, now)
 			sb.sweepLingering()
 		case api.StatePaused:
