@@ -99,7 +99,11 @@ func serve(path string) error {
 	// which the agent must be able to enter. Every private file of creeld's
 	// own says 0600 or 0700 itself.
 	unix.Umask(0o022)
-	if err := mountns.Enter(cfg.RunDir); err != nil {
+	enter := mountns.Enter
+	if cfg.Containerd.Address != "" {
+		enter = mountns.Stay
+	}
+	if err := enter(cfg.RunDir); err != nil {
 		return err
 	}
 	log := slog.New(handler(cfg))

@@ -8,11 +8,14 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // startContainerd starts a containerd of somebody else's: not by creeld, and
-// not in its mount namespace. Its files are where the lab looks for them.
-func (l *Lab) startContainerd() {
+// in the host's mount namespace or, blind, in one of its own. Its files are
+// where the lab looks for them.
+func (l *Lab) startContainerd(blind bool) {
 	l.tb.Helper()
 	state := filepath.Join(l.Dir, "run", "containerd")
 	if err := os.MkdirAll(state, 0o711); err != nil {
@@ -32,6 +35,9 @@ address = %q
 	cmd := exec.CommandContext(context.Background(), filepath.Join(l.Bin, "containerd"), "--config", config)
 	cmd.Env = []string{"PATH=" + l.Bin + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if blind {
+		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS // which makes it private, too
+	}
 	if err := cmd.Start(); err != nil {
 		l.tb.Fatal(err)
 	}

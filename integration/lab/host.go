@@ -142,7 +142,8 @@ func (l *Lab) processes() (out []string) {
 		ns, _ := os.Readlink(filepath.Join(dir, "ns", "mnt"))
 		cg, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
 		sandboxed := strings.Contains(string(cg), l.cgroup+"/") && !strings.Contains(string(cg), l.cgroup+"/supervisor")
-		if ns != own && !sandboxed {
+		// With a containerd of somebody else's it is the host's.
+		if (ns != own || l.foreign) && !sandboxed {
 			continue
 		}
 		if filepath.Base(words[0]) == "containerd" {

@@ -36,12 +36,13 @@ type Lab struct {
 	Log    string
 	Bin    string // creel, creeld and what they run
 
-	tb     testing.TB
-	config string
-	fail   string
-	cgroup string
-	daemon *exec.Cmd
-	exited chan struct{}
+	tb      testing.TB
+	config  string
+	fail    string
+	cgroup  string
+	daemon  *exec.Cmd
+	exited  chan struct{}
+	foreign bool // the daemon is in the host's mount namespace
 }
 
 // Options change a lab's configuration.
@@ -55,6 +56,8 @@ type Options struct {
 	// Foreign gives the daemon a containerd that was there before it, started
 	// in the host's mount namespace, and runc.
 	Foreign bool
+	// Blind puts that containerd in a mount namespace of its own.
+	Blind bool
 }
 
 // numbers keeps the id ranges of concurrent labs apart.
@@ -79,7 +82,7 @@ func New(tb testing.TB, o Options) *Lab {
 	l := &Lab{
 		tb: tb, Dir: dir, Socket: filepath.Join(dir, "run", "creel.sock"), Log: filepath.Join(dir, "log"),
 		Bin: kerneltest.BinDir(), config: filepath.Join(dir, "creeld.toml"), fail: filepath.Join(dir, "failpoints"),
-		cgroup: "/" + filepath.Base(dir),
+		cgroup: "/" + filepath.Base(dir), foreign: o.Foreign,
 	}
 	l.Client = client.New(l.Socket)
 	l.copyCreel()
@@ -115,7 +118,7 @@ level = "debug"
 	stuck := time.AfterFunc(patience(), l.stuck)
 	tb.Cleanup(func() { l.close(); stuck.Stop() })
 	if o.Foreign {
-		l.startContainerd()
+		l.startContainerd(o.Blind)
 	}
 	l.Start()
 	image := o.Image

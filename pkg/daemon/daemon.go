@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -24,6 +25,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/launcher"
 	"github.com/creel-sandbox/creel/pkg/mountns"
+	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
@@ -44,6 +46,7 @@ type daemon struct {
 
 	socket   *server.Socket
 	rt       *runtime.Client
+	blind    bool // rt does not see the daemon's mounts
 	versions runtime.Versions
 	store    *store.Store
 	ids      *idmap.Pool
@@ -57,7 +60,7 @@ type daemon struct {
 
 // Run is creeld: it returns when ctx ends, with every sandbox still running
 // for the next daemon, or with the reason why it cannot start. The process
-// must already be in its private mount namespace (mountns.Enter).
+// must already be in its mount namespace (mountns.Enter, or Stay).
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
 	d := &daemon{cfg: cfg, log: log}
 	defer func() { err = errors.Join(err, d.close()) }()
@@ -204,6 +207,9 @@ func (d *daemon) containerd(ctx context.Context) error {
 		}
 		d.rt = rt
 		d.onClose(rt.Close)
+		if d.blind, err = d.blindContainerd(ctx, addr); err != nil {
+			return err
+		}
 	} else {
 		s, err := runtime.Start(ctx, runtime.Config{
 			Bin: d.cfg.BinDir, Root: filepath.Join(d.cfg.StateDir, "containerd"),
@@ -224,6 +230,31 @@ func (d *daemon) containerd(ctx context.Context) error {
 		return err
 	}
 	return d.rt.CheckIDMap(ctx)
+}
+
+// blindContainerd says whether an existing containerd is in another mount
+// namespace, so that its shims do not see what the daemon mounts.
+func (d *daemon) blindContainerd(ctx context.Context, addr string) (bool, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	cred, err := peer.Read(conn)
+	if err != nil {
+		return false, err
+	}
+	if cred.PIDFD != nil {
+		defer cred.PIDFD.Close()
+	}
+	same, err := mountns.Same(int(cred.PID))
+	if err != nil {
+		return false, err
+	}
+	if !same {
+		d.log.WarnContext(ctx, "this containerd is in another mount namespace and does not see what creeld mounts: host directories and writable roots are refused", slog.String("address", addr))
+	}
+	return !same, nil
 }
 
 func (d *daemon) state(context.Context) (err error) {
@@ -255,8 +286,8 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
 			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids,
 		},
-		ForeignRuntime: d.cfg.Containerd.Address != "",
-		MaxExecs:       d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
+		BlindRuntime: d.blind,
+		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
 		EvidenceEvery: d.cfg.Evidence.Interval.D(),
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,

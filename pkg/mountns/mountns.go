@@ -73,8 +73,64 @@ func Enter(runDir string) error {
 	return fmt.Errorf("private mount namespace: %w", move(runDir))
 }
 
+// Stay is Enter for a daemon whose shims are started by a containerd that is
+// not its own: they see only what is mounted in containerd's namespace, so the
+// process stays where it was started, which must be that one ([Same] says).
+// What is mounted below runDir is then in the host's mount table, but arrives
+// in no other namespace.
+func Stay(runDir string) error {
+	if err := stay(runDir); err != nil {
+		return fmt.Errorf("mount namespace of the host: %w", err)
+	}
+	return nil
+}
+
+func stay(runDir string) error {
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return err
+	}
+	runDir, err := filepath.EvalSymlinks(runDir)
+	if err != nil {
+		return err
+	}
+	mounted, err := isMountPoint(runDir)
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		if err := unix.Mount(runDir, runDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", runDir, err)
+		}
+	}
+	if err := unix.Mount("", runDir, "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", runDir, err)
+	}
+	self, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	host.mu.Lock()
+	defer host.mu.Unlock()
+	host.f = self
+	return nil
+}
+
+// Same says whether a process, by its pid, is in the mount namespace of this
+// one. The pid must be known to be the process that is meant.
+func Same(pid int) (bool, error) {
+	own, err := selfInode()
+	if err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &st); err != nil {
+		return false, fmt.Errorf("mount namespace of process %d: %w", pid, err)
+	}
+	return st.Ino == own, nil
+}
+
 // Host is the host's mount namespace, for setns(2) and comparison. It is the
-// package's: do not close it. It is nil before Enter has returned.
+// package's: do not close it. It is nil before Enter or Stay has returned.
 func Host() *os.File {
 	host.mu.Lock()
 	defer host.mu.Unlock()

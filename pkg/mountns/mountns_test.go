@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
@@ -20,6 +21,7 @@ const (
 	helperEnv = "CREEL_TEST_MOUNTNS_RUN"
 	mountEnv  = "CREEL_TEST_MOUNTNS_MOUNT" // the helper mounts a tmpfs here
 	unpinEnv  = "CREEL_TEST_MOUNTNS_UNPIN"
+	stayEnv   = "CREEL_TEST_MOUNTNS_STAY" // the helper calls Stay, in a namespace of the test's
 )
 
 // TestMain lets the test binary be the program that enters.
@@ -46,7 +48,11 @@ type facts struct {
 }
 
 func helper(dir string) error {
-	if err := mountns.Enter(dir); err != nil {
+	enter := mountns.Enter
+	if os.Getenv(stayEnv) != "" {
+		enter = mountns.Stay
+	}
+	if err := enter(dir); err != nil {
 		return err
 	}
 	if p := os.Getenv(mountEnv); p != "" {
@@ -232,5 +238,49 @@ func TestEnterRefusesForgedMarker(t *testing.T) {
 		if err := mountns.Enter(t.TempDir()); err == nil {
 			t.Errorf("CREEL_HOST_MNTNS_FD=%q was believed", v)
 		}
+	}
+}
+
+// TestStay stays where it was started, with the run directory a private mount,
+// also the second time.
+func TestStay(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	dir := filepath.Join(t.TempDir(), "run")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	cmd.Env = append(os.Environ(), helperEnv+"="+dir, stayEnv+"=1")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f facts
+	if err := json.Unmarshal(out, &f); err != nil {
+		t.Fatal(err)
+	}
+	if f.Own != f.Host || !f.CloExec || len(f.Mounts) != 1 || f.Mounts[0] != dir {
+		t.Errorf("%+v, want its own namespace as the host's and %s mounted once", f, dir)
+	}
+	if host, err := inode("/proc/self/ns/mnt"); err != nil || f.Own == host {
+		t.Errorf("the helper was in the test's own namespace, %v", err)
+	}
+}
+
+// TestSame tells a process of this namespace from one of another.
+func TestSame(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	if same, err := mountns.Same(os.Getpid()); err != nil || !same {
+		t.Errorf("this process: %v, %v", same, err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/bin/sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	if same, err := mountns.Same(cmd.Process.Pid); err != nil || same {
+		t.Errorf("a process of another namespace: %v, %v", same, err)
+	}
+	if _, err := mountns.Same(1 << 30); err == nil {
+		t.Error("no process: no error")
 	}
 }
