@@ -70,7 +70,11 @@ func survivors(t *testing.T) []survivor {
 				l.Eventually("it runs", 30*time.Second, func() error { return contains(output(t, l, sb.ID), "hi") })
 			},
 			dead: func(t *testing.T, _ *lab.Lab, sb *api.Sandbox) {
-				for _, pid := range lab.Children(sb.PID) {
+				children := lab.Children(sb.PID)
+				if len(children) != 1 {
+					t.Errorf("PID 1 has children %v, want the command", children)
+				}
+				for _, pid := range children {
 					if err := unix.Kill(pid, unix.SIGTERM); err != nil {
 						t.Error(err)
 					}

@@ -67,12 +67,16 @@ func (l *Lab) KillPID(pid int) {
 	})
 }
 
-// Children are the pids of a process's children.
+// Children are the pids of a process's children, whichever of its threads
+// forked them: each thread has a list of its own (proc_pid_task(5)).
 func Children(pid int) (out []int) {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	for w := range strings.FieldsSeq(string(text)) {
-		if n, err := strconv.Atoi(w); err == nil {
-			out = append(out, n)
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for w := range strings.FieldsSeq(string(text)) {
+			if n, err := strconv.Atoi(w); err == nil {
+				out = append(out, n)
+			}
 		}
 	}
 	return out
