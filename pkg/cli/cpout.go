@@ -37,7 +37,7 @@ func (c *copier) out(ctx context.Context, ref, src, dst string) error {
 	// The name comes from the command line here, not from the sandbox.
 	to := target(dst, path.Base(src), isDir && path.Base(src) != "/")
 	if fi.Type == "dir" {
-		return c.outTree(ctx, ref, src, to)
+		return c.outTree(ctx, ref, src, to, isDir && to == dst)
 	}
 	if fi.Type == "other" {
 		return fmt.Errorf("%s: is not a file or directory", src)
@@ -76,16 +76,33 @@ func (p printableWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (c *copier) outTree(ctx context.Context, ref, src, to string) error {
-	if err := os.Mkdir(to, 0o777); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	root, err := os.OpenRoot(to)
+// outTree copies a directory to a path. If the caller named that directory
+// itself, named, it is taken as it is, a link included; a name that was put
+// together must be a directory or nothing: the agent may have left a link
+// there, in a workspace.
+func (c *copier) outTree(ctx context.Context, ref, src, to string, named bool) error {
+	root, err := openTree(to, named)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = root.Close() }()
 	return c.receiveDir(ctx, ref, src, root, ".")
+}
+
+func openTree(to string, named bool) (*os.Root, error) {
+	if named {
+		return os.OpenRoot(to)
+	}
+	parent, err := os.OpenRoot(filepath.Dir(to))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = parent.Close() }()
+	if err := makeDir(parent, filepath.Base(to)); err != nil {
+		return nil, err
+	}
+	// A link that is swapped in now leads nowhere outside the parent.
+	return parent.OpenRoot(filepath.Base(to))
 }
 
 // receiveDir copies the entries of src into dir, a real directory of root.

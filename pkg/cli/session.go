@@ -157,7 +157,6 @@ var reasons = map[api.Reason]string{
 	api.ReasonKilled:  "ended: killed",
 	api.ReasonLost:    "ended: the daemon lost its client",
 	api.ReasonDied:    "ended: the sandbox's first process died unasked",
-	api.ReasonDrift:   "ended: the sandbox's isolation was found changed; see creel evidence",
 }
 
 func (a *app) explain(command []string, res api.ExecResult) {
