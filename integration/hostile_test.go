@@ -285,6 +285,14 @@ func TestLogFlood(t *testing.T) {
 				}
 				return nil
 			})
+			// What is kept can be read, and what is not is told of, apart from it.
+			var out, said strings.Builder
+			if err := l.Logs(ctx, sb.ID, client.LogOptions{Tail: -1}, &out, &said); err != nil {
+				t.Errorf("logs: %v", err)
+			}
+			if out.Len()+said.Len() < 256<<10 || !strings.HasPrefix(said.String(), "creel: ") || !strings.Contains(said.String(), " bytes of older output are no longer kept\n") {
+				t.Errorf("logs gives %d and %d bytes; errors begin %.80q", out.Len(), said.Len(), said.String())
+			}
 			if kept == 0 || kept > 4<<20 {
 				t.Errorf("%d bytes of output are kept; the bound is 1 MiB", kept)
 			}
@@ -292,6 +300,34 @@ func TestLogFlood(t *testing.T) {
 				t.Errorf("the daemon has %d MiB", n>>20)
 			}
 		})
+	}
+}
+
+// TestSlowClient: what a foreground client copies has no holes, however far
+// the command could have run ahead of it.
+func TestSlowClient(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[logs]\nmax_bytes = \"128KiB\"\n"})
+	cmd := l.Command(nil, "run", "--rm", "--image", "base", "--", "/bin/sh", "-c", "seq 1 200000; echo end >&2")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	next, lines := 1, bufio.NewScanner(out)
+	for ; lines.Scan(); next++ {
+		if next == 1 {
+			time.Sleep(300 * time.Millisecond) // the command fills all there is
+		}
+		if lines.Text() != strconv.Itoa(next) {
+			t.Fatalf("line %d is %q", next, lines.Text())
+		}
+	}
+	if err := cmd.Wait(); err != nil || next != 200001 || !strings.Contains(said.String(), "end\n") {
+		t.Errorf("%d lines, %v, %q", next-1, err, said.String())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 		sb.tellOOM(mainID)
 	}
 	log := sb.l.log.With(slog.String("sandbox", sb.id))
-	err := sb.move(api.StateStopping, func(r *store.Record) {
+	err := sb.moveOn(api.StateStopping, func(r *store.Record) {
 		// All of it now: the next daemon could not find out how it ended.
 		r.Sandbox.Reason, r.Sandbox.ExitCode = why, exitCode(why, code)
 	})
@@ -62,12 +63,15 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	}
 	sb.drainLog(ctx)
 	now := time.Now().UTC()
-	hits := map[string]int64{}
-	err = sb.move(api.StateStopped, func(r *store.Record) {
+	var hits map[string]int64
+	var once sync.Once
+	err = sb.moveOn(api.StateStopped, func(r *store.Record) {
 		r.Sandbox.Ended, r.Sandbox.Execs, r.Sandbox.PID = now, 0, 0
-		hits = sb.hitsLocked()
+		once.Do(func() {
+			hits = sb.hitsLocked()
+			sb.hits = map[string]int64{} // they are in the record now
+		})
 		r.Sandbox.LimitsHit = hits
-		sb.hits = map[string]int64{} // they are in the record now
 	})
 	if err != nil {
 		log.ErrorContext(ctx, "state not recorded", slog.Any("error", err))
@@ -130,6 +134,7 @@ func (sb *sandbox) drainLog(ctx context.Context) {
 	if sb.log == nil {
 		return
 	}
+	sb.log.Drain()
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	captured := make(chan struct{})
@@ -311,6 +316,20 @@ func (sb *sandbox) pause(ctx context.Context, idle bool) error {
 	sb.mu.Unlock()
 	sb.l.publish("sandbox.paused", sb.identity(), "idle", fmt.Sprint(idle))
 	return nil
+}
+
+// pauseIdle pauses a sandbox unless somebody has come for it since it was
+// found idle.
+func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
+	sb.waking.Lock()
+	defer sb.waking.Unlock()
+	sb.mu.Lock()
+	came := time.Since(sb.busy) < after || sb.clients > 0
+	sb.mu.Unlock()
+	if came {
+		return nil
+	}
+	return sb.pause(ctx, true)
 }
 
 func (sb *sandbox) resume(ctx context.Context) error {

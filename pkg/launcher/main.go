@@ -177,7 +177,7 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	if o.Stdin && sb.stdin == nil && sb.master == nil {
 		return nil, api.Errorf(api.CodeConflict, "sandbox %s was started without standard input", sb.id).WithHint("creel run -i")
 	}
-	if sb.state() == api.StatePaused {
+	if !ended(sb.state()) { // also while it is being paused
 		if err := sb.active(ctx); err != nil {
 			return nil, err
 		}
@@ -195,7 +195,9 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	if o.Stdin {
 		a.stdin = sb.mainInput()
 	}
-	opts := logs.ReadOptions{Follow: true}
+	// A client that is slow, or stops reading, stops the command: what it
+	// copies out must not have holes.
+	opts := logs.ReadOptions{Follow: true, Hold: true}
 	if !o.Replay {
 		opts.Since = time.Now()
 	}
@@ -203,8 +205,8 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	sb.l.background(func(context.Context) {
 		err := sb.readLog(actx, opts, func(stream byte, _ time.Time, p []byte) error {
 			w := outW
-			if stream == logs.Stderr {
-				w = errW
+			if stream != logs.Stdout && !sb.fixed.Request.TTY {
+				w = errW // also what is said of output from before that is not kept
 			}
 			_, err := w.Write(p)
 			return err

@@ -15,6 +15,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/agentinit"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
@@ -45,7 +46,10 @@ type sandbox struct {
 	gone chan struct{} // closed when nothing is left of it but its record
 
 	doneOnce, goneOnce sync.Once
-	freed              sync.Once // the id range goes back to the pool once only
+	// waking is held while it is decided whether the sandbox sleeps: a command
+	// that has been let in is never caught by a pause for idleness.
+	waking sync.Mutex
+	freed  sync.Once // the id range goes back to the pool once only
 
 	mu      sync.Mutex
 	rec     store.Record
@@ -182,6 +186,9 @@ func (sb *sandbox) move(to api.State, change func(*store.Record)) error {
 	if err := checkMove(sb.rec.Sandbox.State, to); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("commit." + string(to)); err != nil {
+		return err
+	}
 	next := sb.rec
 	next.Sandbox.State = to
 	if change != nil {
@@ -190,9 +197,29 @@ func (sb *sandbox) move(to api.State, change func(*store.Record)) error {
 	return sb.putLocked(next)
 }
 
+// moveOn is move for what happens whether or not the disk takes it: the
+// sandbox is ending. What could not be committed goes with the next commit,
+// of the clean-up, which is tried until it succeeds.
+func (sb *sandbox) moveOn(to api.State, change func(*store.Record)) error {
+	err := sb.move(to, change)
+	if err == nil {
+		return nil
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if cerr := checkMove(sb.rec.Sandbox.State, to); cerr != nil {
+		return err
+	}
+	sb.rec.Sandbox.State = to
+	change(&sb.rec)
+	return err
+}
+
 // active is nil if the sandbox takes commands; one that was paused for being
 // idle is woken.
 func (sb *sandbox) active(ctx context.Context) error {
+	sb.waking.Lock() // not while it is being paused for being idle
+	defer sb.waking.Unlock()
 	sb.mu.Lock()
 	state, idle := sb.rec.Sandbox.State, sb.idle
 	sb.busy = time.Now()

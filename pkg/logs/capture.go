@@ -45,6 +45,10 @@ func (l *Log) Capture(ctx context.Context, stream byte, f *os.File) error {
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case errors.Is(err, errHeld):
+			if err := l.untilFree(ctx); err != nil {
+				return err
+			}
 		case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 			if wait(ctx, retry) != nil {
 				return context.Cause(ctx)
@@ -145,7 +149,8 @@ func (l *Log) flushLocked() error {
 	return nil
 }
 
-// roomLocked begins a new generation when the current one is full.
+// roomLocked begins a new generation when the current one is full; errHeld
+// when a reader is not ready for that.
 func (l *Log) roomLocked() error {
 	if l.closed {
 		return os.ErrClosed
@@ -156,7 +161,13 @@ func (l *Log) roomLocked() error {
 	if l.sizes[0]+l.sizes[Stdout]+l.sizes[Stderr] < l.max/2 {
 		return nil
 	}
-	return l.begin()
+	switch {
+	case !l.heldLocked():
+		return l.begin()
+	case l.ending:
+		return nil
+	}
+	return errHeld
 }
 
 // copyOnce is for what splice cannot read from.

@@ -68,6 +68,9 @@ type Log struct {
 	base    uint64        // bytes of the generations before gen
 	changed chan struct{} // closed and replaced when there is more
 	closed  bool
+	holds   map[*reader]uint64 // readers that must not miss anything, and the generation each is in
+	freed   chan struct{}      // closed and replaced when one has gone on
+	ending  bool               // no hold counts any more
 }
 
 const (
@@ -110,7 +113,7 @@ func Open(dir string, o Options) (*Log, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	l := &Log{dir: dir, max: o.Max, changed: make(chan struct{})}
+	l := &Log{dir: dir, max: o.Max, changed: make(chan struct{}), holds: map[*reader]uint64{}, freed: make(chan struct{})}
 	gens, err := l.generations()
 	if err != nil {
 		return nil, err

@@ -25,6 +25,9 @@ type ReadOptions struct {
 	Tail int
 	// Since leaves out what came before, if not zero.
 	Since time.Time
+	// Hold has nothing dropped that was not read yet: a slow reader stops the
+	// command, as a pipe would, instead of missing something.
+	Hold bool
 }
 
 // emitMax is the most that one call of emit gets.
@@ -38,6 +41,11 @@ const emitMax = 32 << 10
 func (l *Log) Read(ctx context.Context, o ReadOptions, emit func(stream byte, at time.Time, p []byte) error) error {
 	r := &reader{l: l, since: o.Since, emit: emit, buf: make([]byte, emitMax)}
 	defer r.close()
+	if o.Hold {
+		r.holds = true
+		r.hold(0)
+		defer r.letGo()
+	}
 	var err error
 	if o.Tail > 0 {
 		err = r.seekTail(o.Tail)
@@ -79,6 +87,7 @@ type reader struct {
 	since time.Time
 	emit  func(byte, time.Time, []byte) error
 	buf   []byte
+	holds bool
 
 	gen   uint64
 	files [3]*os.File
@@ -165,6 +174,9 @@ func (r *reader) openGen(gen uint64) error {
 		r.files[i] = f
 	}
 	r.gen, r.at, r.skip = gen, [3]int64{headerSize, 0, 0}, 0
+	if r.holds {
+		r.hold(gen)
+	}
 	return nil
 }
 

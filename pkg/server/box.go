@@ -147,8 +147,8 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, c Caller) error {
 	frames := stream.NewWriter(out)
 	err := s.svc.Logs(ctx, c, r.PathValue("ref"), opts, func(which byte, _ time.Time, p []byte) error {
 		t := stream.Type(which)
-		if t != stream.Stdout && t != stream.Stderr {
-			return fmt.Errorf("log of stream %d", which)
+		if t != stream.Stdout {
+			t = stream.Stderr // also what is said of output that is not kept
 		}
 		_, err := frames.Stream(t).Write(p)
 		return err

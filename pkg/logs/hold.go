@@ -1,0 +1,70 @@
+package logs
+
+import (
+	"context"
+	"errors"
+)
+
+// errHeld means that a new generation would take the oldest from a reader
+// that holds it.
+var errHeld = errors.New("a reader holds the oldest output")
+
+// hold keeps what the reader has not read; go on with it as it advances.
+func (r *reader) hold(gen uint64) {
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	r.l.holds[r] = gen
+	r.l.freeLocked()
+}
+
+func (r *reader) letGo() {
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	if _, ok := r.l.holds[r]; ok {
+		delete(r.l.holds, r)
+		r.l.freeLocked()
+	}
+}
+
+func (l *Log) freeLocked() {
+	close(l.freed)
+	l.freed = make(chan struct{})
+}
+
+// heldLocked says whether a reader holds what the next generation would drop:
+// all before the current one.
+func (l *Log) heldLocked() bool {
+	for _, gen := range l.holds {
+		if gen < l.gen {
+			return true
+		}
+	}
+	return false
+}
+
+// untilFree waits until no reader is behind, or ctx ends. The output stays in
+// the pipe meanwhile, which stops the command.
+func (l *Log) untilFree(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		held, freed := l.heldLocked() && !l.ending, l.freed
+		l.mu.Unlock()
+		if !held {
+			return nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Drain is for a command that has ended: what its pipes still have, which is
+// little, is captured also while a reader is behind, beyond Options.Max.
+func (l *Log) Drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ending = true
+	l.freeLocked()
+}

@@ -1,0 +1,123 @@
+package logs_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/logs"
+)
+
+// TestHold has a reader that holds get every byte, however slow it is, while
+// the writer waits; another reader is not kept by it.
+func TestHold(t *testing.T) {
+	l := open(t, t.TempDir()+"/log", 4<<10)
+	put(t, l, logs.Stdout, "first ")
+	r, w := pipe(t)
+	captured := make(chan error, 1)
+	go func() { captured <- l.Capture(t.Context(), logs.Stdout, r) }()
+
+	goOn, began := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var got bytes.Buffer
+	read := make(chan error, 1)
+	go func() {
+		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(stream byte, _ time.Time, p []byte) error {
+			once.Do(func() { close(began) })
+			<-goOn
+			if stream == logs.Lost {
+				return errors.New(string(p))
+			}
+			got.Write(p)
+			return nil
+		})
+	}()
+	<-began
+	const piece, pieces = 3000, 100
+	wrote := make(chan struct{}, pieces)
+	go func() {
+		for n := range pieces {
+			_, _ = w.WriteString(strings.Repeat(string(rune('a'+n%26)), piece))
+			wrote <- struct{}{}
+		}
+		_ = w.Close()
+	}()
+	// The writer stops: what is kept, and what a pipe holds, is far less than all.
+	for stopped := false; !stopped; {
+		select {
+		case <-wrote:
+		case <-time.After(200 * time.Millisecond):
+			stopped = true
+		}
+	}
+	if n := l.Bytes(); n >= piece*pieces {
+		t.Fatalf("%d bytes were captured past a reader that holds", n)
+	}
+	close(goOn)
+	if err := <-captured; err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	want := "first "
+	for n := range pieces {
+		want += strings.Repeat(string(rune('a'+n%26)), piece)
+	}
+	if got.String() != want {
+		t.Errorf("%d bytes came, not the %d that were written", got.Len(), len(want))
+	}
+}
+
+// TestHoldEnds has a reader that goes away, and Drain, let the writer go on.
+func TestHoldEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(l *logs.Log, leave context.CancelFunc)
+	}{
+		{"reader gone", func(_ *logs.Log, leave context.CancelFunc) { leave() }},
+		{"drained", func(l *logs.Log, _ context.CancelFunc) { l.Drain() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := open(t, t.TempDir()+"/log", 4<<10)
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			began := make(chan struct{}, 1000)
+			read := make(chan error, 1)
+			go func() {
+				read <- l.Read(ctx, logs.ReadOptions{Follow: true, Hold: true}, func(byte, time.Time, []byte) error {
+					began <- struct{}{}
+					<-ctx.Done()
+					return context.Cause(ctx)
+				})
+			}()
+			put(t, l, logs.Stdout, strings.Repeat("x", 3000))
+			<-began
+			put(t, l, logs.Stdout, strings.Repeat("y", 1000)) // the second generation
+			r, w := pipe(t)
+			captured := make(chan error, 1)
+			go func() { captured <- l.Capture(t.Context(), logs.Stdout, r) }()
+			_, _ = w.WriteString(strings.Repeat("z", 3000))
+			_ = w.Close()
+			select {
+			case err := <-captured:
+				t.Fatalf("captured past a reader that holds: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			}
+			tt.end(l, leave)
+			if err := <-captured; err != nil {
+				t.Fatal(err)
+			}
+			if n := l.Bytes(); n != 7000 {
+				t.Errorf("%d bytes, want 7000", n)
+			}
+			leave()
+			<-read
+		})
+	}
+}
