@@ -29,6 +29,7 @@ const (
 	maxLabelLen = 256
 	maxMounts   = 16
 	maxPath     = 1024
+	maxSource   = 4096 // PATH_MAX; it is for people to read
 )
 
 // Minimums below which an agent cannot start at all.
@@ -211,6 +212,9 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 		field := fmt.Sprintf("mounts[%d].", i)
 		if m.FD == nil {
 			ps.add(field+"fd", "", "a descriptor of %s sent with the request; creeld opens no path for a caller (the creel command sends it for you)", clip(m.Source))
+		}
+		if len(m.Source) > maxSource || !printable(m.Source) {
+			ps.add(field+"source", clip(m.Source), "a path of at most %d bytes, without control characters", maxSource)
 		}
 		if !m.ReadOnly && !p.WritableMounts {
 			ps.add(field+"readonly", "false", "true: profile %s has no writable mounts", p.Name)

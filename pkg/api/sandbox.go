@@ -144,7 +144,6 @@ const (
 	ReasonTimeout Reason = "timeout" // the command's own --timeout
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked
-	ReasonDrift   Reason = "drift"   // isolation was found changed
 )
 
 // Sandbox is what the daemon knows of a sandbox.

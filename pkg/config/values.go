@@ -240,7 +240,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		key       string
 		v, lo, hi time.Duration
 	}{
-		{"evidence.interval", cfg.Evidence.Interval.D(), 10 * time.Second, 24 * time.Hour},
+		{"evidence.interval", cfg.Evidence.Interval.D(), time.Second, 24 * time.Hour},
 		{"server.header_timeout", cfg.Server.HeaderTimeout.D(), time.Second, time.Minute},
 		{"server.idle_timeout", cfg.Server.IdleTimeout.D(), time.Second, time.Hour},
 		{"server.stall_timeout", cfg.Server.StallTimeout.D(), time.Second, 24 * time.Hour},

@@ -229,6 +229,10 @@ func (d *daemon) containerd(ctx context.Context) error {
 	if err := runtime.CheckVersions(d.versions); err != nil {
 		return err
 	}
+	// Nobody can import yet: what an earlier daemon was killed in is ended.
+	if err := d.rt.PruneImports(ctx); err != nil {
+		return err
+	}
 	return d.rt.CheckIDMap(ctx)
 }
 

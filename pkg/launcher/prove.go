@@ -101,15 +101,67 @@ func notProven(ev api.Evidence) error {
 
 // proveAgain reads everything back from a running sandbox. What PID 1 would
 // say is worth nothing after go, so there is no probe. A control that is not
-// ok any more is drift: an event, and a problem that "creel ps" shows.
+// ok any more is drift: an event, and a problem that "creel ps" shows. So is a
+// proof that cannot be taken, which is also the error.
 func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
+	ev, err := sb.readAgain(ctx, why)
+	if sb.l.ctx.Err() != nil {
+		// The descriptors that it was read by are closed: nothing is known.
+		return api.Errorf(api.CodeUnavailable, "creeld is stopping")
+	}
+	if sb.over() {
+		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	if err != nil {
+		sb.drifted(ctx, "the proof cannot be taken: "+err.Error())
+		return err
+	}
+	if !ev.OK {
+		sb.drifted(ctx, notProven(ev).Error())
+	}
+	return sb.l.Store.AddEvidence(ev)
+}
+
+// over says whether the sandbox is ending or has ended, by itself too: what is
+// read of it then means nothing.
+func (sb *sandbox) over() bool {
+	sb.mu.Lock()
+	ending := sb.ending || ended(sb.rec.Sandbox.State)
+	sb.mu.Unlock()
+	if ending {
+		return true
+	}
+	gone := true
+	err := control(sb.pidfd, func(fd int) error {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		gone = n > 0
+		return err
+	})
+	return err != nil || gone
+}
+
+// drifted tells everybody who looks that a sandbox is not what was proven.
+func (sb *sandbox) drifted(ctx context.Context, what string) {
+	sb.l.log.ErrorContext(ctx, "drift", slog.String("sandbox", sb.id), slog.String("controls", what))
+	sb.l.publish("evidence.drift", sb.identity(), "controls", what)
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	next := sb.rec
+	next.Sandbox.Problem = what
+	if err := sb.putLocked(next); err != nil {
+		sb.rec.Sandbox.Problem = what // as long as this daemon runs
+		sb.l.log.ErrorContext(ctx, "state not recorded", slog.String("sandbox", sb.id), slog.Any("error", err))
+	}
+}
+
+func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, error) {
 	filter, err := sb.l.filterOf(&sb.fixed, sb.filterDigest())
 	if err != nil {
-		return err
+		return api.Evidence{}, err
 	}
 	e, err := sb.expect(ctx, why, filter)
 	if err != nil {
-		return err
+		return api.Evidence{}, err
 	}
 	sb.mu.Lock()
 	e.OwnNS = map[string]uint64{"net": sb.rec.NetNS}
@@ -117,26 +169,14 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	e.PID = sb.rec.InitPID
 	sb.proven = time.Now()
 	sb.mu.Unlock()
-	ev := readSettled(ctx, e)
-	if sb.l.ctx.Err() != nil {
-		// The descriptors that it was read by are closed: nothing is known.
-		return api.Errorf(api.CodeUnavailable, "creeld is stopping")
+	// By the pid, which the pidfd holds, and the inode: it is that namespace.
+	ns, err := netns.Open(e.PID, e.OwnNS["net"])
+	if err != nil {
+		return api.Evidence{}, err
 	}
-	if ended(sb.state()) {
-		return api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
-	}
-	if err := sb.l.Store.AddEvidence(ev); err != nil {
-		return err
-	}
-	if !ev.OK {
-		drift := notProven(ev).Error()
-		sb.l.log.ErrorContext(ctx, "drift", slog.String("sandbox", sb.id), slog.String("controls", drift))
-		sb.l.publish("evidence.drift", sb.identity(), "controls", drift)
-		sb.mu.Lock()
-		sb.rec.Sandbox.Problem = drift
-		sb.mu.Unlock()
-	}
-	return nil
+	defer func() { _ = ns.Close() }()
+	e.Extra = append(e.Extra, netns.Check(ns)...)
+	return readSettled(ctx, e), nil
 }
 
 // readSettled reads the evidence of a sandbox in use. For the moment in which

@@ -187,7 +187,7 @@ func (sb *sandbox) checkLimits(ctx context.Context, now time.Time) {
 		sb.end(api.ReasonIdle, nil)
 		return
 	}
-	if err := sb.pause(ctx, true); err != nil {
+	if err := sb.pauseIdle(ctx, lim.Idle.D()); err != nil {
 		sb.l.log.WarnContext(ctx, "idle sandbox not paused", slog.String("sandbox", sb.id), slog.Any("error", err))
 	}
 }
@@ -220,7 +220,12 @@ func (sb *sandbox) checkEvidence(ctx context.Context, now time.Time) {
 	}
 	sb.mu.Unlock()
 	if due {
-		sb.l.background(func(context.Context) { _ = sb.proveAgain(ctx, "timer") })
+		sb.l.background(func(context.Context) {
+			// One that fails has told already, unless the sandbox or the daemon ends.
+			if err := sb.proveAgain(ctx, "timer"); err != nil {
+				sb.l.log.DebugContext(ctx, "proof not taken or not kept", slog.String("sandbox", sb.id), slog.Any("error", err))
+			}
+		})
 	}
 }
 

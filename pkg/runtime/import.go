@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/image"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -192,6 +193,9 @@ func (c *Client) checkRoot(ctx context.Context, ch chain) (err error) {
 	}()
 	if err := mount.All(mounts, dir); err != nil {
 		return fmt.Errorf("mount the unpacked image: %w", err)
+	}
+	if err := failpoint.Hit("import.mounted"); err != nil {
+		return err
 	}
 	return realDirs(dir, MountPoints)
 }

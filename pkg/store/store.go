@@ -125,7 +125,7 @@ func damaged(err error) error {
 	if _, ok := errors.AsType[*os.PathError](err); ok {
 		return err // permissions and the like: the file itself may be whole
 	}
-	return fmt.Errorf("%w: %w; restore it from a backup, or move it away and run \"creel doctor\" to find what is left of its sandboxes", ErrCorrupt, err)
+	return fmt.Errorf("%w: %w; restore it from a backup; moved away, creeld starts without records and removes every sandbox that still runs", ErrCorrupt, err)
 }
 
 // examine checks every page of an existing file before anything trusts one.
