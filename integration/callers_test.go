@@ -372,3 +372,48 @@ func TestKept(t *testing.T) {
 		t.Errorf("after one was removed: %v", err)
 	}
 }
+
+// TestTotals refuses, under concurrent spawns, the sandbox that is one too
+// many for each of the bounds of all together, by name, and frees the room of
+// one that ends.
+func TestTotals(t *testing.T) {
+	for _, tt := range []struct {
+		key, bound string
+		req        api.SpawnRequest
+	}{
+		{"sandboxes", "2", api.SpawnRequest{}},
+		{"sandboxes_per_user", "2", api.SpawnRequest{}},
+		{"memory", `"256M"`, api.SpawnRequest{Limits: api.Limits{Memory: 128 << 20}}},
+		{"cpus", "1.0", api.SpawnRequest{Limits: api.Limits{CPUs: 0.5}}},
+		{"pids", "128", api.SpawnRequest{Limits: api.Limits{Pids: 64}}},
+		{"disk", `"32M"`, api.SpawnRequest{Rootfs: "ephemeral", Limits: api.Limits{Disk: 16 << 20}}},
+	} {
+		t.Run(tt.key, func(t *testing.T) {
+			l := lab.New(t, lab.Options{Config: fmt.Sprintf("[limits.max]\n%s = %s\n", tt.key, tt.bound)})
+			var mu sync.Mutex
+			var won []string
+			var wg sync.WaitGroup
+			for range 5 {
+				wg.Go(func() {
+					res, err := l.Client.Spawn(t.Context(), tt.req)
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err == nil:
+						won = append(won, res.Sandbox.ID)
+					case api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "limits.max."+tt.key+" is"):
+						t.Errorf("the others: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+			if len(won) != 2 {
+				t.Fatalf("%d of 5 were let in, want 2", len(won))
+			}
+			if err := l.Remove(t.Context(), won[0], true); err != nil {
+				t.Fatal(err)
+			}
+			l.Spawn(tt.req)
+		})
+	}
+}

@@ -84,6 +84,7 @@ type Totals struct {
 	Memory           api.Size `toml:"memory"`
 	CPUs             float64  `toml:"cpus"`
 	Pids             int64    `toml:"pids"`
+	Disk             api.Size `toml:"disk"` // writable layers
 }
 
 // Exec bounds execs.

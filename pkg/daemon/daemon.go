@@ -288,7 +288,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Policy: d.policy, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
 		Totals: launcher.Totals{
 			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
-			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids,
+			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids, Disk: m.Disk,
 		},
 		BlindRuntime: d.blind,
 		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

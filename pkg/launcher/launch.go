@@ -120,7 +120,7 @@ func (s *launch) reserve(ctx context.Context) error {
 	began = time.Now()
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
-	if err := s.l.roomLocked(s.caller.UID, s.Limits); err != nil {
+	if err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits); err != nil {
 		return err
 	}
 	first, err := s.l.IDs.Take()

@@ -110,6 +110,7 @@ type Totals struct {
 	Memory      api.Size
 	CPUs        float64
 	Pids        int64
+	Disk        api.Size // of writable layers; a sparse one counts whole
 }
 
 // Launcher owns all sandboxes of one daemon.
@@ -303,9 +304,10 @@ func (l *Launcher) findLaunched(c peer.Cred, ref string) (*sandbox, error) {
 }
 
 // roomLocked is nil if one more sandbox of uid fits into the totals.
-func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
+func (l *Launcher) roomLocked(uid uint32, ephemeral bool, want api.Limits) error {
 	n, own, kept := 1, 1, 0
 	sum := want
+	sum.Disk = diskOf(ephemeral, want)
 	for _, sb := range l.sandboxes {
 		if state := sb.state(); ended(state) {
 			if state != api.StateRemoving && sb.fixed.Sandbox.Caller.UID == uid {
@@ -321,6 +323,7 @@ func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
 		sum.Memory += lim.Memory
 		sum.CPUs += lim.CPUs
 		sum.Pids += lim.Pids
+		sum.Disk += diskOf(sb.fixed.Request.Rootfs == "ephemeral", lim)
 	}
 	t := l.Totals
 	full := func(key string, most any) error {
@@ -341,6 +344,16 @@ func (l *Launcher) roomLocked(uid uint32, want api.Limits) error {
 		return full("cpus", t.CPUs)
 	case t.Pids > 0 && sum.Pids > t.Pids:
 		return full("pids", t.Pids)
+	case t.Disk > 0 && sum.Disk > t.Disk:
+		return full("disk", t.Disk)
 	}
 	return nil
+}
+
+// diskOf is what a sandbox may write to the disk.
+func diskOf(ephemeral bool, l api.Limits) api.Size {
+	if !ephemeral {
+		return 0
+	}
+	return l.Disk
 }
