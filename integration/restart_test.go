@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,70 @@ func TestContainerdKilledInLaunch(t *testing.T) {
 	}
 	l.Eventually("nothing on record", 60*time.Second, func() error { return noRecord(l) })
 	l.NothingLeft()
+}
+
+// TestKilledBelowAtEachStep kills containerd, the shim and PID 1 after each
+// step of a launch. The spawn fails, or the sandbox ends right after, and in
+// the end nothing is left.
+func TestKilledBelowAtEachStep(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	check := neighbour(t, l)
+	for _, victim := range []string{lab.Containerd, lab.Shim, lab.Init} {
+		for i, step := range steps {
+			if victim != lab.Containerd && i < slices.Index(steps, "task") {
+				continue // there is none yet
+			}
+			t.Run(victim+"/"+step, func(t *testing.T) {
+				name := victim + "-" + step
+				req := everything(t)
+				req.Name = name
+				l.Fail("launch." + step + " hold")
+				spawned := make(chan error, 1)
+				go func() { _, err := l.Client.Spawn(t.Context(), req); spawned <- err }()
+				l.Held("launch." + step)
+				half, err := l.Inspect(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				killBelow(t, l, victim, half.ID)
+				l.Fail()
+				select {
+				case err = <-spawned:
+				case <-time.After(60 * time.Second):
+					t.Fatalf("spawn has no answer:\n%s", l.LogTail(10))
+				}
+				if err == nil {
+					if victim != lab.Containerd { // without which a sandbox goes on
+						ended(t, l, half.ID, api.ReasonDied, 137)
+					}
+					if err := l.Remove(t.Context(), half.ID, true); err != nil {
+						t.Error(err)
+					}
+				}
+				l.Eventually("it is gone", 60*time.Second, func() error {
+					if got, err := l.Inspect(t.Context(), half.ID); api.CodeOf(err) != api.CodeNotFound {
+						return fmt.Errorf("%+v, %w", got, err)
+					}
+					return nil
+				})
+				check()
+			})
+		}
+	}
+}
+
+// killBelow kills what belongs to a sandbox that is being made.
+func killBelow(t *testing.T, l *lab.Lab, victim, id string) {
+	t.Helper()
+	if victim != lab.Init {
+		l.KillProcess(victim, id)
+		return
+	}
+	children := lab.Children(l.ShimPID(id))
+	if len(children) != 1 {
+		t.Fatalf("the shim has children %v, want PID 1", children)
+	}
+	l.KillPID(children[0])
 }
 
 // TestKilledBelow kills what holds a sandbox up: it ends as "died", its

@@ -231,6 +231,18 @@ func (l *Lab) Fail(lines ...string) {
 	l.write(l.fail, strings.Join(lines, "\n")+"\n")
 }
 
+// Held waits until the daemon waits at a failpoint of action "hold".
+func (l *Lab) Held(name string) {
+	l.tb.Helper()
+	l.Eventually("creeld comes to "+name, 30*time.Second, func() error {
+		text, err := os.ReadFile(l.fail + ".held")
+		if err == nil && string(text) != name {
+			err = fmt.Errorf("it is at %q", text)
+		}
+		return err
+	})
+}
+
 // Import gives the daemon an image.
 func (l *Lab) Import(ref, archive string) {
 	l.tb.Helper()

@@ -6,7 +6,8 @@
 //
 // A build with the tag "failpoint" reads the file named by
 // CREEL_FAILPOINT_FILE at each step: lines of "NAME ACTION", where ACTION is
-// "error", "kill" (SIGKILL to creeld itself), or "on" (for On).
+// "error", "kill" (SIGKILL to creeld itself), "hold" (wait there until the line
+// is gone; the file's name with ".held" says that it does), or "on" (for On).
 package failpoint
 
 // Enabled says whether this is a test build.

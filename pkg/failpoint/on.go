@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,15 @@ func Hit(name string) error {
 	case "kill":
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		select {} // the signal is on its way
+	case "hold":
+		held := os.Getenv("CREEL_FAILPOINT_FILE") + ".held"
+		if err := os.WriteFile(held, []byte(name), 0o600); err != nil { //nolint:gosec // tests say where
+			return err
+		}
+		for action(name) == "hold" {
+			time.Sleep(5 * time.Millisecond)
+		}
+		return os.Remove(held)
 	}
 	return nil
 }

@@ -193,7 +193,7 @@ func (s *launch) did(effect string) { s.undo.Add(effect, s.l.undoing(effect, s.i
 // prepare makes all that needs no process of the sandbox's.
 func (s *launch) prepare(ctx context.Context) error {
 	s.did("rundir")
-	if err := s.l.placeInit(s.id); err != nil {
+	if err := errors.Join(s.l.placeInit(s.id), failpoint.Hit("launch.init")); err != nil {
 		return err
 	}
 	ns, err := netns.Create()
@@ -201,7 +201,10 @@ func (s *launch) prepare(ctx context.Context) error {
 		return err
 	}
 	s.ns = ns
-	if err := s.stageMounts(ctx); err != nil {
+	if err := failpoint.Hit("launch.netns"); err != nil {
+		return err
+	}
+	if err := errors.Join(s.stageMounts(ctx), failpoint.Hit("launch.mounts")); err != nil {
 		return err
 	}
 	if s.Request.Rootfs == "ephemeral" {
