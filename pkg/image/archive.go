@@ -41,7 +41,7 @@ type archive struct {
 // architecture (as Go names it). On an error the store may hold blobs; the
 // caller discards them.
 func ReadArchive(ctx context.Context, r io.Reader, arch string, lim Limits, store Store) (*Image, error) {
-	limited := &capped{r: bufio.NewReaderSize(r, 64<<10), left: lim.Archive, what: "the archive"}
+	limited := &capped{r: bufio.NewReaderSize(until(ctx, r), 64<<10), left: lim.Archive, what: "the archive"}
 	plain, err := decompress(limited)
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)

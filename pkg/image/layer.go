@@ -45,12 +45,17 @@ type Tree struct {
 	layer int
 	files int
 	bytes int64
+	left  int64 // bytes of tar that the layers may still unpack to
 	setID int
 }
 
 // NewTree is a tree of one empty directory.
 func NewTree(lim Limits) *Tree {
 	t := &Tree{lim: lim, seed: maphash.MakeSeed(), nodes: map[uint64]node{}}
+	// Twice the bytes: each file has a header and is rounded up. For all
+	// layers together: what follows a layer's last entry is in no file, and
+	// reading it keeps others waiting.
+	t.left = 2*lim.Bytes + 1024*int64(lim.Files)
 	t.nodes[t.key(0, "")] = node{kind: kindDir, id: t.newID()}
 	return t
 }
@@ -75,9 +80,9 @@ func (t *Tree) Add(ctx context.Context, r io.Reader, l Layer) error {
 	}
 	defer plain.Close()
 	h := sha256.New()
-	// Twice the bytes: each file has a header and is rounded up.
-	body := &capped{r: &ratio{r: plain, packed: packed, lim: t.lim}, left: 2*t.lim.Bytes + 1024*int64(t.lim.Files), what: "a layer"}
-	all := io.TeeReader(body, h)
+	body := &capped{r: &ratio{r: plain, packed: packed, lim: t.lim}, left: t.left, what: "what the layers unpack to"}
+	defer func() { t.left = body.left }()
+	all := io.TeeReader(until(ctx, body), h)
 	if err := t.walk(ctx, tar.NewReader(all)); err != nil {
 		return tarError("layer "+l.Digest, err)
 	}
@@ -364,4 +369,19 @@ func (b *ratio) Read(p []byte) (int, error) {
 		return 0, refuse("a layer unpacks to more than %d times its size", b.lim.Ratio)
 	}
 	return n, err
+}
+
+// readFunc is an io.Reader.
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+// until reads r until ctx ends.
+func until(ctx context.Context, r io.Reader) io.Reader {
+	return readFunc(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return r.Read(p)
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -312,4 +313,27 @@ func FuzzTree(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestTreeBytesOfAllLayers: what layers unpack to is bounded for all of them
+// together, also where it is in no file: an import reads it while others wait.
+func TestTreeBytesOfAllLayers(t *testing.T) {
+	lim := image.DefaultLimits
+	lim.Bytes, lim.Files = 8<<10, 16 // 32 KiB of tar
+	tail := append(tarOf(t, dir("a")), make([]byte, 12<<10)...)
+	tree := image.NewTree(lim)
+	var err error
+	added := 0
+	for ; err == nil && added < 10; added++ {
+		err = tree.Add(t.Context(), bytes.NewReader(tail), image.Layer{Digest: digest(tail), DiffID: digest(tail)})
+	}
+	if !errors.Is(err, image.ErrRefused) || !strings.Contains(err.Error(), "unpack to is too large") || added != 3 {
+		t.Errorf("layer %d: %v; want the third refused", added, err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	late := errors.New("too late")
+	cancel(late)
+	if err := image.NewTree(lim).Add(ctx, bytes.NewReader(tail), image.Layer{DiffID: digest(tail)}); !errors.Is(err, late) {
+		t.Errorf("after the deadline: %v", err)
+	}
 }

@@ -36,8 +36,16 @@ import (
 // (CVE-2026-41579: an image whose /dev is a link).
 var MountPoints = []string{"/dev", "/proc", "/sys", "/etc", "/tmp", "/run", "/var/tmp", "/home/agent"}
 
-// importLease is how long a crashed import's content can stay.
-const importLease = 6 * time.Hour
+const (
+	// importLease is how long a crashed import's content can stay.
+	importLease = 6 * time.Hour
+	// importTime is how long one import may take, upload and all. Its content
+	// must still be held when it ends.
+	importTime = 5 * time.Hour
+	// scanTime is how long the look at its layers may take, for which the
+	// imports of others wait: 48 GB of tar in so many seconds is a slow disk.
+	scanTime = 15 * time.Minute
+)
 
 // Import reads an OCI or docker archive, checks it (package image), unpacks
 // it and gives it the name ref, or the archive's own when ref is empty. It is
@@ -50,6 +58,8 @@ func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string
 			return api.Image{}, err
 		}
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, importTime, tooLong("the import", importTime))
+	defer cancel()
 	// The lease keeps the collector from what is half done, and its removal
 	// sends the collector for what was not kept.
 	lm := c.cd.LeasesService()
@@ -105,6 +115,11 @@ func nameOf(name string) (string, error) {
 	return ref, err
 }
 
+// tooLong is why an import ended before it was done.
+func tooLong(what string, most time.Duration) error {
+	return api.Errorf(api.CodeTooLarge, "%s took more than %s", what, most)
+}
+
 // refused gives the image's own faults the class of a wrong request.
 func refused(err error) error {
 	if errors.Is(err, image.ErrRefused) {
@@ -122,6 +137,8 @@ func (c *Client) scan(ctx context.Context, store *contentStore, img *image.Image
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, scanTime, tooLong("reading the image's layers", scanTime))
+	defer cancel()
 	tree := image.NewTree(lim)
 	for _, l := range img.Layers {
 		r, err := store.Open(ctx, l.Digest)
