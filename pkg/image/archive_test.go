@@ -236,8 +236,104 @@ func TestReadArchiveRefuses(t *testing.T) {
 	}
 }
 
+// again writes the image as an archive and reads that: it is the same image.
+func again(t *testing.T, img *image.Image, store *memory) []byte {
+	t.Helper()
+	k, err := image.ReadManifest(img.Manifest, img.ManifestType, image.DefaultLimits)
+	if err != nil {
+		t.Fatalf("manifest of an image that was read: %v", err)
+	}
+	k.Name = img.Name
+	var out bytes.Buffer
+	if err := image.WriteArchive(t.Context(), &out, k, store); err != nil {
+		t.Fatalf("write: %v", err)
+	}
+	got, err := image.ReadArchive(t.Context(), bytes.NewReader(out.Bytes()), "amd64", image.DefaultLimits, &memory{})
+	if err != nil {
+		t.Fatalf("read what was written: %v", err)
+	}
+	if diff := cmp.Diff(img, got); diff != "" {
+		t.Errorf("written and read (-before +after):\n%s", diff)
+	}
+	return out.Bytes()
+}
+
+func TestWriteArchive(t *testing.T) {
+	p := newParts(t)
+	store := &memory{}
+	img, err := image.ReadArchive(t.Context(), bytes.NewReader(pack(t, blobEntry(p.layer), blobEntry(p.config), blobEntry(p.manifest), p.index(t))), "amd64", image.DefaultLimits, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(again(t, img, store), again(t, img, store)) {
+		t.Error("written twice it differs")
+	}
+}
+
+func TestReadManifest(t *testing.T) {
+	p := newParts(t)
+	make := func(more obj) []byte {
+		m := obj{"config": desc(tConfig, p.config, nil), "layers": []any{desc(tLayer, p.layer, nil)}}
+		maps.Copy(m, more)
+		return enc(t, m)
+	}
+	listing := func(text string) []byte { return make(obj{"annotations": obj{image.PackagesAnnotation: text}}) }
+	for _, tt := range []struct {
+		name string
+		raw  []byte
+		want []string
+	}{
+		{"none", make(nil), nil},
+		{"some", listing("bash 5.2\njq 1.6"), []string{"bash 5.2", "jq 1.6"}},
+		{"an empty line", listing("bash 5.2\n\njq 1.6"), nil},
+		{"a long line", listing(strings.Repeat("x", 1000)), nil},
+		{"too many", listing(strings.Repeat("x 1\n", 20_001)), nil},
+	} {
+		k, err := image.ReadManifest(tt.raw, tManifest, image.DefaultLimits)
+		if err != nil || len(k.Layers) != 1 || !cmp.Equal(k.Packages, tt.want) {
+			t.Errorf("%s: %+v, %v; want packages %q", tt.name, k, err, tt.want)
+		}
+	}
+	for name, raw := range map[string][]byte{
+		"no JSON":       []byte("x"),
+		"climbing blob": make(obj{"config": obj{"digest": "sha256:../../etc/shadow"}}),
+		"negative size": make(obj{"layers": []any{desc(tLayer, p.layer, obj{"size": -1})}}),
+		"large":         append([]byte("{}"), bytes.Repeat([]byte(" "), 5<<20)...),
+	} {
+		if k, err := image.ReadManifest(raw, tManifest, image.DefaultLimits); !errors.Is(err, image.ErrRefused) {
+			t.Errorf("%s: %+v, %v; want a refusal", name, k, err)
+		}
+	}
+}
+
+// TestReadArchiveDockerSave has what "docker save" writes today: an OCI
+// layout and, for older readers, manifest.json beside it. The containerd
+// image store's has an index with an attestation in it.
+func TestReadArchiveDockerSave(t *testing.T) {
+	p := newParts(t)
+	blobs := []entry{{name: "oci-layout", body: []byte("{}")}, blobEntry(p.layer), blobEntry(p.config), blobEntry(p.manifest)}
+	old := entry{name: "manifest.json", body: enc(t, []any{obj{"Config": blobEntry(p.config).name, "RepoTags": []string{"tools:1"}, "Layers": []string{blobEntry(p.layer).name}, "LayerSources": obj{}}})}
+	attestation := []byte(`{"layers":[]}`)
+	inner := enc(t, obj{"manifests": []any{
+		desc(tManifest, p.manifest, obj{"platform": obj{"os": "linux", "architecture": "amd64"}}),
+		desc(tManifest, attestation, obj{"platform": obj{"os": "unknown", "architecture": "unknown"}}),
+	}})
+	index := func(d obj) entry { return entry{name: "index.json", body: enc(t, obj{"manifests": []any{d}})} }
+	names := obj{"annotations": obj{"io.containerd.image.name": "docker.io/library/tools:1", "org.opencontainers.image.ref.name": "1"}}
+	for name, a := range map[string][]byte{
+		"graph drivers":         pack(t, append(blobs, index(desc(tManifest, p.manifest, names)), old, entry{name: "repositories", body: []byte("{}")})...),
+		"containerd store":      pack(t, append(blobs, blobEntry(attestation), blobEntry(inner), index(desc(tIndex, inner, names)), old)...),
+		"only blobs and a list": pack(t, append(blobs, old)...),
+	} {
+		img, err := image.ReadArchive(t.Context(), bytes.NewReader(a), "amd64", image.DefaultLimits, &memory{})
+		if err != nil || !strings.HasSuffix(img.Name, "tools:1") || len(img.Layers) != 1 || img.Config != digest(p.config) {
+			t.Errorf("%s: %+v, %v", name, img, err)
+		}
+	}
+}
+
 // FuzzReadArchive: no more is stored than the archive may hold, and what is
-// returned is in the store under its own digest.
+// returned is in the store under its own digest, and can be saved and read again.
 func FuzzReadArchive(f *testing.F) {
 	p := newParts(f)
 	f.Add(pack(f, blobEntry(p.layer), blobEntry(p.config), blobEntry(p.manifest), p.index(f)))
@@ -262,5 +358,6 @@ func FuzzReadArchive(f *testing.F) {
 				t.Errorf("layer %+v is not in the store", l)
 			}
 		}
+		again(t, img, store)
 	})
 }
