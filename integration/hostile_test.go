@@ -418,12 +418,18 @@ func TestHostileImages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		asStranger(t, func() { importAs(t, l, "base", evil, "") })
+		asStranger(t, func() {
+			importAs(t, l, "base", evil, api.CodeConflict)
+			importAs(t, l, "evil", evil, "")
+			if status, body := ask(t, l, "PUT", "/v1/images/base", `{"source":"evil"}`); status != http.StatusConflict {
+				t.Errorf("tag as base: %d %s", status, body)
+			}
+		})
 		if is, err := l.Image(t.Context(), "base"); err != nil || is.Digest != was.Digest {
 			t.Errorf("root's image is %+v, was %+v (%v)", is, was, err)
 		}
 		asStranger(t, func() {
-			if err := removeImage(l, "base"); err != nil {
+			if err := removeImage(l, "evil"); err != nil {
 				t.Errorf("a caller cannot remove its own image: %v", err)
 			}
 		})

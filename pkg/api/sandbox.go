@@ -148,34 +148,37 @@ const (
 
 // Sandbox is what the daemon knows of a sandbox.
 type Sandbox struct {
-	ID          string            `json:"id"` // 20 of [a-z2-7]
-	Name        string            `json:"name"`
-	Agent       string            `json:"agent"`
-	Profile     string            `json:"profile"`
-	Image       string            `json:"image"`
-	ImageDigest string            `json:"image_digest"`
-	Runtime     string            `json:"runtime"`
-	Rootfs      string            `json:"rootfs"`
-	Network     string            `json:"network"`
-	State       State             `json:"state"`
-	Reason      Reason            `json:"reason,omitempty"`
-	ExitCode    *int              `json:"exit_code,omitempty"` // 128+n for signal n
-	Command     []string          `json:"command,omitempty"`
-	Workdir     string            `json:"workdir"`
-	TTY         bool              `json:"tty,omitempty"`
-	Stdin       bool              `json:"stdin,omitempty"`
-	Mounts      []Mount           `json:"mounts,omitempty"`
-	Limits      Limits            `json:"limits"`
-	LimitsHit   map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
-	Labels      map[string]string `json:"labels,omitempty"`
-	Caller      Caller            `json:"caller"`
-	PID         int               `json:"pid,omitempty"` // PID 1's pid on the host
-	HostUID     uint32            `json:"host_uid"`      // first host uid of the 65,536
-	Created     time.Time         `json:"created"`
-	Started     time.Time         `json:"started,omitzero"`
-	Ended       time.Time         `json:"ended,omitzero"`
-	Execs       int               `json:"execs"` // running now
-	Problem     string            `json:"problem,omitempty"`
+	ID          string `json:"id"` // 20 of [a-z2-7]
+	Name        string `json:"name"`
+	Agent       string `json:"agent"`
+	Profile     string `json:"profile"`
+	Image       string `json:"image"`
+	ImageDigest string `json:"image_digest"`
+	// ImageMoved means that Image is another image's name by now, or nobody's.
+	// It is in the answers to list and get only.
+	ImageMoved bool              `json:"image_moved,omitempty"`
+	Runtime    string            `json:"runtime"`
+	Rootfs     string            `json:"rootfs"`
+	Network    string            `json:"network"`
+	State      State             `json:"state"`
+	Reason     Reason            `json:"reason,omitempty"`
+	ExitCode   *int              `json:"exit_code,omitempty"` // 128+n for signal n
+	Command    []string          `json:"command,omitempty"`
+	Workdir    string            `json:"workdir"`
+	TTY        bool              `json:"tty,omitempty"`
+	Stdin      bool              `json:"stdin,omitempty"`
+	Mounts     []Mount           `json:"mounts,omitempty"`
+	Limits     Limits            `json:"limits"`
+	LimitsHit  map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
+	Labels     map[string]string `json:"labels,omitempty"`
+	Caller     Caller            `json:"caller"`
+	PID        int               `json:"pid,omitempty"` // PID 1's pid on the host
+	HostUID    uint32            `json:"host_uid"`      // first host uid of the 65,536
+	Created    time.Time         `json:"created"`
+	Started    time.Time         `json:"started,omitzero"`
+	Ended      time.Time         `json:"ended,omitzero"`
+	Execs      int               `json:"execs"` // running now
+	Problem    string            `json:"problem,omitempty"`
 }
 
 // Caller is what the kernel said of the process that connected.
@@ -301,6 +304,26 @@ type Image struct {
 	Digest  string    `json:"digest"`
 	Size    int64     `json:"size"` // unpacked bytes
 	Created time.Time `json:"created"`
+	// Owner is the uid of the caller that brought it, whose alone it is; 0 is
+	// the box, whose images are everybody's.
+	Owner uint32 `json:"owner"`
+	// Layers, the lowest first, are in an answer about one image only.
+	Layers []ImageLayer `json:"layers,omitempty"`
+	// Packages are what the image says it has, "name version" each, in an
+	// answer about one image only. Nothing has checked it.
+	Packages []string `json:"packages,omitempty"`
+}
+
+// ImageLayer is one layer of an image.
+type ImageLayer struct {
+	Digest    string `json:"digest"`
+	Size      int64  `json:"size"` // bytes as kept, packed or not
+	MediaType string `json:"media_type"`
+}
+
+// TagRequest gives an image one more name.
+type TagRequest struct {
+	Source string `json:"source"` // a reference or digest. Required
 }
 
 // Event is one thing that happened.

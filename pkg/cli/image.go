@@ -14,6 +14,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/imagebuild"
+	"github.com/creel-sandbox/creel/pkg/ocilayout"
 )
 
 func imageCommand(a *app) *cobra.Command {
@@ -21,7 +22,8 @@ func imageCommand(a *app) *cobra.Command {
 		Use: "image", Short: "Images", Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imageListCommand(a), imageRemoveCommand(a))
+	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imageListCommand(a), imageInspectCommand(a),
+		imageTagCommand(a), imageSaveCommand(a), imageRemoveCommand(a))
 	return cmd
 }
 
@@ -32,12 +34,100 @@ func imageListCommand(a *app) *cobra.Command {
 			return orJSON(a, list, err)
 		}
 		var t table
-		t.header("REF", "DIGEST", "SIZE", "CREATED")
+		t.header("REF", "DIGEST", "SIZE", "CREATED", "OWNER")
 		for _, i := range list {
-			t.row(i.Ref, shortDigest(i.Digest), size(i.Size), ago(i.Created, time.Now()))
+			t.row(i.Ref, shortDigest(i.Digest), size(i.Size), ago(i.Created, time.Now()), owner(i.Owner, os.Getuid()))
 		}
 		return a.writeTable(&t)
 	}}
+}
+
+// owner says whose an image is: a name of the box's is meant by everybody.
+func owner(uid uint32, self int) string {
+	switch {
+	case uid == 0:
+		return "box"
+	case int(uid) == self:
+		return "you"
+	}
+	return "uid " + strconv.FormatUint(uint64(uid), 10)
+}
+
+func imageInspectCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect REF...",
+		Short: "Show an image's digest, size, layers and packages, as JSON",
+		Args:  args(1, -1),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			return inspectEach(a, refs, func(ref string) (*api.Image, error) { return a.client().Image(cmd.Context(), ref) })
+		},
+	}
+}
+
+func imageTagCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "tag IMAGE REF",
+		Short: "Give an image one more name",
+		Long: `Give an image one more name.
+
+The name is yours alone; root's are everybody's. It then stands for that image
+until it is given to another or removed. A name that the box has cannot be
+given to another image by anybody but root.`,
+		Args: args(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			img, err := a.client().TagImage(cmd.Context(), args[0], args[1])
+			return a.imported(img, err)
+		},
+	}
+}
+
+func imageSaveCommand(a *app) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "save [-o FILE] REF",
+		Short: "Save an image as an OCI archive",
+		Args:  args(1, 1),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			if output == "" && isTerminal(a.Out) {
+				return misuse("standard output is a terminal; redirect it, or name a file with --output")
+			}
+			if output == "" && a.json {
+				return misuse("the archive is the output; --json needs --output")
+			}
+			return a.saveImage(cmd.Context(), refs[0], output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "write to this file")
+	return cmd
+}
+
+func (a *app) saveImage(ctx context.Context, ref, output string) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	in, err := a.client().SaveImage(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	if output == "" {
+		_, err := io.Copy(a.Out, in)
+		return err
+	}
+	p := a.progress("saving the image")
+	var n int64
+	err = replaceFile(output, func(w io.Writer) (err error) {
+		n, err = io.Copy(w, in)
+		return err
+	})
+	p.end()
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.writeJSON(map[string]any{"ref": ref, "file": output, "bytes": n})
+	}
+	_, err = fmt.Fprintln(a.Out, printable(output))
+	return err
 }
 
 func shortDigest(d string) string {
@@ -63,18 +153,22 @@ func imageImportCommand(a *app) *cobra.Command {
 	var ref string
 	cmd := &cobra.Command{
 		Use:   "import [--ref REF] ARCHIVE",
-		Short: "Import an OCI or Docker archive (- is standard input)",
-		Args:  args(1, 1),
+		Short: "Import an OCI or Docker archive (- is standard input), or an OCI layout",
+		Long: `Import an image from an OCI archive, from what "docker save" writes, plain or
+compressed, or from a directory that is an OCI image layout.
+
+The image is yours alone; root's are everybody's.`,
+		Example: "  docker save tools:1 | creel image import -",
+		Args:    args(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in := a.In
-			if args[0] != "-" {
-				f, err := os.Open(args[0])
-				if err != nil {
-					return err
-				}
-				defer func() { _ = f.Close() }()
-				in = f
+			if args[0] == "-" && isTerminal(a.In) {
+				return misuse("standard input is a terminal; send it an archive, as in: docker save IMAGE | creel image import -")
 			}
+			in, err := a.openImage(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer func() { _ = in.Close() }()
 			p := a.progress("importing the image")
 			img, err := a.client().ImportImage(cmd.Context(), ref, in)
 			p.end()
@@ -83,6 +177,20 @@ func imageImportCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&ref, "ref", "", "name it this instead of what the archive says")
 	return cmd
+}
+
+// openImage gives the archive that is to be imported. It is opened here, as
+// the caller; a layout becomes an archive as it is read.
+func (a *app) openImage(ctx context.Context, name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(a.In), nil
+	}
+	if st, err := os.Stat(name); err != nil || !st.IsDir() {
+		return os.Open(name)
+	}
+	r, w := io.Pipe()
+	go func() { _ = w.CloseWithError(ocilayout.Archive(ctx, name, w)) }() // ends when r is closed
+	return r, nil
 }
 
 func (a *app) imported(img *api.Image, err error) error {
@@ -155,11 +263,23 @@ func (a *app) buildImage(ctx context.Context, opts imagebuild.Options, output st
 	return a.imported(img, err)
 }
 
-// buildToFile replaces the file when the image is complete, never with a part.
-func buildToFile(ctx context.Context, opts imagebuild.Options, output string) (_ *imagebuild.Result, err error) {
+func buildToFile(ctx context.Context, opts imagebuild.Options, output string) (res *imagebuild.Result, err error) {
+	err = replaceFile(output, func(w io.Writer) (err error) {
+		res, err = imagebuild.Build(ctx, opts, w)
+		return err
+	})
+	return res, err
+}
+
+// replaceFile replaces the file when it is complete, never with a part. A
+// device, which would be replaced just so, is refused.
+func replaceFile(output string, write func(io.Writer) error) (err error) {
+	if st, err := os.Stat(output); err == nil && !st.Mode().IsRegular() {
+		return misuse("%s is not a regular file", output)
+	}
 	f, err := os.CreateTemp(filepath.Dir(output), "."+filepath.Base(output)+"-*")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err != nil {
@@ -167,14 +287,13 @@ func buildToFile(ctx context.Context, opts imagebuild.Options, output string) (_
 			_ = os.Remove(f.Name())
 		}
 	}()
-	res, err := imagebuild.Build(ctx, opts, f)
-	if err != nil {
-		return nil, err
+	if err := write(f); err != nil {
+		return err
 	}
 	if err := errors.Join(f.Chmod(0o644), f.Close()); err != nil {
-		return nil, fmt.Errorf("write %s: %w", output, err)
+		return fmt.Errorf("write %s: %w", output, err)
 	}
-	return res, os.Rename(f.Name(), output)
+	return os.Rename(f.Name(), output)
 }
 
 // buildToDaemon streams the archive into an import. The connection is made

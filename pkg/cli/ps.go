@@ -44,9 +44,17 @@ func (a *app) ps(ctx context.Context, all, quiet bool) error {
 	var t table
 	t.header("ID", "NAME", "AGENT", "STATE", "PROFILE", "IMAGE", "CREATED", "EXECS", "LIMITS HIT")
 	for _, s := range list {
-		t.row(s.ID, s.Name, s.Agent, stateCell(s), s.Profile, s.Image, ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit))
+		t.row(s.ID, s.Name, s.Agent, stateCell(s), s.Profile, imageCell(s), ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit))
 	}
 	return a.writeTable(&t)
+}
+
+// imageCell says when the image's name has gone over to another since.
+func imageCell(s api.Sandbox) cell {
+	if s.ImageMoved {
+		return cell{s.Image + " (moved)", yellow}
+	}
+	return cell{s.Image, plain}
 }
 
 func stateCell(s api.Sandbox) cell {

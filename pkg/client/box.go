@@ -17,7 +17,7 @@ func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
 	return out, err
 }
 
-// Image returns one image by reference or digest.
+// Image returns one image by reference or digest, with its layers and packages.
 func (c *Client) Image(ctx context.Context, ref string) (*api.Image, error) {
 	var out api.Image
 	if err := c.call(ctx, request{method: http.MethodGet, path: imageRoute(ref)}, &out); err != nil {
@@ -38,6 +38,22 @@ func (c *Client) ImportImage(ctx context.Context, ref string, archive io.Reader)
 		return nil, err
 	}
 	return &out, nil
+}
+
+// TagImage gives an image one more name, which is the caller's own. A name of
+// the box's is a conflict.
+func (c *Client) TagImage(ctx context.Context, source, ref string) (*api.Image, error) {
+	var out api.Image
+	if err := c.call(ctx, request{method: http.MethodPut, path: imageRoute(ref), in: api.TagRequest{Source: source}}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// SaveImage opens an image as an OCI archive. An archive that is not complete
+// ends in an error. The caller closes it.
+func (c *Client) SaveImage(ctx context.Context, ref string) (io.ReadCloser, error) {
+	return c.do(ctx, request{method: http.MethodGet, path: route(append([]string{"archives"}, strings.Split(ref, "/")...)...)})
 }
 
 // RemoveImage forgets an image. Sandboxes that run from it keep it until they end.

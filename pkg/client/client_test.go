@@ -363,10 +363,21 @@ func TestBox(t *testing.T) {
 	if img, err := c.Image(ctx, "example.org/a/b:1"); err != nil || img.Ref != "example.org/a/b:1" {
 		t.Errorf("Image = %+v, %v", img, err)
 	}
+	if img, err := c.TagImage(ctx, "example.org/a/b:1", "example.org/a/b:2"); err != nil || img.Ref != "example.org/a/b:2" {
+		t.Errorf("TagImage = %+v, %v", img, err)
+	}
+	if r, err := c.SaveImage(ctx, "example.org/a/b:1"); err != nil {
+		t.Error(err)
+	} else {
+		if b, err := io.ReadAll(r); err != nil || string(b) != "archive of example.org/a/b:1" {
+			t.Errorf("SaveImage = %q, %v", b, err)
+		}
+		r.Close()
+	}
 	if err := c.RemoveImage(ctx, "example.org/a/b:1"); err != nil {
 		t.Error(err)
 	}
-	if list, err := c.Images(ctx); err != nil || len(list) != 1 {
+	if list, err := c.Images(ctx); err != nil || len(list) != 2 {
 		t.Errorf("Images = %v, %v", list, err)
 	}
 	if err := c.CheckProfile(ctx, []byte("version = 2")); api.CodeOf(err) != api.CodeInvalid {

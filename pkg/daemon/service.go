@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"runtime"
+	"sync"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/doctor"
@@ -27,6 +28,7 @@ type service struct {
 	rt      *creelruntime.Client
 	d       *daemon
 	imports imports
+	naming  sync.Mutex
 }
 
 var _ server.Service = (*service)(nil)
@@ -61,6 +63,26 @@ func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io
 		return nil, err
 	}
 	return &img, nil
+}
+
+// TagImage gives an image one more name, which is the caller's. One at a time,
+// so that what is counted first is what there is.
+func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string) (*api.Image, error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if err := s.roomForImage(ctx, c.UID); err != nil {
+		return nil, err
+	}
+	img, err := s.rt.Tag(ctx, c.UID, source, ref)
+	if err != nil {
+		return nil, err
+	}
+	return &img, nil
+}
+
+// SaveImage writes an archive of what the caller may use.
+func (s *service) SaveImage(ctx context.Context, c peer.Cred, ref string, w io.Writer) error {
+	return s.rt.Save(ctx, c.UID, ref, w)
 }
 
 // RemoveImage forgets a reference of the caller's.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,7 +30,7 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 }
 
 // List is the caller's sandboxes, newest first.
-func (l *Launcher) List(_ context.Context, c peer.Cred, o server.ListOptions) ([]api.Sandbox, error) {
+func (l *Launcher) List(ctx context.Context, c peer.Cred, o server.ListOptions) ([]api.Sandbox, error) {
 	out := []api.Sandbox{}
 	for _, sb := range l.all() {
 		if !mayUse(c, sb.identity()) {
@@ -41,7 +42,41 @@ func (l *Launcher) List(_ context.Context, c peer.Cred, o server.ListOptions) ([
 		}
 	}
 	slices.SortFunc(out, func(a, b api.Sandbox) int { return b.Created.Compare(a.Created) })
+	l.markMoved(ctx, out)
 	return out, nil
+}
+
+// movedTime is how long containerd may take to say what names stand for now;
+// a list does not wait for one that is down.
+const movedTime = 2 * time.Second
+
+// markMoved says of each sandbox whether the name of its image is another's by
+// now: each name is asked for once, as the sandbox's caller.
+func (l *Launcher) markMoved(ctx context.Context, list []api.Sandbox) {
+	ctx, cancel := context.WithTimeout(ctx, movedTime)
+	defer cancel()
+	type name struct {
+		uid uint32
+		ref string
+	}
+	now := map[name]string{}
+	for i := range list {
+		v := &list[i]
+		n := name{v.Caller.UID, v.Image}
+		if strings.HasPrefix(v.Image, "sha256:") {
+			continue
+		}
+		digest, asked := now[n]
+		if !asked {
+			var err error
+			digest, err = l.Runtime.Resolve(ctx, n.uid, n.ref)
+			if err != nil && api.CodeOf(err) != api.CodeNotFound {
+				return // not known now, of any
+			}
+			now[n] = digest
+		}
+		v.ImageMoved = digest != v.ImageDigest
+	}
 }
 
 func wanted(v api.Sandbox, o server.ListOptions) bool {
@@ -64,13 +99,14 @@ func wanted(v api.Sandbox, o server.ListOptions) bool {
 }
 
 // Get is one sandbox.
-func (l *Launcher) Get(_ context.Context, c peer.Cred, ref string) (*api.Sandbox, error) {
+func (l *Launcher) Get(ctx context.Context, c peer.Cred, ref string) (*api.Sandbox, error) {
 	sb, err := l.find(c, ref)
 	if err != nil {
 		return nil, err
 	}
-	v := sb.view()
-	return &v, nil
+	one := []api.Sandbox{sb.view()}
+	l.markMoved(ctx, one)
+	return &one[0], nil
 }
 
 // Stop ends a sandbox and says how it ended.

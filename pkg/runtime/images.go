@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -41,11 +42,27 @@ func NormalizeRef(ref string) (string, error) {
 	return reference.TagNameOnly(n).String(), nil
 }
 
-// familiar is the short form of a kept name, for people.
-func familiar(ref string) string {
-	if _, own, ok := strings.Cut(ref, "/"); ok && strings.HasPrefix(ref, "uid-") {
-		ref = own
+// given is the name that its owner gave to a kept image.
+func given(kept string) string {
+	if _, own, ok := strings.Cut(kept, "/"); ok && strings.HasPrefix(kept, "uid-") {
+		return own
 	}
+	return kept
+}
+
+// ownerOf is whose a kept image is; 0 is the box.
+func ownerOf(kept string) uint32 {
+	owner, _, _ := strings.Cut(kept, "/")
+	uid, err := strconv.ParseUint(strings.TrimPrefix(owner, "uid-"), 10, 32)
+	if err != nil || !strings.HasPrefix(owner, "uid-") {
+		return 0
+	}
+	return uint32(uid)
+}
+
+// familiar is the short form of a kept name, for people.
+func familiar(kept string) string {
+	ref := given(kept)
 	n, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref
@@ -77,32 +94,40 @@ func missing(ref string) error {
 		WithHint("get it with \"creel image import FILE\" or make one with \"creel image build\"; \"creel image ls\" lists what is here")
 }
 
-// Resolve gives the digest of the manifest that a reference is to a user: its
-// own image of that name, or else the box's.
+// Resolve gives the digest of the manifest that a reference is to a user: the
+// box's image of that name, or else its own.
 func (c *Client) Resolve(ctx context.Context, uid uint32, ref string) (string, error) {
 	ch, err := c.resolve(ctx, uid, ref)
 	return ch.digest.String(), err
 }
 
-// resolve finds the unpacked image of a reference or digest.
-func (c *Client) resolve(ctx context.Context, uid uint32, ref string) (chain, error) {
+// find gives the image that a reference or digest is to a user.
+func (c *Client) find(ctx context.Context, uid uint32, ref string) (images.Image, error) {
 	name, err := NormalizeRef(ref)
 	if err != nil {
-		return chain{}, err
+		return images.Image{}, err
 	}
 	img, err := c.lookup(ctx, uid, name)
 	if err != nil {
 		if errdefs.IsNotFound(err) {
-			return chain{}, missing(ref)
+			return images.Image{}, missing(ref)
 		}
-		return chain{}, wrap(err, "image "+ref)
+		return images.Image{}, wrap(err, "image "+ref)
 	}
-	id := img.Labels[labelChain]
-	if id == "" {
-		return chain{}, api.Errorf(api.CodeConflict, "image %q was not imported by creel", ref).
+	if img.Labels[labelChain] == "" {
+		return images.Image{}, api.Errorf(api.CodeConflict, "image %q was not imported by creel", ref).
 			WithHint("import it with \"creel image import FILE\", which checks it")
 	}
-	ch := chain{id: id, digest: img.Target.Digest}
+	return img, nil
+}
+
+// resolve finds the unpacked image of a reference or digest.
+func (c *Client) resolve(ctx context.Context, uid uint32, ref string) (chain, error) {
+	img, err := c.find(ctx, uid, ref)
+	if err != nil {
+		return chain{}, err
+	}
+	ch := chain{id: img.Labels[labelChain], digest: img.Target.Digest}
 	c.chains.Store(ch.digest.String(), ch)
 	return ch, nil
 }
@@ -115,12 +140,13 @@ func (c *Client) chainOf(ctx context.Context, image string) (chain, error) {
 	return c.resolve(ctx, 0, image)
 }
 
-// lookup finds an image that uid may use.
+// lookup finds an image that uid may use. By name the box's comes first: no
+// caller's image stands where an operator's is meant.
 func (c *Client) lookup(ctx context.Context, uid uint32, name string) (images.Image, error) {
 	if !strings.HasPrefix(name, "sha256:") {
-		img, err := c.imgs.Get(ctx, kept(uid, name))
+		img, err := c.imgs.Get(ctx, name)
 		if errdefs.IsNotFound(err) && uid != 0 {
-			return c.imgs.Get(ctx, name)
+			return c.imgs.Get(ctx, kept(uid, name))
 		}
 		return img, err
 	}

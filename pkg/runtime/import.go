@@ -50,11 +50,12 @@ const (
 // Import reads an OCI or docker archive, checks it (package image), unpacks
 // it and gives it the name ref, or the archive's own when ref is empty. It is
 // uid's alone, or everybody's when that is 0. An image of that name and owner
-// before is replaced. When it is refused, error code api.CodeInvalid, nothing
-// of it stays.
+// before is replaced; a name of the box's is refused to others, with code
+// api.CodeConflict. When the image is refused, with code api.CodeInvalid,
+// nothing of it stays.
 func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string, lim image.Limits) (_ api.Image, err error) {
 	if ref != "" {
-		if ref, err = nameOf(ref); err != nil {
+		if ref, err = c.nameFor(ctx, uid, ref); err != nil {
 			return api.Image{}, err
 		}
 	}
@@ -81,7 +82,7 @@ func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string
 		return api.Image{}, refused(err)
 	}
 	if ref == "" {
-		if ref, err = nameOf(img.Name); err != nil {
+		if ref, err = c.nameFor(ctx, uid, img.Name); err != nil {
 			return api.Image{}, err
 		}
 	}
@@ -181,14 +182,7 @@ func (c *Client) record(ctx context.Context, ref string, img *image.Image, ch ch
 		Target: ocispec.Descriptor{MediaType: img.ManifestType, Digest: ch.digest, Size: int64(len(img.Manifest))},
 		Labels: map[string]string{labelChain: ch.id, labelSize: strconv.FormatInt(size, 10)},
 	}
-	out, err := c.imgs.Create(ctx, in)
-	if errdefs.IsAlreadyExists(err) {
-		out, err = c.imgs.Update(ctx, in)
-	}
-	if err != nil {
-		return api.Image{}, wrap(err, "image "+ref)
-	}
-	return describe(out), nil
+	return c.put(ctx, in)
 }
 
 // checkRoot looks at the unpacked image itself, as the runtime will see it:
@@ -272,22 +266,6 @@ func (c *Client) CountImages(ctx context.Context, uid uint32) (n int, err error)
 	return n, nil
 }
 
-// Image describes the image of a reference or digest.
-func (c *Client) Image(ctx context.Context, uid uint32, ref string) (api.Image, error) {
-	if _, err := c.resolve(ctx, uid, ref); err != nil {
-		return api.Image{}, err
-	}
-	name, err := NormalizeRef(ref)
-	if err != nil {
-		return api.Image{}, err
-	}
-	i, err := c.lookup(ctx, uid, name)
-	if err != nil {
-		return api.Image{}, wrap(err, "image "+ref)
-	}
-	return describe(i), nil
-}
-
 // RemoveImage forgets a reference of uid's own, or every one that is its own
 // to a digest; root's own are all. Sandboxes that run from the image keep what
 // they need of it.
@@ -322,11 +300,6 @@ func (c *Client) RemoveImage(ctx context.Context, uid uint32, ref string) error 
 		return api.Errorf(api.CodeDenied, "only root may remove image %s: every caller may use it", ref)
 	}
 	return missing(ref)
-}
-
-func describe(i images.Image) api.Image {
-	size, _ := strconv.ParseInt(i.Labels[labelSize], 10, 64)
-	return api.Image{Ref: familiar(i.Name), Digest: i.Target.Digest.String(), Size: size, Created: i.CreatedAt}
 }
 
 // contentStore is containerd's content store as package image sees it.

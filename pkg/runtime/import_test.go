@@ -12,6 +12,8 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/runtime"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func importBusybox(tb testing.TB, e *env) {
@@ -54,7 +56,7 @@ func TestImport(t *testing.T) {
 		t.Errorf("imported %+v", img)
 	}
 	list, err := c.Images(t.Context(), 0)
-	if err != nil || len(list) != 1 || list[0] != img {
+	if err != nil || len(list) != 1 || !cmp.Equal(list[0], img) {
 		t.Errorf("images %+v (%v), want the one imported", list, err)
 	}
 	for _, ref := range []string{"tools:1", "docker.io/library/tools:1", img.Digest} {
@@ -77,8 +79,8 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// TestOwners: what a user imports under a name is that user's alone, and
-// stands in nobody else's way.
+// TestOwners: what a user imports under a name is that user's alone, stands in
+// nobody else's way, and never where the box's is meant.
 func TestOwners(t *testing.T) {
 	e := start(t)
 	c := e.Client()
@@ -102,7 +104,8 @@ func TestOwners(t *testing.T) {
 	is(1002, "tools", "")
 	is(1002, one, "")
 	box := put(0, "box")
-	is(1001, "tools", one)
+	is(1001, "tools", box)
+	is(1001, one, one)
 	is(1002, "tools", box)
 	is(1001, box, box)
 	for uid, want := range map[uint32]int{0: 2, 1001: 2, 1002: 1} {
@@ -115,6 +118,18 @@ func TestOwners(t *testing.T) {
 	}
 	if err := c.RemoveImage(t.Context(), 1002, one); api.CodeOf(err) != api.CodeNotFound {
 		t.Errorf("remove another's: %v", err)
+	}
+	// The box's name is nobody else's to give, in whatever form.
+	for _, ref := range []string{"tools", "tools:latest", "docker.io/library/tools"} {
+		if _, err := c.Import(t.Context(), 1001, bytes.NewReader(archive(t, "x", busyboxLayer(t))), ref, image.DefaultLimits); api.CodeOf(err) != api.CodeConflict {
+			t.Errorf("import as %s: %v", ref, err)
+		}
+		if _, err := c.Tag(t.Context(), 1001, one, ref); api.CodeOf(err) != api.CodeConflict {
+			t.Errorf("tag as %s: %v", ref, err)
+		}
+	}
+	if _, err := c.Import(t.Context(), 1002, bytes.NewReader(archive(t, "tools", busyboxLayer(t))), "", image.DefaultLimits); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("import of an archive that calls itself so: %v", err)
 	}
 	if err := c.RemoveImage(t.Context(), 1001, "tools"); err != nil {
 		t.Errorf("remove one's own: %v", err)
@@ -181,5 +196,54 @@ func TestNormalizeRef(t *testing.T) {
 		if got != tt.want || (tt.code != "" && api.CodeOf(err) != tt.code) || (tt.code == "" && err != nil) {
 			t.Errorf("NormalizeRef(%q) = %q, %v", tt.in, got, err)
 		}
+	}
+}
+
+// TestTagAndSave: one more name is the caller's own and holds the image, and
+// what is saved is the image that was imported.
+func TestTagAndSave(t *testing.T) {
+	e := start(t)
+	c := e.Client()
+	box, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, "tools", busyboxLayer(t), layer(t, dirs("work")...))), "", image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, err := c.Tag(t.Context(), 1001, "tools", "mine:1")
+	if err != nil || mine.Ref != "mine:1" || mine.Digest != box.Digest || mine.Owner != 1001 || mine.Size != box.Size {
+		t.Fatalf("tag: %+v, %v", mine, err)
+	}
+	if _, err := c.Tag(t.Context(), 1002, "mine:1", "stolen"); api.CodeOf(err) != api.CodeNotFound {
+		t.Errorf("tag another's: %v", err)
+	}
+	if err := c.Save(t.Context(), 1002, "mine:1", &bytes.Buffer{}); api.CodeOf(err) != api.CodeNotFound {
+		t.Errorf("save another's: %v", err)
+	}
+	if _, err := c.Tag(t.Context(), 1001, "tools", box.Digest); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("tag as a digest: %v", err)
+	}
+	if err := c.RemoveImage(t.Context(), 0, "tools"); err != nil {
+		t.Fatal(err)
+	}
+	one, err := c.Image(t.Context(), 1001, "mine:1")
+	if err != nil || len(one.Layers) != 2 || one.Digest != box.Digest || one.Packages != nil {
+		t.Errorf("after the first name went: %+v, %v", one, err)
+	}
+	var out bytes.Buffer
+	if err := c.Save(t.Context(), 1001, box.Digest, &out); err != nil {
+		t.Fatal(err)
+	}
+	// Another's name for it does not hold it for this caller.
+	if _, err := c.Resolve(t.Context(), 1002, box.Digest); api.CodeOf(err) != api.CodeNotFound {
+		t.Errorf("another's digest: %v", err)
+	}
+	if err := c.RemoveImage(t.Context(), 1001, "mine:1"); err != nil {
+		t.Fatal(err)
+	}
+	if left := stored(t, e); len(left) > 0 {
+		t.Errorf("left of a removed image: %q", left)
+	}
+	again, err := c.Import(t.Context(), 1001, &out, "", image.DefaultLimits)
+	if err != nil || again.Digest != box.Digest || again.Ref != "mine:1" {
+		t.Errorf("saved and imported: %+v, %v; want %s as mine:1", again, err, box.Digest)
 	}
 }

@@ -47,6 +47,26 @@ func (s *Server) removeImage(w http.ResponseWriter, r *http.Request, c Caller) e
 	return answerNone(w, s.svc.RemoveImage(r.Context(), c, r.PathValue("ref")))
 }
 
+func (s *Server) tagImage(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.TagRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.TagImage(r.Context(), c, req.Source, r.PathValue("ref")))
+}
+
+func (s *Server) saveImage(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	return stopped(ctx, s.svc.SaveImage(ctx, c, r.PathValue("ref"), s.bodyTo(w, "application/x-tar", false)))
+}
+
 func (s *Server) profiles(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err := parseQuery(r).done(); err != nil {
 		return err

@@ -251,6 +251,15 @@ func (f *fake) ImportImage(_ context.Context, c server.Caller, ref string, r io.
 	return &api.Image{Ref: ref, Size: n}, errors.Join(err, f.note(c, "ImportImage", ref, n))
 }
 
+func (f *fake) TagImage(_ context.Context, c server.Caller, source, ref string) (*api.Image, error) {
+	return &api.Image{Ref: ref}, f.note(c, "TagImage", source, ref)
+}
+
+func (f *fake) SaveImage(_ context.Context, c server.Caller, ref string, w io.Writer) error {
+	_, err := io.WriteString(w, "archive of "+ref)
+	return errors.Join(err, f.note(c, "SaveImage", ref))
+}
+
 func (f *fake) RemoveImage(_ context.Context, c server.Caller, ref string) error {
 	return f.note(c, "RemoveImage", ref)
 }

@@ -47,7 +47,9 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/images", handle: (*Server).images},
 	{Method: "POST", Pattern: "/v1/images", Stream: true, handle: (*Server).importImage},
 	{Method: "GET", Pattern: "/v1/images/{ref...}", handle: (*Server).image},
+	{Method: "PUT", Pattern: "/v1/images/{ref...}", handle: (*Server).tagImage},
 	{Method: "DELETE", Pattern: "/v1/images/{ref...}", handle: (*Server).removeImage},
+	{Method: "GET", Pattern: "/v1/archives/{ref...}", Stream: true, handle: (*Server).saveImage},
 
 	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},

@@ -156,6 +156,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/images", "", 200, call{"Images", nil}, `[{"ref":"base"`},
 		{"POST", "/v1/images?ref=x", "archive", 201, call{"ImportImage", []any{"x", int64(7)}}, `"size":7`},
 		{"GET", "/v1/images/local/base:1", "", 200, call{"Image", []any{"local/base:1"}}, `"ref":"local/base:1"`},
+		{"PUT", "/v1/images/local/base:1", `{"source":"base"}`, 200, call{"TagImage", []any{"base", "local/base:1"}}, `"ref":"local/base:1"`},
+		{"GET", "/v1/archives/local/base:1", "", 200, call{"SaveImage", []any{"local/base:1"}}, "archive of local/base:1"},
 		{"DELETE", "/v1/images/local/base:1", "", 204, call{"RemoveImage", []any{"local/base:1"}}, ""},
 		{"GET", "/v1/profiles", "", 200, call{"Profiles", nil}, "[]"},
 		{"GET", "/v1/profiles/strict", "", 200, call{"Profile", []any{"strict"}}, `"name":"strict"`},

@@ -80,6 +80,11 @@ type Service interface {
 	// archive's own name is used.
 	ImportImage(ctx context.Context, c Caller, ref string, r io.Reader) (*api.Image, error)
 	RemoveImage(ctx context.Context, c Caller, ref string) error
+	// TagImage gives the image source one more name, which is the caller's.
+	TagImage(ctx context.Context, c Caller, source, ref string) (*api.Image, error)
+	// SaveImage writes an OCI archive. An error before the first byte is the
+	// answer.
+	SaveImage(ctx context.Context, c Caller, ref string, w io.Writer) error
 
 	Profiles(ctx context.Context, c Caller) ([]api.Profile, error)
 	Profile(ctx context.Context, c Caller, name string) (*api.Profile, error)

@@ -412,6 +412,28 @@ func (d *Daemon) ImportImage(_ context.Context, _ server.Caller, ref string, r i
 	return &img, nil
 }
 
+// TagImage names one once more.
+func (d *Daemon) TagImage(ctx context.Context, c server.Caller, source, ref string) (*api.Image, error) {
+	img, err := d.Image(ctx, c, source)
+	if err != nil {
+		return nil, err
+	}
+	img.Ref, img.Owner = ref, c.UID
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.images[ref] = *img
+	return img, nil
+}
+
+// SaveImage writes the name of one.
+func (d *Daemon) SaveImage(ctx context.Context, c server.Caller, ref string, w io.Writer) error {
+	if _, err := d.Image(ctx, c, ref); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "archive of "+ref)
+	return err
+}
+
 // RemoveImage forgets one.
 func (d *Daemon) RemoveImage(ctx context.Context, c server.Caller, ref string) error {
 	if _, err := d.Image(ctx, c, ref); err != nil {
