@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -205,17 +207,28 @@ func imageBuildCommand(a *app) *cobra.Command {
 	var opts imagebuild.Options
 	var output, epoch string
 	cmd := &cobra.Command{
-		Use:   "build [base]",
-		Short: "Build the base agent image",
-		Long: `Build the base agent image: Debian with what agents need.
+		Use:   "build [base|dev]",
+		Short: "Build an agent image",
+		Long: `Build an agent image, of Debian packages.
+
+  base  shells, git, curl, jq, ripgrep, Python: what agents need
+  dev   base, and Node, npm, build-essential, Chromium with fonts; two
+        gigabytes
 
 It is made here, as you, with mmdebstrap, and then imported; the daemon never
 builds. With --output it is written to a file instead and no daemon is needed.
 SOURCE_DATE_EPOCH is respected.`,
 		Args: args(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 && args[0] != "base" {
-				return misuse("there is no recipe %q; there is: base", args[0])
+			opts.Recipe = "base"
+			if len(args) > 0 {
+				opts.Recipe = args[0]
+			}
+			if known := imagebuild.Recipes(); !slices.Contains(known, opts.Recipe) {
+				return misuse("there is no recipe %q; there are: %s", opts.Recipe, strings.Join(known, ", "))
+			}
+			if opts.Ref == "" {
+				opts.Ref = opts.Recipe
 			}
 			var err error
 			if opts.Epoch, err = parseEpoch(epoch); err != nil {
@@ -226,7 +239,7 @@ SOURCE_DATE_EPOCH is respected.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&output, "output", "o", "", "write an OCI archive to this file")
-	fl.StringVar(&opts.Ref, "ref", "base", "name of the image")
+	fl.StringVar(&opts.Ref, "ref", "", "name of the image (the recipe's)")
 	fl.StringVar(&opts.Suite, "suite", imagebuild.DefaultSuite, "Debian release")
 	fl.StringArrayVar(&opts.Mirrors, "mirror", nil, "URL of a Debian archive, or a whole \"deb ...\" line (this host's APT sources)")
 	fl.StringVar(&epoch, "epoch", os.Getenv("SOURCE_DATE_EPOCH"), "no file is newer than this many seconds since 1970")

@@ -134,6 +134,53 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+func TestRecipes(t *testing.T) {
+	if diff := cmp.Diff([]string{"base", "dev"}, Recipes()); diff != "" {
+		t.Fatalf("recipes (-want +got):\n%s", diff)
+	}
+	promised := map[string][]string{
+		"base": {"bash", "coreutils", "git", "curl", "jq", "ripgrep", "python3", "python3-venv", "python3-pip", "openssh-client", "ca-certificates", "tzdata"},
+		"dev":  {"nodejs", "npm", "build-essential", "chromium", "fonts-liberation"},
+	}
+	promised["dev"] = append(promised["dev"], promised["base"]...) // all of base
+	for name, want := range promised {
+		o := Options{Recipe: name}
+		if err := o.fill(); err != nil || o.Ref != name {
+			t.Errorf("%s: %+v, %v", name, o, err)
+		}
+		for _, p := range want {
+			if !slices.Contains(o.Packages, p) {
+				t.Errorf("%s lacks %s", name, p)
+			}
+		}
+		if all := slices.Sorted(slices.Values(o.Packages)); len(slices.Compact(all)) != len(o.Packages) {
+			t.Errorf("%s has a package twice: %q", name, all)
+		}
+	}
+	bad := Options{Recipe: "../dev"}
+	if err := bad.fill(); err == nil || !strings.Contains(err.Error(), "base, dev") {
+		t.Errorf("an unknown recipe: %v", err)
+	}
+}
+
+// TestRecipeFiles: what a recipe adds is root's, and only where a package has
+// made room for it.
+func TestRecipeFiles(t *testing.T) {
+	files := recipes["dev"].files
+	rest := []file{dir("etc"), {name: "etc/passwd"}}
+	var out bytes.Buffer
+	if _, _, err := rewrite(t.Context(), bytes.NewReader(makeTar(t, append(rest, dir("etc/chromium.d"))...)), &out, testEpoch, files); err != nil {
+		t.Fatal(err)
+	}
+	headers, bodies, _ := readTar(t, out.Bytes())
+	if h := headers["etc/chromium.d/creel"]; h == nil || h.Uid != 0 || h.Mode != 0o644 || !strings.Contains(bodies["etc/chromium.d/creel"], "--no-sandbox") {
+		t.Errorf("the file is %+v: %q", h, bodies["etc/chromium.d/creel"])
+	}
+	if _, _, err := rewrite(t.Context(), bytes.NewReader(makeTar(t, rest...)), &out, testEpoch, files); err == nil {
+		t.Error("without its directory it is written")
+	}
+}
+
 func TestUnnamedTempLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	f, err := unnamedTemp(dir)
@@ -160,7 +207,8 @@ func TestArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	system := makeTar(t, dir("etc"), file{name: "etc/passwd"}, file{name: "packaged", when: packaged}, file{name: "generated", when: started.Add(time.Second)})
+	system := makeTar(t, dir("etc"), file{name: "etc/passwd"}, dir("var"), dir("var/lib"), dir("var/lib/dpkg"),
+		file{name: "var/lib/dpkg/status", body: "Package: jq\nStatus: install ok installed\nVersion: 1.7-1\n"}, file{name: "packaged", when: packaged}, file{name: "generated", when: started.Add(time.Second)})
 	if _, err := raw.Write(system); err != nil {
 		t.Fatal(err)
 	}
@@ -206,6 +254,9 @@ func TestArchive(t *testing.T) {
 	}
 	if c := config.Config; c.User != "" || len(c.Env)+len(c.Entrypoint)+len(c.Cmd)+len(c.Labels) != 0 {
 		t.Errorf("the configuration asks for something: %+v", c)
+	}
+	if got := manifest.Annotations["io.creel.packages"]; got != "jq 1.7-1" {
+		t.Errorf("packages = %q", got)
 	}
 	layer := bodies["blobs/sha256/"+manifest.Layers[0].Digest.Encoded()]
 	if int64(len(layer)) != res.Size || res.Size != manifest.Layers[0].Size {

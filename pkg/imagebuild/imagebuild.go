@@ -1,5 +1,5 @@
-// Package imagebuild makes the base agent image: a small Debian system with
-// what agents need, as an OCI archive.
+// Package imagebuild makes the agent images, base and dev: a small Debian
+// system with what agents need, as an OCI archive.
 //
 // It runs in the client as the calling user; the daemon never builds. Debian's
 // mmdebstrap makes the system, and this package rewrites its tar stream into
@@ -16,32 +16,25 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 )
 
-// DefaultSuite is the Debian release the base image is made from.
+// DefaultSuite is the Debian release the images are made from.
 const DefaultSuite = "bookworm"
-
-// BasePackages is what the base image has besides Debian's essential packages.
-func BasePackages() []string {
-	return []string{
-		"bash", "bzip2", "ca-certificates", "coreutils", "curl", "diffutils", "file",
-		"findutils", "gawk", "git", "grep", "gzip", "jq", "less", "make",
-		"openssh-client", "patch", "procps", "python3", "python3-pip", "python3-venv",
-		"ripgrep", "sed", "tar", "tzdata", "unzip", "xz-utils",
-	}
-}
 
 // Options say what to build. The zero value builds the base image.
 type Options struct {
-	// Ref is the image's name in the archive. "base" when empty.
+	// Recipe is one of Recipes. "base" when empty.
+	Recipe string
+	// Ref is the image's name in the archive. The recipe's when empty.
 	Ref string
 	// Suite is the Debian release. DefaultSuite when empty.
 	Suite string
 	// Mirrors are URLs of Debian archives, or whole "deb ..." lines. When
 	// empty, this host's own APT sources for Debian are used.
 	Mirrors []string
-	// Packages replaces BasePackages when not nil.
+	// Packages replaces the recipe's when not nil.
 	Packages []string
 	// Arch is the Debian architecture, this machine's when empty.
 	Arch string
@@ -49,7 +42,8 @@ type Options struct {
 	// modification time that a package's own file has, so that it depends on
 	// the packages alone.
 	Epoch time.Time
-	// TempDir holds the system while it is made, about a gigabyte.
+	// TempDir holds the system while it is made: half a gigabyte of base, three
+	// of dev.
 	// os.TempDir when empty.
 	TempDir string
 	// Progress gets one line for each step, for people. May be nil.
@@ -75,7 +69,7 @@ type Dropped struct {
 
 // Build makes the image and writes it to w as an OCI archive.
 //
-// It takes a minute or so, mostly in mmdebstrap, which must be installed. As a
+// It takes a minute or so, dev some more, mostly in mmdebstrap, which must be installed. As a
 // user other than root it needs newuidmap and a range in /etc/subuid.
 func Build(ctx context.Context, opts Options, w io.Writer) (_ *Result, err error) {
 	if err := opts.fill(); err != nil {
@@ -99,14 +93,18 @@ func (o *Options) fill() error {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
+	if o.Recipe == "" {
+		o.Recipe = "base"
+	}
+	recipe, known := recipes[o.Recipe]
 	if o.Ref == "" {
-		o.Ref = "base"
+		o.Ref = o.Recipe
 	}
 	if o.Suite == "" {
 		o.Suite = DefaultSuite
 	}
 	if o.Packages == nil {
-		o.Packages = BasePackages()
+		o.Packages = recipe.packages
 	}
 	if o.Arch == "" {
 		o.Arch = runtime.GOARCH
@@ -115,6 +113,9 @@ func (o *Options) fill() error {
 		o.TempDir = os.TempDir()
 	}
 	var errs []error
+	if !known {
+		errs = append(errs, fmt.Errorf("recipe %q is not one of %s", o.Recipe, strings.Join(Recipes(), ", ")))
+	}
 	if !isName(o.Suite) {
 		errs = append(errs, fmt.Errorf("suite %q is not a Debian release name", o.Suite))
 	}

@@ -25,6 +25,9 @@ const (
 	nameAnnotation = "org.opencontainers.image.ref.name"
 	// fullNameAnnotation is where containerd looks for an image's full name.
 	fullNameAnnotation = "io.containerd.image.name"
+	// packagesAnnotation is where "creel image inspect" looks for the packages,
+	// one "name version" a line. They are in the image as well.
+	packagesAnnotation = "io.creel.packages"
 )
 
 // The documents, with the fields that are used. The specification's own Go
@@ -48,10 +51,11 @@ type (
 		Manifests     []descriptor `json:"manifests"`
 	}
 	imageManifest struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Config        descriptor   `json:"config"`
-		Layers        []descriptor `json:"layers"`
+		SchemaVersion int               `json:"schemaVersion"`
+		MediaType     string            `json:"mediaType"`
+		Config        descriptor        `json:"config"`
+		Layers        []descriptor      `json:"layers"`
+		Annotations   map[string]string `json:"annotations"`
 	}
 	imageConfig struct {
 		Created time.Time `json:"created"`
@@ -96,7 +100,7 @@ func (b *builder) archive(ctx context.Context, w io.Writer) (*Result, error) {
 		return nil, err
 	}
 	layer := descriptor{MediaType: typeLayer, Digest: digestPrefix + hex.EncodeToString(sum.Sum(nil)), Size: n.n}
-	config, manifest, index, err := b.documents(layer, epoch)
+	config, manifest, index, err := b.documents(layer, epoch, packages)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +141,7 @@ func (b *builder) layer(ctx context.Context, w io.Writer, epoch time.Time) ([]st
 		return nil, Dropped{}, fmt.Errorf("read the system: %w", err)
 	}
 	buf := bufio.NewWriterSize(w, 256<<10)
-	packages, dropped, err := rewrite(ctx, bufio.NewReaderSize(b.raw, 256<<10), buf, epoch)
+	packages, dropped, err := rewrite(ctx, bufio.NewReaderSize(b.raw, 256<<10), buf, epoch, recipes[b.opts.Recipe].files)
 	if err != nil {
 		return nil, Dropped{}, err
 	}
@@ -169,21 +173,22 @@ func (b *builder) newestPackaged() (time.Time, error) {
 
 // documents are the image's JSON. The configuration names no user, no
 // entrypoint and no environment: creel uses none of an image's.
-func (b *builder) documents(layer descriptor, epoch time.Time) (config, manifest, index []byte, err error) {
+func (b *builder) documents(layer descriptor, epoch time.Time, packages []string) (config, manifest, index []byte, err error) {
 	created := epoch.UTC()
 	here := platform{Architecture: b.opts.Arch, OS: "linux"}
 	config, err = json.Marshal(imageConfig{
 		Created: created, platform: here,
 		RootFS:  rootFS{Type: "layers", DiffIDs: []string{layer.Digest}},
-		History: []history{{Created: created, CreatedBy: "creel image build base, Debian " + b.opts.Suite}},
+		History: []history{{Created: created, CreatedBy: "creel image build " + b.opts.Recipe + ", Debian " + b.opts.Suite}},
 	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	manifest, err = json.Marshal(imageManifest{
 		SchemaVersion: 2, MediaType: typeManifest,
-		Config: descriptor{MediaType: typeConfig, Digest: digestOf(config), Size: int64(len(config))},
-		Layers: []descriptor{layer},
+		Config:      descriptor{MediaType: typeConfig, Digest: digestOf(config), Size: int64(len(config))},
+		Layers:      []descriptor{layer},
+		Annotations: map[string]string{packagesAnnotation: strings.Join(packages, "\n")},
 	})
 	if err != nil {
 		return nil, nil, nil, err

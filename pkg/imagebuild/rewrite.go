@@ -33,7 +33,7 @@ type rewriter struct {
 // rewrite copies the system in r to w as one layer: see the package comment.
 // Nothing of r is trusted: a name that is not plain, or an entry beneath
 // something that is no directory, is an error.
-func rewrite(ctx context.Context, r io.Reader, w io.Writer, epoch time.Time) (packages []string, _ Dropped, err error) {
+func rewrite(ctx context.Context, r io.Reader, w io.Writer, epoch time.Time, more []ownFile) (packages []string, _ Dropped, err error) {
 	rw := &rewriter{
 		epoch: epoch.Truncate(time.Second), out: tar.NewWriter(w),
 		seen: map[string]byte{}, edits: accountEdits(epoch),
@@ -55,7 +55,7 @@ func rewrite(ctx context.Context, r io.Reader, w io.Writer, epoch time.Time) (pa
 		}
 	}
 	packages = packageList(rw.status)
-	if err := rw.addOwn(packages); err != nil {
+	if err := rw.addOwn(packages, more); err != nil {
 		return nil, Dropped{}, err
 	}
 	if err := rw.out.Close(); err != nil {
@@ -299,7 +299,7 @@ var ownDirs = []struct {
 
 // addOwn adds what the image has beyond the packages, last, so that their
 // order in the archive never changes.
-func (rw *rewriter) addOwn(packages []string) error {
+func (rw *rewriter) addOwn(packages []string, more []ownFile) error {
 	for _, d := range ownDirs {
 		if t, ok := rw.seen[d.name]; ok {
 			if t != tar.TypeDir {
@@ -312,13 +312,13 @@ func (rw *rewriter) addOwn(packages []string) error {
 			return fmt.Errorf("directory /%s: %w", d.name, err)
 		}
 	}
-	for _, f := range []struct{ name, text string }{
+	for _, f := range append([]ownFile{
 		{"etc/hostname", "sandbox\n"},
 		{"etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"},
 		{"etc/resolv.conf", ""},
 		{"etc/machine-id", ""},
 		{"usr/share/creel/packages.txt", strings.Join(append(packages, ""), "\n")},
-	} {
+	}, more...) {
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: int64(len(f.text)), ModTime: rw.epoch}
 		if err := rw.put(h, strings.NewReader(f.text)); err != nil {
 			return fmt.Errorf("file /%s: %w", f.name, err)

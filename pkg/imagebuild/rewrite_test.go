@@ -82,7 +82,7 @@ func dir(name string) file { return file{name: name, kind: tar.TypeDir, mode: 0o
 func run(tb testing.TB, files ...file) (map[string]*tar.Header, map[string]string, Dropped, []string) {
 	tb.Helper()
 	var out bytes.Buffer
-	packages, dropped, err := rewrite(tb.Context(), bytes.NewReader(makeTar(tb, files...)), &out, testEpoch)
+	packages, dropped, err := rewrite(tb.Context(), bytes.NewReader(makeTar(tb, files...)), &out, testEpoch, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestRewriteRefuses(t *testing.T) {
 	}
 	for name, files := range tests {
 		t.Run(name, func(t *testing.T) {
-			if _, _, err := rewrite(t.Context(), bytes.NewReader(makeTar(t, files...)), io.Discard, testEpoch); err == nil {
+			if _, _, err := rewrite(t.Context(), bytes.NewReader(makeTar(t, files...)), io.Discard, testEpoch, nil); err == nil {
 				t.Error("rewrite succeeded")
 			}
 		})
@@ -188,7 +188,7 @@ func TestRewriteEndsWithItsContext(t *testing.T) {
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
-	if _, _, err := rewrite(ctx, bytes.NewReader(makeTar(t, dir("a"))), io.Discard, testEpoch); !errors.Is(err, why) {
+	if _, _, err := rewrite(ctx, bytes.NewReader(makeTar(t, dir("a"))), io.Discard, testEpoch, nil); !errors.Is(err, why) {
 		t.Errorf("error = %v, want %v", err, why)
 	}
 }
@@ -203,10 +203,10 @@ func FuzzRewrite(f *testing.F) {
 	f.Add(makeTar(f, file{name: "var", kind: tar.TypeDir}, file{name: "var/lib", kind: tar.TypeDir}, file{name: "var/lib/dpkg", kind: tar.TypeDir}, file{name: "var/lib/dpkg/status", body: "Package: a\n"}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var out, again bytes.Buffer
-		if _, _, err := rewrite(t.Context(), bytes.NewReader(in), &out, testEpoch); err != nil {
+		if _, _, err := rewrite(t.Context(), bytes.NewReader(in), &out, testEpoch, nil); err != nil {
 			return
 		}
-		if _, _, err := rewrite(t.Context(), bytes.NewReader(in), &again, testEpoch); err != nil || !bytes.Equal(out.Bytes(), again.Bytes()) {
+		if _, _, err := rewrite(t.Context(), bytes.NewReader(in), &again, testEpoch, nil); err != nil || !bytes.Equal(out.Bytes(), again.Bytes()) {
 			t.Fatalf("the second rewrite differs: %v", err)
 		}
 		headers, _, names := readTar(t, out.Bytes())
