@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/rand"
 	"encoding/json"
 	"io"
 	"os"
@@ -221,4 +222,61 @@ func TestImageMoved(t *testing.T) {
 	if _, err := l.TagImage(t.Context(), pinned.ImageDigest, "base"); api.CodeOf(err) != api.CodeNotFound {
 		t.Errorf("an image that nothing names any more is tagged: %v", err)
 	}
+}
+
+// TestSaveHolds: an image that is being saved stays whole when it is removed
+// meanwhile, a save that is cut off is no shorter archive, and what is held is
+// bounded and let go of.
+func TestSaveHolds(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	noise := make([]byte, 16<<20) // more than lies in a socket
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	l.Import("large", lab.TinyWith(t, nil, func(w *tar.Writer) {
+		lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "mnt/noise", Mode: 0o644}, noise)
+	}))
+	before, err := l.Image(t.Context(), "large")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var saves []io.ReadCloser
+	for i := range 5 {
+		r, err := l.SaveImage(t.Context(), "large")
+		if i == 4 {
+			if api.CodeOf(err) != api.CodeExhausted {
+				t.Errorf("a fifth save at one time: %v", err)
+			}
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		saves = append(saves, r)
+	}
+	if err := l.RemoveImage(t.Context(), "large"); err != nil {
+		t.Fatal(err)
+	}
+	var rest bytes.Buffer
+	rest.WriteString("o") // of "oci-layout", read before
+	if _, err := rest.ReadFrom(saves[0]); err != nil {
+		t.Fatal(err)
+	}
+	again, err := l.ImportImage(t.Context(), "again", &rest)
+	if err != nil || again.Digest != before.Digest {
+		t.Errorf("saved while it was removed, it is %+v, %v; want %s", again, err, before.Digest)
+	}
+	l.Kill()
+	if n, err := io.Copy(io.Discard, saves[1]); err == nil {
+		t.Errorf("a save that the daemon did not end is an archive of %d bytes", n)
+	}
+	l.Start()
+	if err := l.RemoveImage(t.Context(), "again"); err != nil {
+		t.Fatal(err)
+	}
+	l.NothingLeft()
 }

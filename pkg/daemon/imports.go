@@ -8,14 +8,15 @@ import (
 )
 
 const (
-	// maxImports is how many archives one user may send at one time: each
-	// costs buffers here and writes on the disk that all share.
+	// maxImports is how many archives one user may send and fetch at one time:
+	// each costs buffers here and writes on the disk that all share, and one
+	// that is fetched holds an image that the user may have removed.
 	maxImports = 4
 	// maxImages is how many images of its own a user other than root may have.
 	maxImages = 64
 )
 
-// imports counts the uploads that go on.
+// imports counts the archives that are under way.
 type imports struct {
 	mu sync.Mutex
 	n  map[uint32]int
@@ -25,7 +26,7 @@ func (i *imports) begin(uid uint32) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.n[uid] >= maxImports {
-		return api.Errorf(api.CodeExhausted, "%d imports of this user are under way, the most there may be", maxImports).
+		return api.Errorf(api.CodeExhausted, "%d images of this user are being imported or saved, the most there may be at one time", maxImports).
 			WithHint("wait for one to end")
 	}
 	if i.n == nil {

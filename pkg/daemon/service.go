@@ -82,6 +82,10 @@ func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string)
 
 // SaveImage writes an archive of what the caller may use.
 func (s *service) SaveImage(ctx context.Context, c peer.Cred, ref string, w io.Writer) error {
+	if err := s.imports.begin(c.UID); err != nil {
+		return err
+	}
+	defer s.imports.end(c.UID)
 	return s.rt.Save(ctx, c.UID, ref, w)
 }
 
