@@ -53,7 +53,9 @@ func (m *Maker) template(ctx context.Context, o Options) (*os.File, error) {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if err := m.format(ctx, tmp, o); err != nil {
+	// No journal: what a crash leaves is thrown away.
+	err = format(ctx, m.mkfs, tmp, o.Limit, o.Inodes, "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
+	if err != nil {
 		_ = os.Remove(tmp)
 		return nil, err
 	}
@@ -78,8 +80,10 @@ func (m *Maker) dropTemplates() error {
 	return nil
 }
 
-func (m *Maker) format(ctx context.Context, path string, o Options) error {
-	mkfs, err := m.findMkfs()
+// format makes the file at path an ext4 file system of size bytes. flags are
+// more of mkfs.ext4's.
+func format(ctx context.Context, mkfs, path string, size api.Size, inodes int64, flags ...string) error {
+	mkfs, err := findMkfs(mkfs)
 	if err != nil {
 		return err
 	}
@@ -87,12 +91,12 @@ func (m *Maker) format(ctx context.Context, path string, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Truncate(int64(o.Limit)), f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(int64(size)), f.Close()); err != nil {
 		return err
 	}
-	// No journal: what a crash leaves is thrown away. No blocks kept for root.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-m", "0", "-N", strconv.FormatInt(o.Inodes, 10),
-		"-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard", path)
+	// No blocks kept for root.
+	args := append([]string{"-q", "-F", "-b", "4096", "-m", "0", "-N", strconv.FormatInt(inodes, 10)}, flags...)
+	cmd := exec.CommandContext(ctx, mkfs, append(args, path)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", mkfs, err, bytes.TrimSpace(out))
@@ -100,9 +104,12 @@ func (m *Maker) format(ctx context.Context, path string, o Options) error {
 	return nil
 }
 
-func (m *Maker) findMkfs() (string, error) {
-	if m.mkfs != "" {
-		return m.mkfs, nil
+// defaultInodes is one for every 16 KiB, within bounds.
+func defaultInodes(size api.Size) int64 { return min(max(int64(size)>>14, 1024), 1<<20) }
+
+func findMkfs(configured string) (string, error) {
+	if configured != "" {
+		return configured, nil
 	}
 	for _, p := range []string{"/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"} {
 		if _, err := os.Stat(p); err == nil {
@@ -110,7 +117,7 @@ func (m *Maker) findMkfs() (string, error) {
 		}
 	}
 	return "", api.Errorf(api.CodeUnsupportedHost, "mkfs.ext4 is not installed").
-		WithHint("install e2fsprogs, or set limits.disk to at most a quarter of limits.memory")
+		WithHint("install e2fsprogs; only a writable root of at most a quarter of limits.memory works without")
 }
 
 // copySparse copies only what src holds: by sharing its blocks where the file

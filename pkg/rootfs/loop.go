@@ -23,7 +23,7 @@ func attachLoop(image, id string) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, api.Errorf(api.CodeUnsupportedHost, "no loop devices: %w", err).
-			WithHint("load the kernel module loop, or set limits.disk to at most a quarter of limits.memory")
+			WithHint("load the kernel module loop; only a writable root of at most a quarter of limits.memory works without")
 	}
 	defer control.Close()
 	for range 100 { // another process may take the free device before us
@@ -53,33 +53,61 @@ func attachLoop(image, id string) (*os.File, error) {
 	return nil, api.Errorf(api.CodeUnavailable, "no loop device stays free long enough").WithHint("try again")
 }
 
-// detachLoops frees the loop devices of image. One that is still mounted
-// somewhere is freed when it no longer is.
-func detachLoops(image string) error {
+// loopsOf opens the loop devices of image. The caller closes them.
+func loopsOf(image string) (devs []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(devs)
+		}
+	}()
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue // freed in the meantime
-		}
-		if strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), " (deleted)") != image {
+		if !backs(f, image) {
 			continue
 		}
-		name := strings.Split(f, "/")[3]
-		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
+		dev, err := os.OpenFile("/dev/"+strings.Split(f, "/")[3], os.O_RDWR, 0)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("free loop device: %w", err)
+			return devs, fmt.Errorf("loop device: %w", err)
 		}
-		err = unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0)
-		_ = dev.Close()
+		// Until it was open it could be freed, and become another's.
+		if !backs(f, image) {
+			_ = dev.Close()
+			continue
+		}
+		devs = append(devs, dev)
+	}
+	return devs, nil
+}
+
+func backs(sysfs, image string) bool {
+	b, err := os.ReadFile(sysfs) // fails when it was freed in the meantime
+	return err == nil && strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), " (deleted)") == image
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// detachLoops frees the loop devices of image. One that is still mounted
+// somewhere is freed when it no longer is.
+func detachLoops(image string) error {
+	devs, err := loopsOf(image)
+	if err != nil {
+		return err
+	}
+	defer closeAll(devs)
+	for _, dev := range devs {
+		err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0)
 		if err != nil && !errors.Is(err, unix.ENXIO) { // ENXIO: free already
-			return fmt.Errorf("free loop device %s: %w", name, err)
+			return fmt.Errorf("free loop device %s: %w", dev.Name(), err)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
-// Package rootfs makes the writable layer of a sandbox's root, with a limit in
-// bytes and files that the file system itself enforces: whoever writes more
-// gets ENOSPC at once, and nothing has to watch.
+// Package rootfs makes file systems with a limit in bytes and files that the
+// file system itself enforces: whoever writes more gets ENOSPC at once, and
+// nothing has to watch. They are the writable layer of a sandbox's root
+// ([Maker]), which goes with the sandbox, and volumes ([Volumes]), which stay.
 //
 // A layer is a file system of its own: a tmpfs when the limit is at most a
 // quarter of the memory limit, which its pages count against; otherwise an
@@ -115,7 +116,7 @@ func (m *Maker) Prepare(ctx context.Context, id string, o Options) (_ Layer, und
 			WithHint("give limits.disk at least " + MinLimit.String())
 	}
 	if o.Inodes == 0 {
-		o.Inodes = min(max(int64(o.Limit)>>14, 1024), 1<<20)
+		o.Inodes = defaultInodes(o.Limit)
 	}
 	if err := os.Mkdir(m.dir(id), 0o700); err != nil {
 		return Layer{}, nil, fmt.Errorf("writable layer: %w", err)
@@ -227,16 +228,15 @@ func (m *Maker) Remove(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	dir := m.dir(id)
+	return dismantle(m.dir(id))
+}
+
+// dismantle takes away a directory with an image, the image's loop device and
+// its mount.
+func dismantle(dir string) error {
 	at := filepath.Join(dir, nameMount)
-	for {
-		err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break // not a mount point (any more)
-		}
-		if err != nil {
-			return fmt.Errorf("unmount the writable layer: %w", err)
-		}
+	if err := unmount(at); err != nil {
+		return err
 	}
 	if err := detachLoops(filepath.Join(dir, nameImage)); err != nil {
 		return err
@@ -245,10 +245,23 @@ func (m *Maker) Remove(id string) error {
 	// follow the agent's files.
 	for _, p := range []string{filepath.Join(dir, nameImage), at, dir} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove the writable layer: %w", err)
+			return fmt.Errorf("remove %s: %w", filepath.Base(p), err)
 		}
 	}
 	return nil
+}
+
+// unmount takes away whatever is mounted at a place.
+func unmount(at string) error {
+	for {
+		err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // not a mount point (any more)
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", at, err)
+		}
+	}
 }
 
 // List is the ids of the sandboxes that have anything of a layer.
