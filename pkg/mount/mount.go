@@ -101,7 +101,7 @@ func (s *Stager) Stage(ctx context.Context, r Request) (st Staged, undo func(con
 	if err := restrict(tree, r, st.FSType); err != nil {
 		return Staged{}, nil, err
 	}
-	if err := attach(tree, r, st); err != nil {
+	if err := attach(tree, r.Target, func() error { return readBack(r, st) }); err != nil {
 		return Staged{}, nil, err
 	}
 	return st, func(context.Context) error { return Remove(r.Target) }, nil
@@ -253,56 +253,42 @@ func unmappable(fsType string) error {
 		WithHint("use a directory on ext4, xfs or btrfs (or, from Linux 6.3, tmpfs)")
 }
 
-func attach(tree int, r Request, st Staged) (err error) {
-	if !filepath.IsAbs(r.Target) {
-		return fmt.Errorf("staging path %q is not absolute", r.Target)
+// attach puts the tree at target, and takes it away again if check fails.
+func attach(tree int, target string, check func() error) (err error) {
+	if !filepath.IsAbs(target) {
+		return fmt.Errorf("staging path %q is not absolute", target)
 	}
-	if err := os.Mkdir(r.Target, 0o700); err != nil {
+	if err := os.Mkdir(target, 0o700); err != nil {
 		return fmt.Errorf("staging directory: %w", err)
 	}
 	defer func() {
 		if err != nil { // not before it is ours: it may be another's
-			err = errors.Join(err, Remove(r.Target))
+			err = errors.Join(err, Remove(target))
 		}
 	}()
-	dir, err := unix.Open(r.Target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	dir, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("staging directory: %w", err)
 	}
 	defer unix.Close(dir)
 	if err := unix.MoveMount(tree, "", dir, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach the mount at %s: %w", r.Target, err)
+		return fmt.Errorf("attach the mount at %s: %w", target, err)
 	}
-	return readBack(r, st)
+	return check()
 }
 
 // readBack proves that what is at the target now is what was asked for.
 func readBack(r Request, want Staged) error {
-	fd, err := unix.Open(r.Target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("read the staged mount back: %w", err)
-	}
-	defer unix.Close(fd)
-	var st, src unix.Stat_t
-	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstat(int(r.Dir.Fd()), &src)); err != nil {
-		return fmt.Errorf("read the staged mount back: %w", err)
-	}
-	proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	st, m, err := attached(r.Target)
 	if err != nil {
 		return err
 	}
-	defer proc.Close()
-	m, err := mountOf(proc, fd)
-	if err != nil {
+	var src unix.Stat_t
+	if err := unix.Fstat(int(r.Dir.Fd()), &src); err != nil {
 		return fmt.Errorf("read the staged mount back: %w", err)
 	}
-	switch {
-	case st.Dev != want.Dev || st.Ino != want.Inode:
-		err = errors.New("it is another directory")
-	case !m.has("nosuid") || !m.has("nodev") || r.ReadOnly && !m.has("ro") || !m.has("idmapped"):
-		err = fmt.Errorf("its flags are %q", m.options)
-	case len(m.propagation) > 0:
-		err = fmt.Errorf("it propagates mounts (%q)", m.propagation)
+	switch err = restricted(st, m, fileID{want.Dev, want.Inode}, r.ReadOnly); {
+	case err != nil:
 	case st.Uid == overflowID && src.Uid == r.CallerUID:
 		// The file system has a map of its own, below the mount's.
 		return api.Errorf(api.CodeUnsupportedHost, "the directory's file system was mounted in a user namespace and cannot be id-mapped").
@@ -314,6 +300,40 @@ func readBack(r Request, want Staged) error {
 	}
 	if err != nil {
 		return fmt.Errorf("the staged mount at %s is not what was asked for: %w", r.Target, err)
+	}
+	return nil
+}
+
+// attached is what is at target now, and the mount that it is on.
+func attached(target string) (st unix.Stat_t, m entry, err error) {
+	fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return st, m, fmt.Errorf("read the staged mount back: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return st, m, fmt.Errorf("read the staged mount back: %w", err)
+	}
+	proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return st, m, err
+	}
+	defer proc.Close()
+	if m, err = mountOf(proc, fd); err != nil {
+		return st, m, fmt.Errorf("read the staged mount back: %w", err)
+	}
+	return st, m, nil
+}
+
+// restricted holds a staged mount against what every one must be.
+func restricted(st unix.Stat_t, m entry, want fileID, readOnly bool) error {
+	switch {
+	case st.Dev != want.dev || st.Ino != want.ino:
+		return errors.New("it is another directory")
+	case !m.has("nosuid") || !m.has("nodev") || readOnly && !m.has("ro") || !m.has("idmapped"):
+		return fmt.Errorf("its flags are %q", m.options)
+	case len(m.propagation) > 0:
+		return fmt.Errorf("it propagates mounts (%q)", m.propagation)
 	}
 	return nil
 }
