@@ -47,6 +47,9 @@ type Record struct {
 	// Mounts are the staged mounts, in the order they were made.
 	Mounts []Mount `json:"mounts,omitempty"`
 
+	// Volumes are those the sandbox uses, from its intent on and until Clean.
+	Volumes []VolumeUse `json:"volumes,omitempty"`
+
 	// RootfsKind is how the writable layer is limited; empty when there is none.
 	RootfsKind string `json:"rootfs_kind,omitempty"`
 
@@ -63,10 +66,22 @@ type Record struct {
 
 // Mount is one staged mount.
 type Mount struct {
-	Staged   string `json:"staged"` // path under the run directory
-	Target   string `json:"target"` // path in the sandbox
-	Dev      uint64 `json:"dev"`    // of the source, with Inode
-	Inode    uint64 `json:"inode"`
+	Staged   string `json:"staged"`        // path under the run directory
+	Target   string `json:"target"`        // path in the sandbox
+	Dev      uint64 `json:"dev,omitempty"` // of the source, with Inode
+	Inode    uint64 `json:"inode,omitempty"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+
+	// Volume is the id of a volume, which has no Dev and Inode, and Device
+	// the loop device that it is mounted from.
+	Volume string `json:"volume,omitempty"`
+	Device string `json:"device,omitempty"`
+}
+
+// VolumeUse is a sandbox's use of a volume.
+type VolumeUse struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"` // the caller's for it
 	ReadOnly bool   `json:"readonly,omitempty"`
 }
 

@@ -15,6 +15,8 @@
 //	execs
 //	└── <id>
 //	    └── <n, 8 bytes>        → JSON api.ExecResult; the newest 256
+//	volumes
+//	└── <uid, 4 bytes><name>    → JSON Volume; a name is unique among a caller's volumes
 //	events
 //	└── <seq, 8 bytes>          → JSON api.Event; the newest 10,000
 //
@@ -53,6 +55,7 @@ var (
 	bucketNames     = []byte("names")
 	bucketEvidence  = []byte("evidence")
 	bucketExecs     = []byte("execs")
+	bucketVolumes   = []byte("volumes")
 	bucketEvents    = []byte("events")
 	keySchema       = []byte("schema")
 )
@@ -184,7 +187,7 @@ func initialize(tx *bolt.Tx) error {
 	} else if got := binary.BigEndian.Uint64(v); got > Schema {
 		return fmt.Errorf("%w (schema %d, this creel knows %d); upgrade creel", ErrNewer, got, Schema)
 	}
-	for _, b := range [][]byte{bucketSandboxes, bucketNames, bucketEvidence, bucketExecs, bucketEvents} {
+	for _, b := range [][]byte{bucketSandboxes, bucketNames, bucketEvidence, bucketExecs, bucketVolumes, bucketEvents} {
 		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 			return err
 		}
