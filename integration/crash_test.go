@@ -55,7 +55,7 @@ func died(t *testing.T, l *lab.Lab) {
 func TestKilledAtEachStep(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	check := neighbour(t, l)
-	req := everything(t)
+	req := everything(t, l)
 	for _, step := range steps {
 		t.Run(step, func(t *testing.T) {
 			l.Fail("launch." + step + " kill")
@@ -96,7 +96,7 @@ func TestKilledAtEachStep(t *testing.T) {
 func TestKilledInUndo(t *testing.T) {
 	l := lab.New(t, lab.Options{Ranges: 2})
 	check := neighbour(t, l)
-	req := everything(t)
+	req := everything(t, l)
 	for _, effect := range append(slices.Clone(effects), "record") {
 		t.Run(effect, func(t *testing.T) {
 			l.Fail("launch.record error", "undo."+effect+" kill")
@@ -116,7 +116,7 @@ func TestKilledInEnd(t *testing.T) {
 	check := neighbour(t, l)
 	for _, point := range append([]string{"end.stopping"}, under("undo.", effects)...) {
 		t.Run(point, func(t *testing.T) {
-			req := everything(t)
+			req := everything(t, l)
 			req.Command = []string{"/bin/sh", "-c", "read line; echo last $line; exit 7"}
 			req.Stdin = true
 			sb := l.Spawn(req)

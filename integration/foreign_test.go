@@ -13,7 +13,7 @@ import (
 // creeld.
 func TestExistingContainerd(t *testing.T) {
 	l := lab.New(t, lab.Options{Foreign: true})
-	sb := l.Spawn(everything(t))
+	sb := l.Spawn(everything(t, l))
 	const look = "cat /workspace/src/precious /home/agent/kept"
 	if out, res := l.Sh(sb.ID, "echo kept >/home/agent/kept; "+look); res.ExitCode != 0 || out != "the user's\nkept\n" {
 		t.Errorf("exec: %q, %+v", out, res)
@@ -37,7 +37,7 @@ func TestBlindContainerd(t *testing.T) {
 	if out, res := l.Sh(sb.ID, "echo seen"); res.ExitCode != 0 || out != "seen\n" {
 		t.Errorf("exec: %q, %+v", out, res)
 	}
-	for _, req := range []api.SpawnRequest{{Rootfs: "ephemeral"}, everything(t)} {
+	for _, req := range []api.SpawnRequest{{Rootfs: "ephemeral"}, everything(t, l)} {
 		if _, err := l.Client.Spawn(t.Context(), req); api.CodeOf(err) != api.CodeUnsupportedHost {
 			t.Errorf("spawn %+v: %v", req, err)
 		}

@@ -397,7 +397,7 @@ func lostCommandsEnd(t *testing.T, l *lab.Lab, sb *api.Sandbox) {
 // TestReboot restarts the machine, as far as creel can see.
 func TestReboot(t *testing.T) {
 	l := lab.New(t, lab.Options{})
-	req := everything(t)
+	req := everything(t, l)
 	running := l.Spawn(req)
 	paused := l.Spawn(api.SpawnRequest{Name: "paused"})
 	if err := l.Pause(t.Context(), paused.ID); err != nil {
@@ -418,7 +418,7 @@ func TestReboot(t *testing.T) {
 // after a restored backup: pids mean nothing then, and nothing is taken over.
 func TestOtherBoot(t *testing.T) {
 	l := lab.New(t, lab.Options{})
-	sb := l.Spawn(everything(t))
+	sb := l.Spawn(everything(t, l))
 	l.Kill()
 	l.OtherBoot()
 	l.Start()
@@ -430,7 +430,7 @@ func TestOtherBoot(t *testing.T) {
 // them any more, so they go.
 func TestStateLost(t *testing.T) {
 	l := lab.New(t, lab.Options{})
-	l.Spawn(everything(t))
+	l.Spawn(everything(t, l))
 	l.Spawn(api.SpawnRequest{Name: "other", Command: sh("echo words; sleep 600")})
 	l.Kill()
 	if err := os.Remove(l.StatePath()); err != nil {
@@ -443,7 +443,7 @@ func TestStateLost(t *testing.T) {
 	if left := l.Snapshot(); len(left) > 0 {
 		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
-	l.Spawn(everything(t))
+	l.Spawn(everything(t, l))
 }
 
 // TestStateDamaged cuts the state file: creeld names it and does not start,

@@ -30,7 +30,7 @@ func spawnsAgain(t *testing.T, l *lab.Lab, req api.SpawnRequest) *api.Sandbox {
 func TestContainerdKilled(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	counting := l.Spawn(api.SpawnRequest{Name: "counting", Command: sh(counter)})
-	quiet := l.Spawn(everything(t))
+	quiet := l.Spawn(everything(t, l))
 	for range 3 {
 		old := l.ContainerdPID()
 		l.KillProcess(lab.Containerd, "")
@@ -82,7 +82,7 @@ func TestKilledBelowAtEachStep(t *testing.T) {
 			}
 			t.Run(victim+"/"+step, func(t *testing.T) {
 				name := victim + "-" + step
-				req := everything(t)
+				req := everything(t, l)
 				req.Name = name
 				l.Fail("launch." + step + " hold")
 				spawned := make(chan error, 1)
@@ -148,7 +148,7 @@ func TestKilledBelow(t *testing.T) {
 		{lab.Daemon, lab.Shim, lab.Containerd, lab.Init},
 	} {
 		t.Run(strings.Join(victims, " and "), func(t *testing.T) {
-			req := everything(t)
+			req := everything(t, l)
 			req.Command = sh("echo words; sleep 600")
 			sb := l.Spawn(req)
 			l.Eventually("it runs", 30*time.Second, func() error { return contains(output(t, l, sb.ID), "words") })

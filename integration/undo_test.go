@@ -18,16 +18,19 @@ import (
 // The steps of a launch and its effects, as pkg/launcher names them.
 var (
 	steps   = []string{"reserve", "init", "netns", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
-	effects = []string{"rundir", "mounts", "rootfs", "container", "task", "cgroup"}
+	effects = []string{"rundir", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
 )
 
 // everything is a request whose launch makes every effect there is.
-func everything(t *testing.T) api.SpawnRequest {
+func everything(t *testing.T, l *lab.Lab) api.SpawnRequest {
 	t.Helper()
+	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "kept", Size: 16 << 20}); err != nil && api.CodeOf(err) != api.CodeConflict {
+		t.Fatal(err)
+	}
 	return api.SpawnRequest{
 		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral",
 		Limits: api.Limits{Memory: 128 << 20, Disk: 64 << 20}, // more than a quarter: a loop device
-		Mounts: []api.Mount{{Source: workspace(t), Target: "/workspace", ReadOnly: true}},
+		Mounts: []api.Mount{{Source: workspace(t), Target: "/workspace", ReadOnly: true}, {Volume: "kept", Target: "/kept"}},
 	}
 }
 
@@ -78,7 +81,7 @@ func noRecord(l *lab.Lab) error {
 // TestEachStepIsUndone fails a launch after each of its steps.
 func TestEachStepIsUndone(t *testing.T) {
 	l := lab.New(t, lab.Options{Ranges: 1}) // a range not given back fails the next
-	req := everything(t)
+	req := everything(t, l)
 	for _, step := range steps {
 		t.Run(step, func(t *testing.T) {
 			l.Fail("launch." + step + " error")
@@ -105,7 +108,7 @@ func TestEachStepIsUndone(t *testing.T) {
 // on record, and goes with the next try or with the next daemon.
 func TestEachUndoIsRetried(t *testing.T) {
 	l := lab.New(t, lab.Options{Ranges: 1})
-	req := everything(t)
+	req := everything(t, l)
 	for _, next := range []struct {
 		name string
 		try  func()
@@ -163,7 +166,7 @@ func unknown(t *testing.T, l *lab.Lab, effect string) {
 // TestEachCleanUpIsRetried is the same for a sandbox that ran.
 func TestEachCleanUpIsRetried(t *testing.T) {
 	l := lab.New(t, lab.Options{Ranges: 1})
-	req := everything(t)
+	req := everything(t, l)
 	for _, effect := range effects {
 		t.Run(effect, func(t *testing.T) {
 			defer l.Fail()

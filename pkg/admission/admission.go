@@ -66,6 +66,8 @@ var (
 	imageRE = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9._/:@-]{0,255}$`)
 )
 
+const wantName = "1 to 63 of a-z, 0-9 and -, starting with a letter or digit"
+
 // reserved are the paths no mount may cover or sit in: they are the kernel's,
 // creel's, or would change what the proof reads.
 var reserved = []string{"/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/boot"}
@@ -121,10 +123,10 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
 
 	if r.Name != "" && !nameRE.MatchString(r.Name) {
-		ps.add("name", r.Name, "1 to 63 of a-z, 0-9 and -, starting with a letter or digit")
+		ps.add("name", r.Name, wantName)
 	}
 	if !nameRE.MatchString(r.Agent) {
-		ps.add("agent", r.Agent, "1 to 63 of a-z, 0-9 and -, starting with a letter or digit")
+		ps.add("agent", r.Agent, wantName)
 	}
 	if !imageRE.MatchString(r.Image) {
 		ps.add("image", r.Image, "a reference such as base, base:latest or sha256:…")
@@ -173,6 +175,30 @@ func Exec(req api.ExecRequest) error {
 	return ps.err()
 }
 
+// defaultVolume is the size of a volume whose request names none.
+const defaultVolume = 1 << 30
+
+// Volume checks a request for a volume of least to most bytes and fills in its
+// defaults; the error lists every problem.
+func Volume(req *api.VolumeRequest, least, most api.Size) error {
+	var ps problems
+	req.Agent = or(req.Agent, "default")
+	if req.Size == 0 {
+		req.Size = defaultVolume
+	}
+	if !nameRE.MatchString(req.Name) {
+		ps.add("name", req.Name, wantName)
+	}
+	if !nameRE.MatchString(req.Agent) {
+		ps.add("agent", req.Agent, wantName)
+	}
+	if req.Size < least || req.Size > most {
+		ps.add("size", req.Size.String(), "from %s to %s", least, most)
+	}
+	req.Size = req.Size >> 20 << 20
+	return ps.err()
+}
+
 // Env is the whole environment of a process in a sandbox: a fixed minimum
 // and what the request adds. The image's environment and the daemon's are
 // never part of it.
@@ -210,7 +236,12 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 	}
 	for i, m := range mounts {
 		field := fmt.Sprintf("mounts[%d].", i)
-		if m.FD == nil {
+		switch {
+		case m.Volume != "" && (m.FD != nil || m.Source != ""):
+			ps.add(field+"volume", m.Volume, "a volume or a directory, not both")
+		case m.Volume != "" && !nameRE.MatchString(m.Volume):
+			ps.add(field+"volume", m.Volume, wantName)
+		case m.Volume == "" && m.FD == nil:
 			ps.add(field+"fd", "", "a descriptor of %s sent with the request; creeld opens no path for a caller (the creel command sends it for you)", clip(m.Source))
 		}
 		if len(m.Source) > maxSource || !printable(m.Source) {

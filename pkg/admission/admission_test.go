@@ -49,6 +49,10 @@ func TestResolveProblems(t *testing.T) {
 		{"profile", api.SpawnRequest{Profile: "none"}, []string{"profile"}},
 		{"all at once", api.SpawnRequest{Name: "A", Agent: "-", Image: "..", Runtime: "x", Network: "host", Rootfs: "rw"}, []string{"name", "agent", "image", "runtime", "network", "rootfs"}},
 		{"mount without a descriptor", api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", Target: "/w"}}}, []string{"mounts[0].fd"}},
+		{"a volume and a directory", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", FD: new(0), Target: "/w"}, {Volume: "v", Source: "/x", Target: "/y"}}}, []string{"mounts[0].volume", "mounts[1].volume"}},
+		{"no volume's name", api.SpawnRequest{Mounts: []api.Mount{{Volume: "../v", Target: "/w"}}}, []string{"mounts[0].volume"}},
+		{"volume over home", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", Target: "/home/agent"}}}, []string{"mounts[0].target"}},
+		{"strict writes no volume", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{Volume: "v", Target: "/w"}}}, []string{"mounts[0].readonly"}},
 		{"mount over root", mount("/"), []string{"mounts[0].target"}},
 		{"mount over proc", mount("/proc"), []string{"mounts[0].target"}},
 		{"mount in dev", mount("/dev/x"), []string{"mounts[0].target"}},
@@ -89,6 +93,22 @@ func TestResolveProblems(t *testing.T) {
 	}
 }
 
+func TestVolume(t *testing.T) {
+	req := api.VolumeRequest{Name: "work"}
+	if err := admission.Volume(&req, 16<<20, 8<<40); err != nil || req.Agent != "default" || req.Size != 1<<30 {
+		t.Errorf("defaults are %+v, %v", req, err)
+	}
+	req = api.VolumeRequest{Name: "work", Agent: "a", Size: 17<<20 + 5}
+	if err := admission.Volume(&req, 16<<20, 8<<40); err != nil || req.Agent != "a" || req.Size != 17<<20 {
+		t.Errorf("resolved to %+v, %v", req, err)
+	}
+	var e *api.Error
+	err := admission.Volume(&api.VolumeRequest{Name: "A", Agent: "-", Size: 1}, 16<<20, 8<<40)
+	if !errors.As(err, &e) || e.Code != api.CodeInvalid || len(e.Problems) != 3 {
+		t.Errorf("error is %v", err)
+	}
+}
+
 // FuzzResolve holds what every admitted request has, whatever it asked for.
 func FuzzResolve(f *testing.F) {
 	f.Add([]byte(`{"command":["true"],"limits":{"memory":"64M","cpus":0.5},"env":{"A":"b"}}`))
@@ -112,7 +132,7 @@ func FuzzResolve(f *testing.F) {
 			t.Errorf("admitted with limits %+v", l)
 		}
 		for _, m := range a.Request.Mounts {
-			if m.FD == nil || !a.Profile.WritableMounts && !m.ReadOnly || strings.Contains(m.Target, "..") || strings.HasPrefix(m.Target, "/proc") || strings.HasPrefix(m.Target, "/dev") {
+			if (m.FD == nil) != (m.Volume != "") || !a.Profile.WritableMounts && !m.ReadOnly || strings.Contains(m.Target, "..") || strings.HasPrefix(m.Target, "/proc") || strings.HasPrefix(m.Target, "/dev") {
 				t.Errorf("admitted mount %+v", m)
 			}
 		}

@@ -38,7 +38,7 @@ type SpawnRequest struct {
 	// Otherwise it is /dev/null.
 	Stdin bool `json:"stdin,omitempty"`
 
-	// Mounts are host directories to show in the sandbox.
+	// Mounts are host directories and volumes to show in the sandbox.
 	Mounts []Mount `json:"mounts,omitempty"`
 
 	// Limits override the profile's, downward or up to the profile's maximum.
@@ -68,16 +68,20 @@ type SpawnRequest struct {
 	Trace bool `json:"trace,omitempty"`
 }
 
-// Mount is a host directory shown in the sandbox, nosuid and nodev, with the
-// caller's files owned by the agent.
+// Mount is a host directory or a volume shown in the sandbox, nosuid and nodev.
+// The caller's files in a directory are owned by the agent.
 type Mount struct {
 	// Source is the host path, for display; the directory itself is FD.
-	Source string `json:"source"`
+	Source string `json:"source,omitempty"`
 
 	// FD is the index of the descriptor, among those sent with the request's
-	// bytes by SCM_RIGHTS, that is the directory. Required: creeld opens no
-	// path for a caller.
+	// bytes by SCM_RIGHTS, that is the directory. Required unless Volume is
+	// given: creeld opens no path for a caller.
 	FD *int `json:"fd,omitempty"`
+
+	// Volume names a volume of the caller's, instead of a directory. Only
+	// sandboxes of the volume's agent may write it.
+	Volume string `json:"volume,omitempty"`
 
 	// Target is the absolute path in the sandbox.
 	Target string `json:"target"`

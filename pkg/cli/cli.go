@@ -133,7 +133,7 @@ func newRoot(a *app) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "creeld's socket (CREEL_SOCKET, else "+client.DefaultSocket+")")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "write the result as JSON")
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Sandboxes:"}, &cobra.Group{ID: groupLook, Title: "Looking in:"},
-		&cobra.Group{ID: groupBox, Title: "Images, profiles and the host:"})
+		&cobra.Group{ID: groupBox, Title: "Images, volumes, profiles and the host:"})
 	for _, g := range []struct {
 		id   string
 		cmds []*cobra.Command
@@ -146,7 +146,7 @@ func newRoot(a *app) *cobra.Command {
 			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a),
 			statsCommand(a), eventsCommand(a), evidenceCommand(a),
 		}},
-		{groupBox, []*cobra.Command{imageCommand(a), profileCommand(a), doctorCommand(a), versionCommand(a)}},
+		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), profileCommand(a), doctorCommand(a), versionCommand(a)}},
 	} {
 		for _, c := range g.cmds {
 			c.GroupID = g.id

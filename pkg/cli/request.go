@@ -17,7 +17,8 @@ import (
 )
 
 // parseMount reads SRC:DST[:ro|:rw]. DST starts with a slash, so a source may
-// hold colons.
+// hold colons. As for docker, a source without a slash is a volume's name,
+// unless it begins with a dot.
 func parseMount(s string) (api.Mount, error) {
 	m := api.Mount{}
 	spec := s
@@ -29,6 +30,10 @@ func parseMount(s string) (api.Mount, error) {
 	i := strings.LastIndex(spec, ":/")
 	if i <= 0 {
 		return m, fmt.Errorf("%q is not SRC:DST[:ro] with an absolute DST", s)
+	}
+	if src := spec[:i]; !strings.Contains(src, "/") && !strings.HasPrefix(src, ".") {
+		m.Volume, m.Target = src, spec[i+1:]
+		return m, nil
 	}
 	src, err := filepath.Abs(spec[:i])
 	if err != nil {

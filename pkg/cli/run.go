@@ -62,7 +62,7 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringVarP(&r.Workdir, "workdir", "w", "", "start in this directory of the sandbox")
-	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory: SRC:DST[:ro]")
+	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]")
 	fl.StringVar(&r.Name, "name", "", "name of the sandbox")
 	fl.StringVar(&r.Agent, "agent", "", "agent it belongs to")
 	fl.StringVar(&r.Profile, "profile", "", "isolation profile")

@@ -22,7 +22,8 @@ import (
 //
 // Each mount's Source is opened here, with this process's own rights, and
 // sent as a descriptor; a Source that cannot be opened is reported with the
-// others before anything is sent. req itself is not changed.
+// others before anything is sent. A volume's name is sent as it is. req itself
+// is not changed.
 func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
 	mounts, dirs, err := openSources(req.Mounts)
 	defer closeAll(dirs)
@@ -58,6 +59,10 @@ func openSources(mounts []api.Mount) ([]api.Mount, []*os.File, error) {
 	var dirs []*os.File
 	var problems []api.Problem
 	for i, m := range mounts {
+		if m.Volume != "" {
+			out[i] = m
+			continue
+		}
 		f, err := openDir(m.Source)
 		if err != nil {
 			problems = append(problems, api.Problem{

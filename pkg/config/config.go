@@ -85,6 +85,9 @@ type Totals struct {
 	CPUs             float64  `toml:"cpus"`
 	Pids             int64    `toml:"pids"`
 	Disk             api.Size `toml:"disk"` // writable layers
+	// Of each user's volumes: how many, and the sum of their sizes.
+	VolumesPerUser     int      `toml:"volumes_per_user"`
+	VolumeBytesPerUser api.Size `toml:"volume_bytes_per_user"`
 }
 
 // Exec bounds execs.
@@ -126,7 +129,7 @@ func Defaults() Config {
 		ProfilesDir: "/etc/creel/profiles", DefaultProfile: "default",
 		Runtime:  Runtime{Default: "crun", Allowed: []string{"crun", "runc"}},
 		IDs:      IDs{First: 0x7800_0000, Last: 0x7FFD_FFFF},
-		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256, KeptPerUser: 512}},
+		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256, KeptPerUser: 512, VolumesPerUser: 64, VolumeBytesPerUser: 64 << 30}},
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},

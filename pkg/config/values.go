@@ -227,6 +227,8 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		{"limits.max.cpus", cfg.Limits.Max.CPUs, 0, 1 << 20, ""},
 		{"limits.max.disk", float64(cfg.Limits.Max.Disk), 0, 1 << 60, " bytes"},
 		{"limits.max.pids", float64(cfg.Limits.Max.Pids), 0, 1 << 22, ""},
+		{"limits.max.volumes_per_user", float64(cfg.Limits.Max.VolumesPerUser), 0, 32768, ""},
+		{"limits.max.volume_bytes_per_user", float64(cfg.Limits.Max.VolumeBytesPerUser), 0, 1 << 60, " bytes"},
 		{"exec.max_per_sandbox", float64(cfg.Exec.MaxPerSandbox), 1, 4096, ""},
 		{"logs.max_bytes", float64(cfg.Logs.MaxBytes), 64 << 10, 1 << 40, " bytes"},
 		{"server.max_connections", float64(cfg.Server.MaxConnections), 2, 65536, ""},

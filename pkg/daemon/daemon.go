@@ -289,6 +289,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Totals: launcher.Totals{
 			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
 			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids, Disk: m.Disk,
+			VolumesPerUser: m.VolumesPerUser, VolumeBytesPerUser: m.VolumeBytesPerUser,
 		},
 		BlindRuntime: d.blind,
 		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

@@ -150,6 +150,13 @@ func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*a
 	if err != nil {
 		return nil, err
 	}
+	stray, err := s.StrayVolumes()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range stray {
+		leftovers = append(leftovers, "volume "+id)
+	}
 	cfg, v := s.d.cfg, s.d.versions
 	in := doctor.Inputs{
 		StateDir: cfg.StateDir, User: user, Workspace: dir, Group: cfg.SocketGroup,

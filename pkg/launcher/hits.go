@@ -172,6 +172,11 @@ func (sb *sandbox) fullPlaces() (n int64) {
 	for _, t := range spec.TmpfsOf(sb.fixed.Sandbox.Limits.Tmp, ro) {
 		places = append(places, t.Target)
 	}
+	for _, m := range sb.fixed.Request.Mounts {
+		if m.Volume != "" && !m.ReadOnly {
+			places = append(places, m.Target)
+		}
+	}
 	for _, p := range places {
 		if full(root, p) {
 			n++

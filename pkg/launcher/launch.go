@@ -123,6 +123,10 @@ func (s *launch) reserve(ctx context.Context) error {
 	if err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits); err != nil {
 		return err
 	}
+	volumes, err := s.l.resolveVolumes(s.caller.UID, s.Request)
+	if err != nil {
+		return err
+	}
 	first, err := s.l.IDs.Take()
 	if err != nil {
 		return api.Errorf(api.CodeExhausted, "%w", err)
@@ -132,6 +136,7 @@ func (s *launch) reserve(ctx context.Context) error {
 		Request:     r,
 		CgroupsPath: s.l.Cgroups.CgroupsPath(s.id),
 		BootID:      bootID(),
+		Volumes:     volumes,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, Profile: r.Profile,
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Network: r.Network,
@@ -224,11 +229,14 @@ func (s *launch) prepare(ctx context.Context) error {
 	return nil
 }
 
-// stageMounts turns the caller's directory descriptors into id-mapped trees
-// below the sandbox's directory.
+// stageMounts turns the caller's directory descriptors and volumes into
+// id-mapped trees below the sandbox's directory.
 func (s *launch) stageMounts(ctx context.Context) error {
 	if len(s.Request.Mounts) == 0 {
 		return nil
+	}
+	if len(s.sb.fixed.Volumes) > 0 {
+		s.did("volumes")
 	}
 	s.did("mounts")
 	base := filepath.Join(s.l.dir(s.id), "mnt")
@@ -242,27 +250,38 @@ func (s *launch) stageMounts(ctx context.Context) error {
 	}
 	defer users.Close()
 	for i, m := range s.Request.Mounts {
-		if *m.FD < 0 || *m.FD >= len(s.dirs) {
-			e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
-			e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
-			return e
-		}
+		var rec store.Mount
 		staged := filepath.Join(base, fmt.Sprint(i))
-		tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
-			Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
-			Target: staged, ReadOnly: m.ReadOnly,
-			CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
-		})
-		if err != nil {
-			return fmt.Errorf("mount %s: %w", m.Source, err)
+		if m.Volume != "" {
+			if rec, err = s.stageVolume(ctx, m, staged); err != nil {
+				return fmt.Errorf("volume %s: %w", m.Volume, err)
+			}
+		} else if rec, err = s.stageDir(ctx, i, staged, users); err != nil {
+			return err
 		}
-		s.sb.amend(func(r *store.Record) {
-			r.Mounts = append(r.Mounts, store.Mount{
-				Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly,
-			})
-		})
+		s.sb.amend(func(r *store.Record) { r.Mounts = append(r.Mounts, rec) })
 	}
 	return nil
+}
+
+// stageDir shows the caller's directory of the request's mount i.
+func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.File) (store.Mount, error) {
+	m := s.Request.Mounts[i]
+	if *m.FD < 0 || *m.FD >= len(s.dirs) {
+		e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
+		e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
+		return store.Mount{}, e
+	}
+	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
+	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
+		Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
+		Target: staged, ReadOnly: m.ReadOnly,
+		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
+	})
+	if err != nil {
+		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
+	}
+	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
 }
 
 // namespaces are where a caller's descriptors may be: its own mount

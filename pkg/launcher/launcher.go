@@ -8,6 +8,7 @@
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift
+//	volumes.go    file systems that outlive sandboxes
 //	service.go    the socket's verbs, for pkg/server
 //
 // Every effect has an undo that succeeds when there is nothing to undo, so
@@ -74,7 +75,7 @@ type Container struct {
 // Options are a Launcher's parts. All are required but Log.
 type Options struct {
 	RunDir   string // lost at reboot: private init copies, staged mounts
-	StateDir string // kept: logs, writable layers
+	StateDir string // kept: logs, writable layers, volumes
 	InitPath string // the creel-init binary that is copied for each sandbox
 	Runtime  Runtime
 	Store    *store.Store
@@ -111,6 +112,9 @@ type Totals struct {
 	CPUs        float64
 	Pids        int64
 	Disk        api.Size // of writable layers; a sparse one counts whole
+	// VolumesPerUser and VolumeBytesPerUser bound each caller's volumes.
+	VolumesPerUser     int
+	VolumeBytesPerUser api.Size
 }
 
 // Launcher owns all sandboxes of one daemon.
@@ -123,8 +127,11 @@ type Launcher struct {
 	launches chan struct{} // a place for each launch that may run
 	mounts   *mount.Stager
 	layers   *rootfs.Maker
+	volumes  *rootfs.Volumes
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
+
+	volMu sync.Mutex // volumes are added and removed one at a time; before mu
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
@@ -157,6 +164,10 @@ func New(o Options) (*Launcher, error) {
 	if err != nil {
 		return nil, err
 	}
+	volumes, err := rootfs.NewVolumes(filepath.Join(o.StateDir, "volumes"), "")
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	l := &Launcher{
 		Options: o, log: o.Log, ctx: ctx, cancel: cancel,
@@ -164,6 +175,7 @@ func New(o Options) (*Launcher, error) {
 		spares:    make(chan string, spareInits),
 		mounts:    mount.New(append(mount.HostDoors(), o.RunDir, o.StateDir)),
 		layers:    layers,
+		volumes:   volumes,
 		sandboxes: map[string]*sandbox{},
 	}
 	return l, nil

@@ -3,6 +3,7 @@ package launcher
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,14 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 	ms := []verify.Mount{root}
 	for _, m := range s.Mounts {
 		ms = append(ms, expectedMount(m, sb.l.Cgroups.Version()))
+	}
+	for _, m := range rec.Mounts {
+		if m.Volume == "" {
+			continue
+		}
+		// The whole of that volume, by its device.
+		i := slices.IndexFunc(ms, func(v verify.Mount) bool { return v.Target == m.Target })
+		ms[i].FSType, ms[i].Source, ms[i].Root, ms[i].Writable = "ext4", m.Device, "/", !m.ReadOnly
 	}
 	for _, d := range devices {
 		ms = append(ms, verify.Mount{Target: d, FSType: "devtmpfs"})

@@ -252,7 +252,7 @@ func weaker(r api.SpawnRequest) []string {
 	if len(r.Mounts) == 0 {
 		return nil
 	}
-	return []string{"unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it; mount no directory that holds one"}
+	return []string{"unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume; mount no directory that holds one"}
 }
 
 // initFDs are the descriptors that PID 1 may have: its own closed list and,

@@ -129,6 +129,16 @@ func (sb *sandbox) identity() *store.Record { return &sb.fixed }
 func (sb *sandbox) markDone() { sb.doneOnce.Do(func() { close(sb.done) }) }
 func (sb *sandbox) markGone() { sb.goneOnce.Do(func() { close(sb.gone) }) }
 
+// isGone says whether nothing is left of it but its record.
+func (sb *sandbox) isGone() bool {
+	select {
+	case <-sb.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // launched is nil if the sandbox has come as far as running: before that its
 // handles are the launch's own.
 func (sb *sandbox) launched() error {

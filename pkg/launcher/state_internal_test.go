@@ -87,12 +87,13 @@ func TestStuckEffectKeepsWhatItUses(t *testing.T) {
 		name string
 		want []string // undone, in this order
 	}{
-		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "rundir"}},
-		{"cgroup", []string{"task", "container", "rootfs", "mounts", "rundir"}},
+		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "rundir"}},
+		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "rundir"}},
 		{"task", []string{"cgroup"}},
-		{"container", []string{"cgroup", "task", "mounts", "rundir"}},
-		{"rootfs", []string{"cgroup", "task", "container", "mounts", "rundir"}},
+		{"container", []string{"cgroup", "task", "mounts", "volumes", "rundir"}},
+		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "rundir"}},
 		{"mounts", []string{"cgroup", "task", "container", "rootfs"}},
+		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "rundir"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			var undone []string

@@ -264,6 +264,22 @@ func (f *fake) RemoveImage(_ context.Context, c server.Caller, ref string) error
 	return f.note(c, "RemoveImage", ref)
 }
 
+func (f *fake) CreateVolume(_ context.Context, c server.Caller, req api.VolumeRequest) (*api.Volume, error) {
+	return &api.Volume{Name: req.Name, Size: req.Size}, f.note(c, "CreateVolume", req)
+}
+
+func (f *fake) Volumes(_ context.Context, c server.Caller) ([]api.Volume, error) {
+	return []api.Volume{{Name: "work"}}, f.note(c, "Volumes")
+}
+
+func (f *fake) Volume(_ context.Context, c server.Caller, name string) (*api.Volume, error) {
+	return &api.Volume{Name: name}, f.note(c, "Volume", name)
+}
+
+func (f *fake) RemoveVolume(_ context.Context, c server.Caller, name string) error {
+	return f.note(c, "RemoveVolume", name)
+}
+
 func (f *fake) Profiles(_ context.Context, c server.Caller) ([]api.Profile, error) {
 	return nil, f.note(c, "Profiles")
 }

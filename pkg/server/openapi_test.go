@@ -107,13 +107,14 @@ var wire = []reflect.Type{
 	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.WaitResult](),
 	reflect.TypeFor[api.StopRequest](), reflect.TypeFor[api.KillRequest](), reflect.TypeFor[api.Stats](), reflect.TypeFor[api.FileInfo](),
 	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
+	reflect.TypeFor[api.VolumeRequest](), reflect.TypeFor[api.Volume](), reflect.TypeFor[api.VolumeUse](),
 	reflect.TypeFor[api.Check](), reflect.TypeFor[api.Doctor](), reflect.TypeFor[api.Error](), reflect.TypeFor[api.Problem](),
 }
 
 // requests are closed schemas, with what a client must send.
 var requests = map[string][]string{
 	"SpawnRequest": nil, "ExecRequest": {"command"}, "StopRequest": nil, "KillRequest": nil, "TagRequest": {"source"},
-	"Mount": {"source", "target"}, "Limits": nil,
+	"Mount": {"target"}, "Limits": nil, "VolumeRequest": {"name"},
 }
 
 func TestOpenAPISchemas(t *testing.T) {

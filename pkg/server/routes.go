@@ -51,6 +51,11 @@ var routes = []Route{
 	{Method: "DELETE", Pattern: "/v1/images/{ref...}", handle: (*Server).removeImage},
 	{Method: "GET", Pattern: "/v1/archives/{ref...}", Stream: true, handle: (*Server).saveImage},
 
+	{Method: "GET", Pattern: "/v1/volumes", handle: (*Server).volumes},
+	{Method: "POST", Pattern: "/v1/volumes", handle: (*Server).createVolume},
+	{Method: "GET", Pattern: "/v1/volumes/{name}", handle: (*Server).volume},
+	{Method: "DELETE", Pattern: "/v1/volumes/{name}", handle: (*Server).removeVolume},
+
 	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},
 	{Method: "POST", Pattern: "/v1/profiles/check", handle: (*Server).checkProfile},

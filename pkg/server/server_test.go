@@ -159,6 +159,10 @@ func TestRoutes(t *testing.T) {
 		{"PUT", "/v1/images/local/base:1", `{"source":"base"}`, 200, call{"TagImage", []any{"base", "local/base:1"}}, `"ref":"local/base:1"`},
 		{"GET", "/v1/archives/local/base:1", "", 200, call{"SaveImage", []any{"local/base:1"}}, "archive of local/base:1"},
 		{"DELETE", "/v1/images/local/base:1", "", 204, call{"RemoveImage", []any{"local/base:1"}}, ""},
+		{"GET", "/v1/volumes", "", 200, call{"Volumes", nil}, `[{"name":"work"`},
+		{"POST", "/v1/volumes", `{"name":"work","agent":"a","size":"32M"}`, 201, call{"CreateVolume", []any{api.VolumeRequest{Name: "work", Agent: "a", Size: 32 << 20}}}, `"size":33554432`},
+		{"GET", "/v1/volumes/work", "", 200, call{"Volume", []any{"work"}}, `"name":"work"`},
+		{"DELETE", "/v1/volumes/work", "", 204, call{"RemoveVolume", []any{"work"}}, ""},
 		{"GET", "/v1/profiles", "", 200, call{"Profiles", nil}, "[]"},
 		{"GET", "/v1/profiles/strict", "", 200, call{"Profile", []any{"strict"}}, `"name":"strict"`},
 		{"POST", "/v1/profiles/check", "version = 1", 204, call{"CheckProfile", []any{"version = 1"}}, ""},
@@ -203,7 +207,7 @@ func TestMistakes(t *testing.T) {
 		},
 		{
 			name: "what is required", method: "POST", target: "/v1/sandboxes", body: `{"mounts":[{"fd":0}]}`, status: 400,
-			message: "the request is not valid: mounts[0].source: given; it is required; mounts[0].target: given; it is required",
+			message: "the request is not valid: mounts[0].target: given; it is required",
 		},
 		{
 			name: "not JSON", method: "POST", target: "/v1/sandboxes", body: "{\n \"name\": x}", status: 400,

@@ -86,6 +86,12 @@ type Service interface {
 	// answer.
 	SaveImage(ctx context.Context, c Caller, ref string, w io.Writer) error
 
+	CreateVolume(ctx context.Context, c Caller, req api.VolumeRequest) (*api.Volume, error)
+	Volumes(ctx context.Context, c Caller) ([]api.Volume, error)
+	Volume(ctx context.Context, c Caller, name string) (*api.Volume, error)
+	// RemoveVolume refuses, with api.CodeConflict, one that a sandbox uses.
+	RemoveVolume(ctx context.Context, c Caller, name string) error
+
 	Profiles(ctx context.Context, c Caller) ([]api.Profile, error)
 	Profile(ctx context.Context, c Caller, name string) (*api.Profile, error)
 	// CheckProfile answers api.CodeInvalid with every problem of the profile.

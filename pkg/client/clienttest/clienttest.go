@@ -44,6 +44,7 @@ type Daemon struct {
 	mu        sync.Mutex
 	sandboxes map[string]*box
 	images    map[string]api.Image
+	volumes   map[string]api.Volume
 	requests  []api.SpawnRequest
 	dirs      [][]string
 	killed    []string
@@ -72,7 +73,7 @@ func New(tb testing.TB) *Daemon {
 	}
 	d := &Daemon{
 		Socket: filepath.Join(dir, "s"), Root: root,
-		sandboxes: map[string]*box{}, images: map[string]api.Image{"base": {Ref: "base", Digest: "sha256:0123456789abcdef0123", Size: 1 << 20}},
+		sandboxes: map[string]*box{}, volumes: map[string]api.Volume{}, images: map[string]api.Image{"base": {Ref: "base", Digest: "sha256:0123456789abcdef0123", Size: 1 << 20}},
 		Proof: api.Evidence{Why: "spawn", OK: true, Controls: []api.Control{{Name: "namespace.user", Expected: "own", Observed: "own", OK: true}}},
 	}
 	d.serve(tb)
@@ -442,6 +443,48 @@ func (d *Daemon) RemoveImage(ctx context.Context, c server.Caller, ref string) e
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.images, ref)
+	return nil
+}
+
+// CreateVolume remembers one.
+func (d *Daemon) CreateVolume(_ context.Context, _ server.Caller, req api.VolumeRequest) (*api.Volume, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := api.Volume{Name: req.Name, Agent: req.Agent, Size: req.Size, Created: time.Unix(0, 0)}
+	d.volumes[req.Name] = v
+	return &v, nil
+}
+
+// Volumes lists them.
+func (d *Daemon) Volumes(context.Context, server.Caller) ([]api.Volume, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []api.Volume
+	for _, name := range slices.Sorted(maps.Keys(d.volumes)) {
+		list = append(list, d.volumes[name])
+	}
+	return list, nil
+}
+
+// Volume returns one.
+func (d *Daemon) Volume(_ context.Context, _ server.Caller, name string) (*api.Volume, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, ok := d.volumes[name]
+	if !ok {
+		return nil, api.Errorf(api.CodeNotFound, "no volume %q", name)
+	}
+	return &v, nil
+}
+
+// RemoveVolume forgets one.
+func (d *Daemon) RemoveVolume(ctx context.Context, c server.Caller, name string) error {
+	if _, err := d.Volume(ctx, c, name); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.volumes, name)
 	return nil
 }
 
