@@ -135,7 +135,7 @@ func TestDiskLimit(t *testing.T) {
 		path string
 		size api.Size // that path's file system refuses one MiB more than
 	}{
-		{"tmpfs", api.SpawnRequest{Limits: api.Limits{Memory: 128 << 20, Tmp: 32 << 20}}, "/tmp/file", 12 << 20}, // 6/16 of all
+		{"tmpfs", api.SpawnRequest{Limits: api.Limits{Memory: 128 << 20, Tmp: 32 << 20}}, "/tmp/file", 16 << 20}, // half of all
 		{"ephemeral in memory", api.SpawnRequest{Rootfs: "ephemeral", Limits: api.Limits{Memory: 128 << 20, Disk: 16 << 20}}, "/home/agent/file", 16 << 20},
 		{"ephemeral on disk", api.SpawnRequest{Rootfs: "ephemeral", Limits: api.Limits{Memory: 64 << 20, Disk: 48 << 20}}, "/home/agent/file", 48 << 20},
 	} {

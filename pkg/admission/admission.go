@@ -39,6 +39,7 @@ const (
 	minFiles  = 256 // creel-init's own have numbers from 100 on
 	minCPUs   = 0.01
 	minTmp    = 1 << 20
+	minShm    = 64 << 10
 )
 
 // Policy is what the daemon offers.
@@ -161,7 +162,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		}
 	}
 	a.Env = Env(r.Env, r.TTY)
-	a.Tmpfs = spec.TmpfsOf(a.Limits.Tmp, r.Rootfs == "readonly")
+	a.Tmpfs = spec.TmpfsOf(a.Limits, r.Rootfs == "readonly")
 	return a, nil
 }
 

@@ -32,8 +32,29 @@ func TestResolveDefaults(t *testing.T) {
 	if r.Profile != "default" || r.Image != "base" || r.Runtime != "crun" || r.Network != "none" || r.Rootfs != "readonly" || r.Workdir != spec.Home {
 		t.Errorf("defaults are %+v", r)
 	}
-	if a.Limits.Memory != 2<<30 || a.Limits.Tmp != 512<<20 || a.Limits.OnIdle != "pause" {
+	if a.Limits.Memory != 2<<30 || a.Limits.Tmp != 512<<20 || a.Limits.ShmSize != 256<<20 || a.Limits.OnIdle != "pause" {
 		t.Errorf("limits are %+v", a.Limits)
+	}
+}
+
+// TestShm: what is not asked for follows the memory.
+func TestShm(t *testing.T) {
+	for _, tt := range []struct {
+		profile string
+		limits  api.Limits
+		want    api.Size
+	}{
+		{"default", api.Limits{}, 256 << 20},
+		{"default", api.Limits{Memory: 16 << 30}, 256 << 20},
+		{"default", api.Limits{Memory: 64 << 20}, 8 << 20},
+		{"strict", api.Limits{}, 64 << 20},
+		{"default", api.Limits{Memory: 64 << 20, ShmSize: 32 << 20}, 32 << 20},
+		{"default", api.Limits{ShmSize: 1 << 30}, 1 << 30},
+	} {
+		a, err := admission.Resolve(api.SpawnRequest{Profile: tt.profile, Limits: tt.limits}, policy(t))
+		if err != nil || a.Limits.ShmSize != tt.want {
+			t.Errorf("%s, %+v: %v, %v; want %s", tt.profile, tt.limits, a, err, tt.want)
+		}
 	}
 }
 
@@ -65,6 +86,10 @@ func TestResolveProblems(t *testing.T) {
 		{"too much memory", api.SpawnRequest{Limits: api.Limits{Memory: 1 << 50}}, []string{"limits.memory"}},
 		{"too little of all", api.SpawnRequest{Limits: api.Limits{Memory: 1, Pids: 1, Files: 1, CPUs: 0.0001}}, []string{"limits.memory", "limits.pids", "limits.files", "limits.cpus"}},
 		{"tmp above half", api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, Tmp: 40 << 20}}, []string{"limits.tmp"}},
+		{"shm above half", api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, ShmSize: 33 << 20}}, []string{"limits.shm_size"}},
+		{"shm and tmp above three quarters", api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, ShmSize: 30 << 20, Tmp: 30 << 20}}, []string{"limits.shm_size"}},
+		{"shm too small", api.SpawnRequest{Limits: api.Limits{ShmSize: 1}}, []string{"limits.shm_size"}},
+		{"shm above the profile's", api.SpawnRequest{Profile: "strict", Limits: api.Limits{Memory: 2 << 30, ShmSize: 512 << 20}}, []string{"limits.shm_size"}},
 		{"nul", api.SpawnRequest{Command: []string{"a\x00b"}}, []string{"command[0]"}},
 		{"env name", api.SpawnRequest{Command: []string{"a"}, Env: map[string]string{"A B": ""}}, []string{"env"}},
 		{"tty without a command", api.SpawnRequest{TTY: true}, []string{"tty"}},
@@ -128,7 +153,7 @@ func FuzzResolve(f *testing.F) {
 			return
 		}
 		l, top := a.Limits, a.Profile.Limits.Max
-		if l.Memory < 16<<20 || l.Memory > top.Memory || l.Pids < 1 || l.Pids > top.Pids || l.Files < 1 || l.CPUs <= 0 || l.CPUs > top.CPUs || l.Tmp <= 0 || l.Tmp > l.Memory/2 {
+		if l.Memory < 16<<20 || l.Memory > top.Memory || l.Pids < 1 || l.Pids > top.Pids || l.Files < 1 || l.CPUs <= 0 || l.CPUs > top.CPUs || l.Tmp <= 0 || l.Tmp > l.Memory/2 || l.ShmSize <= 0 || l.Tmp+l.ShmSize > l.Memory/4*3 {
 			t.Errorf("admitted with limits %+v", l)
 		}
 		for _, m := range a.Request.Mounts {

@@ -1,12 +1,18 @@
 package admission
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/profile"
 )
+
+// defaultShm is the size of /dev/shm where neither request nor profile names
+// one and an eighth of the memory is not less. It is what browsers and
+// databases are known to work with.
+const defaultShm = 256 << 20
 
 // resolveLimits fills req's zero fields from the profile and checks each
 // against the profile's maximum.
@@ -36,6 +42,17 @@ func resolveLimits(ps *problems, req api.Limits, p *profile.Profile) api.Limits 
 		// tmpfs pages are charged to the sandbox and stay charged after an
 		// OOM kill, so a full one must leave room to work (host-notes 2).
 		ps.add("limits.tmp", out.Tmp.String(), "at most half of the memory limit (%s)", out.Memory/2)
+	}
+	shm := def.ShmSize
+	if shm == 0 || req.Memory != 0 {
+		shm = min(cmp.Or(shm, defaultShm), out.Memory/8)
+	}
+	limit(ps, "shm_size", &out.ShmSize, shm, top.ShmSize, minShm)
+	switch {
+	case req.ShmSize != 0 && out.ShmSize > out.Memory/2:
+		ps.add("limits.shm_size", out.ShmSize.String(), "at most half of the memory limit (%s)", out.Memory/2)
+	case (req.ShmSize != 0 || req.Tmp != 0) && out.Tmp+out.ShmSize > out.Memory/4*3:
+		ps.add("limits.shm_size", out.ShmSize.String(), "with limits.tmp (%s) at most three quarters of the memory limit (%s)", out.Tmp, out.Memory/4*3)
 	}
 	switch out.OnIdle {
 	case "":

@@ -102,8 +102,12 @@ type Limits struct {
 	Files int64 `json:"files,omitzero" toml:"files"`
 	// Disk is the bytes of the writable root (rootfs "ephemeral").
 	Disk Size `json:"disk,omitzero" toml:"disk"`
-	// Tmp is the bytes of all tmpfs mounts together; at most half of Memory.
+	// Tmp is the bytes of all tmpfs mounts but /dev/shm together; at most half
+	// of Memory.
 	Tmp Size `json:"tmp,omitzero" toml:"tmp"`
+	// ShmSize is the bytes of /dev/shm, which count as memory: at most half of
+	// Memory, and with Tmp at most three quarters.
+	ShmSize Size `json:"shm_size,omitzero" toml:"shm_size"`
 	// IOWeight is the block I/O weight, 10 to 1000 (100 is neutral).
 	IOWeight int64 `json:"io_weight,omitzero" toml:"io_weight"`
 	// OutputRate is the bytes per second of output, averaged over 10 s,

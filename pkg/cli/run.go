@@ -77,6 +77,7 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	fl.Int64Var(&l.Files, "files", 0, "open files of a process")
 	sizeVar(fl, &l.Disk, "disk", "writable root (--rootfs ephemeral)")
 	sizeVar(fl, &l.Tmp, "tmp", "all temporary directories together")
+	sizeVar(fl, &l.ShmSize, "shm-size", "/dev/shm, counted as memory (256M)")
 	durationVar(fl, &l.TTL, "ttl", "end the sandbox this long after its start")
 	durationVar(fl, &l.Idle, "idle", "how long it may do nothing")
 	fl.StringVar(&l.OnIdle, "on-idle", "", "pause or stop")

@@ -169,7 +169,7 @@ func (sb *sandbox) fullPlaces() (n int64) {
 	if !ro {
 		places = append(places, "/")
 	}
-	for _, t := range spec.TmpfsOf(sb.fixed.Sandbox.Limits.Tmp, ro) {
+	for _, t := range spec.TmpfsOf(sb.fixed.Sandbox.Limits, ro) {
 		places = append(places, t.Target)
 	}
 	for _, m := range sb.fixed.Request.Mounts {

@@ -114,6 +114,8 @@ func (p *Profile) check() error {
 		{"cpus", int64(l.CPUs * 1000), int64(m.CPUs * 1000), true},
 		{"pids", l.Pids, m.Pids, true},
 		{"files", l.Files, m.Files, true},
+		{"tmp", int64(l.Tmp), int64(m.Tmp), false},
+		{"shm_size", int64(l.ShmSize), int64(m.ShmSize), false},
 		{"disk", int64(l.Disk), int64(m.Disk), slices.Contains(p.Rootfs, "ephemeral")},
 		{"io_weight", l.IOWeight, m.IOWeight, true},
 		{"output_rate", int64(l.OutputRate), int64(m.OutputRate), true},
@@ -129,6 +131,9 @@ func (p *Profile) check() error {
 	}
 	if l.Tmp > l.Memory/2 {
 		bad("limits.tmp", "must be at most half of limits.memory, or a full tmpfs is an OOM")
+	}
+	if l.ShmSize < 0 || l.ShmSize > l.Memory/2 || l.Tmp+l.ShmSize > l.Memory/4*3 {
+		bad("limits.shm_size", "must be at most half of limits.memory, and with limits.tmp at most three quarters")
 	}
 	if l.OnIdle != "pause" && l.OnIdle != "stop" {
 		bad("limits.on_idle", `%q must be "pause" or "stop"`, l.OnIdle)

@@ -45,6 +45,8 @@ func TestParseErrors(t *testing.T) {
 		"rootfs":        {edit(`["readonly", "ephemeral"]`, `["shared"]`), "rootfs:"},
 		"above its max": {edit(`memory = "2G"`, `memory = "32G"`), "limits.memory: is above"},
 		"no pids":       {edit("pids = 512", "pids = 0"), "limits.pids: must be more than zero"},
+		"shm":           {edit(`# shm_size = ""`, `shm_size = "1025M"`), "limits.shm_size: must be at most half"},
+		"shm and tmp":   {edit(`# shm_size = ""`, "shm_size = \"1G\"\ntmp = \"1G\""), "limits.shm_size: must be"},
 		"on idle":       {edit(`on_idle = "pause"`, `on_idle = "sleep"`), "limits.on_idle"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -88,7 +90,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if p.Limits.Memory <= 0 || p.Limits.Pids <= 0 || len(p.Rootfs) == 0 || p.Limits.Tmp > p.Limits.Memory/2 {
+		if p.Limits.Memory <= 0 || p.Limits.Pids <= 0 || len(p.Rootfs) == 0 || p.Limits.Tmp > p.Limits.Memory/2 || p.Limits.Tmp+p.Limits.ShmSize > p.Limits.Memory/4*3 {
 			t.Errorf("parsed to %+v", p)
 		}
 	})

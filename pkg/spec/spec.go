@@ -157,14 +157,15 @@ func tmpfs(t Tmpfs) specs.Mount {
 	return specs.Mount{Destination: t.Target, Type: "tmpfs", Source: "tmpfs", Options: opts}
 }
 
-// TmpfsOf divides the tmpfs bytes of a sandbox among its writable places.
-// Home is left out when the root is writable, because then it is on the root.
-func TmpfsOf(total api.Size, readonlyRoot bool) []Tmpfs {
-	part := func(n api.Size) api.Size { return max(total*n/16/4096*4096, 64<<10) }
+// TmpfsOf is a sandbox's /dev/shm, and its tmpfs bytes divided among its
+// writable places. Home is left out when the root is writable, because then it
+// is on the root.
+func TmpfsOf(l api.Limits, readonlyRoot bool) []Tmpfs {
+	part := func(n api.Size) api.Size { return max(l.Tmp*n/16/4096*4096, 64<<10) }
 	ts := []Tmpfs{
-		{Target: "/dev/shm", Size: part(2), Mode: 0o1777, NoExec: true},
+		{Target: "/dev/shm", Size: max(l.ShmSize/4096*4096, 64<<10), Mode: 0o1777, NoExec: true},
 		{Target: "/run", Size: part(1), Mode: 0o755, Agent: true},
-		{Target: "/tmp", Size: part(6), Mode: 0o1777},
+		{Target: "/tmp", Size: part(8), Mode: 0o1777},
 	}
 	if readonlyRoot {
 		ts = append(ts,

@@ -19,12 +19,12 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/*.golden")
 
 func base() spec.Sandbox {
-	lim := api.Limits{Memory: 2 << 30, CPUs: 1.5, Pids: 512, Files: 4096, IOWeight: 100}
+	lim := api.Limits{Memory: 2 << 30, CPUs: 1.5, Pids: 512, Files: 4096, IOWeight: 100, Tmp: 512 << 20, ShmSize: 256 << 20}
 	return spec.Sandbox{
 		ID: "aaaabbbbccccddddeeee", HostUID: 0x7800_0000, Profile: "default", Runtime: "crun",
 		CgroupsPath: "/creel/aaaabbbbccccddddeeee", NetNS: "/proc/1/fd/9",
 		InitSource: "/run/creel/sandboxes/aaaabbbbccccddddeeee/init", Hostname: "web",
-		Limits: lim, ReadonlyRoot: true, Tmpfs: spec.TmpfsOf(512<<20, true),
+		Limits: lim, ReadonlyRoot: true, Tmpfs: spec.TmpfsOf(lim, true),
 	}
 }
 
@@ -36,7 +36,7 @@ func TestBuild(t *testing.T) {
 	}
 	ephemeral := base()
 	ephemeral.ReadonlyRoot = false
-	ephemeral.Tmpfs = spec.TmpfsOf(512<<20, false)
+	ephemeral.Tmpfs = spec.TmpfsOf(ephemeral.Limits, false)
 	v2 := base()
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
 	for name, sb := range map[string]spec.Sandbox{
@@ -87,9 +87,15 @@ func TestTmpfsIsBelowItsTotal(t *testing.T) {
 	for _, ro := range []bool{true, false} {
 		for _, total := range []api.Size{1 << 20, 5 << 20, 512 << 20, 8 << 30} {
 			var sum api.Size
-			for _, m := range spec.TmpfsOf(total, ro) {
+			for _, m := range spec.TmpfsOf(api.Limits{Tmp: total, ShmSize: total + 5}, ro) {
 				if m.Size%4096 != 0 || m.Size == 0 {
 					t.Errorf("%s of %s: %d bytes is not a whole number of pages", m.Target, total, m.Size)
+				}
+				if m.Target == "/dev/shm" {
+					if m.Size != total {
+						t.Errorf("/dev/shm of %d has %d bytes", total+5, m.Size)
+					}
+					continue
 				}
 				sum += m.Size
 			}
