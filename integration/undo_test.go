@@ -120,9 +120,17 @@ func TestEachUndoIsRetried(t *testing.T) {
 			t.Run(next.name+"/"+effect, func(t *testing.T) {
 				defer l.Fail()
 				l.Fail("launch.record error", "undo."+effect+" error")
-				if _, err := l.Client.Spawn(t.Context(), req); err == nil {
-					t.Fatal("spawn succeeded")
-				}
+				// The ids of the one before are free a moment after its record.
+				l.Eventually("the ids are free", 10*time.Second, func() error {
+					_, err := l.Client.Spawn(t.Context(), req)
+					if err == nil {
+						t.Fatal("spawn succeeded")
+					}
+					if api.CodeOf(err) == api.CodeExhausted {
+						return err
+					}
+					return nil
+				})
 				unknown(t, l, effect)
 				next.try()
 				l.Eventually("nothing on record", 30*time.Second, func() error { return noRecord(l) })

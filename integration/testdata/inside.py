@@ -94,7 +94,7 @@ BUF = ctypes.create_string_buffer(4096)
 
 
 def pid1():
-    for f in ("mem", "environ", "maps", "smaps", "auxv", "stack", "syscall", "pagemap", "personality", "timers", "io"):
+    for f in ("mem", "environ", "maps", "smaps", "auxv", "stack", "syscall", "pagemap", "personality", "io"):
         must("proc1.%s.read" % f, lambda: os.read(os.open("/proc/1/" + f, os.O_RDONLY), 64), errno.EACCES, errno.EPERM, errno.ENOENT)
     for f in ("mem", "oom_score_adj", "oom_adj", "comm", "clear_refs", "coredump_filter", "timerslack_ns",
               "setgroups", "uid_map", "gid_map", "projid_map", "loginuid", "sched", "autogroup", "attr/current", "attr/exec"):

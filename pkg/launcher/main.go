@@ -177,9 +177,10 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	if o.Stdin && sb.stdin == nil && sb.master == nil {
 		return nil, api.Errorf(api.CodeConflict, "sandbox %s was started without standard input", sb.id).WithHint("creel run -i")
 	}
-	if !ended(sb.state()) { // also while it is being paused
-		if err := sb.active(ctx); err != nil {
-			return nil, err
+	// Also of one that runs: it may be about to be paused for being idle.
+	if state := sb.state(); state == api.StateRunning || state == api.StatePaused {
+		if err := sb.active(ctx); err != nil && sb.state() == api.StatePaused {
+			return nil, err // one that has ended meanwhile still has its output
 		}
 	}
 	if o.Cols != 0 && o.Rows != 0 && sb.master != nil {

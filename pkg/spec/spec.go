@@ -72,6 +72,9 @@ func Build(s Sandbox) *specs.Spec {
 			},
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
+			// Where the host's mounts are shared, as under systemd, runc's
+			// default leaves what it binds from them receiving their events.
+			RootfsPropagation: "rprivate",
 		},
 	}
 }
