@@ -6,12 +6,14 @@ import (
 	"compress/gzip"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -270,6 +272,15 @@ func TestSaveHolds(t *testing.T) {
 	if err != nil || again.Digest != before.Digest {
 		t.Errorf("saved while it was removed, it is %+v, %v; want %s", again, err, before.Digest)
 	}
+	// An import that has sent its layer and not its end, too.
+	half := dialRaw(t, l).send(fmt.Sprintf("POST /v1/images?ref=half HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-tar\r\nContent-Length: %d\r\n\r\n", 1<<20))
+	half.send(string(tarFiles(t, "blob", strings.Repeat("half", 1000), "blob2", strings.Repeat("x", 200_000))[:150_000]))
+	l.Eventually("the layer is stored", 20*time.Second, func() error {
+		if n := len(storedBlobs(t, l)); n != 7 { // base's, large's, this one
+			return fmt.Errorf("%d blobs", n)
+		}
+		return nil
+	})
 	l.Kill()
 	if n, err := io.Copy(io.Discard, saves[1]); err == nil {
 		t.Errorf("a save that the daemon did not end is an archive of %d bytes", n)
@@ -278,5 +289,16 @@ func TestSaveHolds(t *testing.T) {
 	if err := l.RemoveImage(t.Context(), "again"); err != nil {
 		t.Fatal(err)
 	}
-	l.NothingLeft()
+	if left := storedBlobs(t, l); len(left) != 3 { // base's
+		t.Errorf("left in the store: %q", left)
+	}
+}
+
+func storedBlobs(t *testing.T, l *lab.Lab) []string {
+	t.Helper()
+	blobs, err := filepath.Glob(filepath.Join(l.Dir, "state/containerd/containerd/io.containerd.content.v1.content/blobs/sha256/*"))
+	if err != nil {
+		t.Error(err)
+	}
+	return blobs
 }

@@ -305,7 +305,14 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	if err := d.launcher.KeepFilters(); err != nil {
 		return err
 	}
-	return d.launcher.Reconcile(ctx)
+	if err := d.launcher.Reconcile(ctx); err != nil {
+		return err
+	}
+	// What is left of it costs disk until its lease ends, and nothing else.
+	if err := d.rt.PruneImports(ctx); err != nil {
+		d.log.WarnContext(ctx, "imports that the last daemon did not end are not cleaned up", slog.Any("error", err))
+	}
+	return nil
 }
 
 func (d *daemon) serve(ctx context.Context) error {

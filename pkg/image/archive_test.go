@@ -272,18 +272,18 @@ func TestWriteArchive(t *testing.T) {
 
 func TestReadManifest(t *testing.T) {
 	p := newParts(t)
-	make := func(more obj) []byte {
+	with := func(more obj) []byte {
 		m := obj{"config": desc(tConfig, p.config, nil), "layers": []any{desc(tLayer, p.layer, nil)}}
 		maps.Copy(m, more)
 		return enc(t, m)
 	}
-	listing := func(text string) []byte { return make(obj{"annotations": obj{image.PackagesAnnotation: text}}) }
+	listing := func(text string) []byte { return with(obj{"annotations": obj{image.PackagesAnnotation: text}}) }
 	for _, tt := range []struct {
 		name string
 		raw  []byte
 		want []string
 	}{
-		{"none", make(nil), nil},
+		{"none", with(nil), nil},
 		{"some", listing("bash 5.2\njq 1.6"), []string{"bash 5.2", "jq 1.6"}},
 		{"an empty line", listing("bash 5.2\n\njq 1.6"), nil},
 		{"a long line", listing(strings.Repeat("x", 1000)), nil},
@@ -296,8 +296,8 @@ func TestReadManifest(t *testing.T) {
 	}
 	for name, raw := range map[string][]byte{
 		"no JSON":       []byte("x"),
-		"climbing blob": make(obj{"config": obj{"digest": "sha256:../../etc/shadow"}}),
-		"negative size": make(obj{"layers": []any{desc(tLayer, p.layer, obj{"size": -1})}}),
+		"climbing blob": with(obj{"config": obj{"digest": "sha256:../../etc/shadow"}}),
+		"negative size": with(obj{"layers": []any{desc(tLayer, p.layer, obj{"size": -1})}}),
 		"large":         append([]byte("{}"), bytes.Repeat([]byte(" "), 5<<20)...),
 	} {
 		if k, err := image.ReadManifest(raw, tManifest, image.DefaultLimits); !errors.Is(err, image.ErrRefused) {

@@ -116,8 +116,8 @@ func (c *Client) Leftovers(ctx context.Context, known func(id string) bool) ([]s
 	return out, nil
 }
 
-// PruneImports ends imports that an earlier daemon did not live to end, with
-// what they had stored. Call it while no import runs.
+// PruneImports ends imports and saves that an earlier daemon did not live to
+// end, with what they had stored or held. Call it while none runs.
 func (c *Client) PruneImports(ctx context.Context) error {
 	lm := c.cd.LeasesService()
 	ls, err := lm.List(ctx)
