@@ -212,8 +212,7 @@ func imageBuildCommand(a *app) *cobra.Command {
 		Long: `Build an agent image, of Debian packages.
 
   base  shells, git, curl, jq, ripgrep, Python: what agents need
-  dev   base, and Node, npm, build-essential, Chromium with fonts; two
-        gigabytes
+  dev   base, and Node, npm, build-essential, Chromium with fonts; 1.3 GB
 
 It is made here, as you, with mmdebstrap, and then imported; the daemon never
 builds. With --output it is written to a file instead and no daemon is needed.

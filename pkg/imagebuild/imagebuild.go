@@ -42,8 +42,8 @@ type Options struct {
 	// modification time that a package's own file has, so that it depends on
 	// the packages alone.
 	Epoch time.Time
-	// TempDir holds the system while it is made: half a gigabyte of base, three
-	// of dev.
+	// TempDir holds the system while it is made: half a gigabyte of base, two
+	// and a half of dev.
 	// os.TempDir when empty.
 	TempDir string
 	// Progress gets one line for each step, for people. May be nil.
