@@ -214,6 +214,7 @@ func (l *Launcher) forget(sb *sandbox) error {
 	if err := l.drop(sb); err != nil {
 		return err
 	}
+	sb.markGone()
 	sb.freeIDs()
 	return nil
 }

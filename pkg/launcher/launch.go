@@ -18,9 +18,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
-	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/logs"
-	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
@@ -229,70 +227,6 @@ func (s *launch) prepare(ctx context.Context) error {
 	return nil
 }
 
-// stageMounts turns the caller's directory descriptors and volumes into
-// id-mapped trees below the sandbox's directory.
-func (s *launch) stageMounts(ctx context.Context) error {
-	if len(s.Request.Mounts) == 0 {
-		return nil
-	}
-	if len(s.sb.fixed.Volumes) > 0 {
-		s.did("volumes")
-	}
-	s.did("mounts")
-	base := filepath.Join(s.l.dir(s.id), "mnt")
-	if err := os.Mkdir(base, 0o700); err != nil {
-		return err
-	}
-	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
-	users, err := idmap.ForCaller(ctx, s.caller.UID, s.caller.GID, agent, agent, s.caller.Groups)
-	if err != nil {
-		return err
-	}
-	defer users.Close()
-	for i, m := range s.Request.Mounts {
-		var rec store.Mount
-		staged := filepath.Join(base, fmt.Sprint(i))
-		if m.Volume != "" {
-			if rec, err = s.stageVolume(ctx, m, staged); err != nil {
-				return fmt.Errorf("volume %s: %w", m.Volume, err)
-			}
-		} else if rec, err = s.stageDir(ctx, i, staged, users); err != nil {
-			return err
-		}
-		s.sb.amend(func(r *store.Record) { r.Mounts = append(r.Mounts, rec) })
-	}
-	return nil
-}
-
-// stageDir shows the caller's directory of the request's mount i.
-func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.File) (store.Mount, error) {
-	m := s.Request.Mounts[i]
-	if *m.FD < 0 || *m.FD >= len(s.dirs) {
-		e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
-		e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
-		return store.Mount{}, e
-	}
-	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
-	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
-		Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
-		Target: staged, ReadOnly: m.ReadOnly,
-		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
-	})
-	if err != nil {
-		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
-	}
-	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
-}
-
-// namespaces are where a caller's descriptors may be: its own mount
-// namespace, and the host's.
-func (s *launch) namespaces() []*os.File {
-	if s.caller.PIDFD == nil {
-		return []*os.File{s.l.HostMounts}
-	}
-	return []*os.File{s.caller.PIDFD, s.l.HostMounts}
-}
-
 func (s *launch) container(ctx context.Context) error {
 	s.did("container")
 	c := Container{
@@ -422,3 +356,25 @@ func monotonic() int64 {
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
 	return ts.Nano()
 }
+
+// trace says where a launch's time went.
+type trace struct {
+	start time.Time
+	mono  int64 // start on CLOCK_MONOTONIC, to place creel-init's stamp
+	list  []api.Step
+}
+
+func newTrace() trace { return trace{start: time.Now(), mono: monotonic()} }
+
+func (t *trace) end(name string, began time.Time) {
+	t.list = append(t.list, api.Step{Name: name, Start: ms(began.Sub(t.start)), Took: ms(time.Since(began))})
+}
+
+// stamp adds a moment that another process took on CLOCK_MONOTONIC.
+func (t *trace) stamp(name string, mono int64) {
+	t.list = append(t.list, api.Step{Name: name, Start: ms(time.Duration(mono - t.mono)), At: mono})
+}
+
+func (t *trace) steps() []api.Step { return t.list }
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

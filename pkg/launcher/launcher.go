@@ -2,6 +2,7 @@
 // read from start to end (Launch, in launch.go), and it owns what lives after.
 //
 //	launch.go     request -> proven, running sandbox
+//	mounts.go     the caller's directories, and who may write them
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
@@ -131,7 +132,8 @@ type Launcher struct {
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
 
-	volMu sync.Mutex // volumes are added and removed one at a time; before mu
+	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
+	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox

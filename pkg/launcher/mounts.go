@@ -1,0 +1,149 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/idmap"
+	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/store"
+)
+
+// stageMounts turns the caller's directory descriptors and volumes into
+// id-mapped trees below the sandbox's directory.
+func (s *launch) stageMounts(ctx context.Context) error {
+	if len(s.Request.Mounts) == 0 {
+		return nil
+	}
+	if len(s.sb.fixed.Volumes) > 0 {
+		s.did("volumes")
+	}
+	s.did("mounts")
+	base := filepath.Join(s.l.dir(s.id), "mnt")
+	if err := os.Mkdir(base, 0o700); err != nil {
+		return err
+	}
+	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
+	users, err := idmap.ForCaller(ctx, s.caller.UID, s.caller.GID, agent, agent, s.caller.Groups)
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	var all []store.Mount
+	for i, m := range s.Request.Mounts {
+		var rec store.Mount
+		staged := filepath.Join(base, fmt.Sprint(i))
+		if m.Volume != "" {
+			if rec, err = s.stageVolume(ctx, m, staged); err != nil {
+				return fmt.Errorf("volume %s: %w", m.Volume, err)
+			}
+		} else if rec, err = s.stageDir(ctx, i, staged, users); err != nil {
+			return err
+		}
+		all = append(all, rec)
+	}
+	return s.claim(ctx, all)
+}
+
+// stageDir shows the caller's directory of the request's mount i.
+func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.File) (store.Mount, error) {
+	m := s.Request.Mounts[i]
+	if *m.FD < 0 || *m.FD >= len(s.dirs) {
+		e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
+		e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
+		return store.Mount{}, e
+	}
+	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
+	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
+		Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
+		Target: staged, ReadOnly: m.ReadOnly,
+		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
+	})
+	if err != nil {
+		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
+	}
+	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
+}
+
+// namespaces are where a caller's descriptors may be: its own mount
+// namespace, and the host's.
+func (s *launch) namespaces() []*os.File {
+	if s.caller.PIDFD == nil {
+		return []*os.File{s.l.HostMounts}
+	}
+	return []*os.File{s.caller.PIDFD, s.l.HostMounts}
+}
+
+// claim puts the staged mounts on record, unless one is a directory that
+// another agent can write and this one could, too: through it the two would
+// reach each other. Directories count as one when the one is in the other, as
+// their file system has it now; what a caller moves later is not looked at.
+// A read-only mount claims nothing and is refused nothing.
+func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
+	timeout := time.NewTimer(killTimeout)
+	defer timeout.Stop()
+	for {
+		holder, i, err := s.tryClaim(ms)
+		if holder == nil || err != nil {
+			return err
+		}
+		if ended(holder.state()) {
+			// Its clean-up goes on after the answer to who ended it.
+			select {
+			case <-holder.gone:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-timeout.C:
+			}
+		}
+		by := "a sandbox of another user's"
+		if r := holder.identity(); mayUse(s.caller, r) {
+			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
+		}
+		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).
+			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended")
+	}
+}
+
+// tryClaim puts the mounts on record, or finds who holds the directory of the
+// i-th. One launch does so at a time, so of two that want the same one is first.
+func (s *launch) tryClaim(ms []store.Mount) (holder *sandbox, i int, err error) {
+	s.l.claimMu.Lock()
+	defer s.l.claimMu.Unlock()
+	own := s.sb.fixed.Sandbox
+	for _, sb := range s.l.all() {
+		r := sb.identity().Sandbox
+		if sb == s.sb || sb.isGone() || r.Caller.UID == own.Caller.UID && r.Agent == own.Agent {
+			continue
+		}
+		sb.mu.Lock()
+		held := sb.rec.Mounts
+		sb.mu.Unlock()
+		for i, m := range ms {
+			for _, h := range held {
+				if !claims(m) || !claims(h) {
+					continue
+				}
+				related, err := mount.Related(m.Staged, h.Staged)
+				if err != nil {
+					return nil, 0, err
+				}
+				if related {
+					return sb, i, nil
+				}
+			}
+		}
+	}
+	s.sb.amend(func(r *store.Record) { r.Mounts = ms })
+	return nil, 0, nil
+}
+
+// claims says whether a mount is a directory that the agent can write. A
+// volume has its own agent.
+func claims(m store.Mount) bool { return !m.ReadOnly && m.Volume == "" }
