@@ -123,6 +123,14 @@ func TestVolumeInUse(t *testing.T) {
 			t.Errorf("remove: %v, want a conflict with %s", err, by)
 		}
 	}
+	// A full volume is told of as any other limit is.
+	out, res := l.Sh(writer.ID, "dd if=/dev/zero of=/work/big bs=64k")
+	if res.LimitsHit["disk"] != 1 || !strings.Contains(out, "No space left") {
+		t.Errorf("full: %+v, %q", res, out)
+	}
+	if out, res := l.Sh(writer.ID, "rm /work/big; cat /work/f"); res.LimitsHit != nil || out != "now\n" {
+		t.Errorf("after the removal: %+v, %q", res, out)
+	}
 	refused("reader (" + reader.ID + "), writer (" + writer.ID + ")")
 	// A daemon that is killed leaves it mounted for who uses it.
 	l.Kill()
@@ -277,6 +285,41 @@ func TestVolumeKilled(t *testing.T) {
 			}
 			l.NothingLeft()
 		})
+	}
+}
+
+// TestVolumeKilledInLaunch kills creeld, or fails, when a launch has mounted a
+// volume and nothing else knows: it is unmounted, and whole.
+func TestVolumeKilledInLaunch(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "work", Size: 16 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	req := api.SpawnRequest{Mounts: []api.Mount{{Volume: "work", Target: "/work"}, {Volume: "work", Target: "/again", ReadOnly: true}}}
+	for _, how := range []string{"error", "kill"} {
+		l.Fail("volume.opened " + how)
+		if _, err := l.Client.Spawn(t.Context(), req); err == nil {
+			t.Fatal("spawn succeeded")
+		}
+		if how == "kill" {
+			died(t, l)
+		}
+		if left := l.Snapshot(); len(left) > 0 {
+			t.Errorf("%s: left behind:\n%s", how, strings.Join(left, "\n"))
+		}
+		l.Fail()
+		sb := l.Spawn(req)
+		if out, _ := l.Sh(sb.ID, "echo "+how+" >/work/f; cat /again/f; echo no 2>&1 >/again/f"); !strings.HasPrefix(out, how+"\n") || !strings.Contains(out, "Read-only") {
+			t.Errorf("after %s: %q", how, out)
+		}
+		if err := l.Remove(t.Context(), sb.ID, true); err != nil {
+			t.Error(err)
+		}
+		l.NothingLeft()
+	}
+	v, err := l.Volume(t.Context(), "work")
+	if err != nil || len(v.UsedBy) > 0 {
+		t.Errorf("volume %+v, %v", v, err)
 	}
 }
 

@@ -207,14 +207,14 @@ func full(root int, path string) bool {
 	return isFull(st)
 }
 
-// nearly is what an overlay may call available when the file system below has
-// refused to give more: ext4 keeps some blocks back for its own trees, 0.5% of
+// nearly is what a volume, or an overlay on such a file system, may call
+// available when it has refused to give more: ext4 keeps some blocks back for its own trees, 0.5% of
 // a small one (measured: 60 blocks of 12,092, 166 of 100,786).
 const nearly = 1 << 20
 
 func isFull(st unix.Statfs_t) bool {
 	left := uint64(0)
-	if st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+	if st.Type == unix.OVERLAYFS_SUPER_MAGIC || st.Type == unix.EXT4_SUPER_MAGIC {
 		left = min(nearly/uint64(max(st.Bsize, 1)), st.Blocks/100)
 	}
 	return st.Blocks > 0 && (st.Bavail <= left || st.Files > 0 && st.Ffree == 0)

@@ -307,6 +307,9 @@ func (s *launch) stageVolume(ctx context.Context, m api.Mount, staged string) (s
 		return store.Mount{}, err
 	}
 	defer dir.Close()
+	if err := failpoint.Hit("volume.opened"); err != nil {
+		return store.Mount{}, err
+	}
 	first := s.sb.fixed.Sandbox.HostUID
 	ids := []idmap.Map{{ID: 0, Host: first, Count: spec.RangeSize}}
 	users, err := idmap.UserNS(ctx, ids, ids)

@@ -102,8 +102,16 @@ func TestRelated(t *testing.T) {
 		x, y string
 		want bool
 	}{
-		{a, a, true}, {a, b, true}, {b, c, true}, {a, c, true}, {work, d, true}, {work, c, true},
-		{a, d, false}, {b, d, false}, {c, d, false}, {a, filepath.Join(w.run, "gone"), false},
+		{a, a, true},
+		{a, b, true},
+		{b, c, true},
+		{a, c, true},
+		{work, d, true},
+		{work, c, true},
+		{a, d, false},
+		{b, d, false},
+		{c, d, false},
+		{a, filepath.Join(w.run, "gone"), false},
 	} {
 		for _, pair := range [][2]string{{tt.x, tt.y}, {tt.y, tt.x}} {
 			if got, err := mount.Related(pair[0], pair[1]); err != nil || got != tt.want {
