@@ -36,6 +36,11 @@ func (l *Lab) Snapshot() []string {
 			}
 		}
 	}
+	// A volume is meant to stay, one that is half made or half removed is not.
+	pending, _ := filepath.Glob(filepath.Join(l.Dir, "state", "volumes", "pending-*"))
+	for _, p := range pending {
+		out = append(out, "directory state/volumes/"+filepath.Base(p))
+	}
 	slices.Sort(out)
 	return out
 }
