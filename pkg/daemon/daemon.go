@@ -229,10 +229,6 @@ func (d *daemon) containerd(ctx context.Context) error {
 	if err := runtime.CheckVersions(d.versions); err != nil {
 		return err
 	}
-	// Nobody can import yet: what an earlier daemon was killed in is ended.
-	if err := d.rt.PruneImports(ctx); err != nil {
-		return err
-	}
 	return d.rt.CheckIDMap(ctx)
 }
 
