@@ -48,6 +48,22 @@ address = %q
 	})
 }
 
+// withoutContainerd is a directory with all that creeld runs but containerd
+// and its shim, which are not its own.
+func (l *Lab) withoutContainerd() string {
+	l.tb.Helper()
+	dir := filepath.Join(l.Dir, "bin")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		l.tb.Fatal(err)
+	}
+	for _, name := range []string{"crun", "runc", "creel-init"} {
+		if err := os.Symlink(filepath.Join(l.Bin, name), filepath.Join(dir, name)); err != nil {
+			l.tb.Fatal(err)
+		}
+	}
+	return dir
+}
+
 func (l *Lab) containerdSocket() string {
 	return filepath.Join(l.Dir, "run", "containerd", "containerd.sock")
 }

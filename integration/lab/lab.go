@@ -94,6 +94,10 @@ func New(tb testing.TB, o Options) *Lab {
 	if o.Ranges > 0 {
 		ranges = o.Ranges
 	}
+	programs := l.Bin
+	if o.Foreign {
+		programs = l.withoutContainerd()
+	}
 	text := fmt.Sprintf(`version = 1
 run_dir = %q
 state_dir = %q
@@ -108,7 +112,7 @@ first = %#x
 last = %#x
 [log]
 level = "debug"
-`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), l.Bin, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
+`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), programs, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
 	if o.Foreign {
 		// crun refuses cgroup hierarchies of both versions, which only
 		// creeld's own mount namespace hides.

@@ -119,10 +119,15 @@ func (d *daemon) host(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("creeld must run as root: it makes namespaces and mounts for others")
 	}
-	if d.versions, err = runtime.ReadVersions(ctx, d.cfg.BinDir); err != nil {
+	own := d.cfg.Containerd.Address == ""
+	if d.versions, err = runtime.ReadVersions(ctx, d.cfg.BinDir, own); err != nil {
 		return err
 	}
-	if err := runtime.CheckVersions(d.versions); err != nil {
+	err = runtime.CheckVersions(d.versions)
+	if own {
+		err = errors.Join(err, runtime.CheckContainerd(d.versions.Containerd))
+	}
+	if err != nil {
 		return err
 	}
 	if err := idmap.CheckHost(os.DirFS("/etc"), d.cfg.IDs.First, d.cfg.IDs.Last); err != nil {
@@ -226,7 +231,7 @@ func (d *daemon) containerd(ctx context.Context) error {
 		return err
 	}
 	d.versions.Containerd = have
-	if err := runtime.CheckVersions(d.versions); err != nil {
+	if err := runtime.CheckContainerd(have); err != nil {
 		return err
 	}
 	return d.rt.CheckIDMap(ctx)

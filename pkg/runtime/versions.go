@@ -20,7 +20,7 @@ import (
 // Versions are the versions of what creel stands on.
 type Versions struct {
 	Kernel     string // uname -r
-	Containerd string
+	Containerd string // empty when it was not asked
 	Crun       string // empty when it is not there
 	Runc       string // empty when it is not there
 }
@@ -71,32 +71,41 @@ const (
 	runcOnBugged = "1.5.2"
 )
 
-// CheckVersions refuses versions below the minimum, or between minima, and
-// gives the reason. All faults are reported at once. A runtime that is not
-// there is no fault, but one must be.
+// CheckVersions refuses a kernel or an OCI runtime below the minimum, or
+// between minima, and gives the reason. All faults are reported at once. A
+// runtime that is not there is no fault, but one must be. Of containerd
+// nothing is asked: which one is used, CheckContainerd's caller knows.
 func CheckVersions(v Versions) error {
-	var errs []error
-	add := func(what, have string, gate []line) {
-		if err := check(what, have, gate); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	add("kernel", v.Kernel, kernelGate)
-	add("containerd", v.Containerd, containerdGate)
+	errs := []error{check("kernel", v.Kernel, kernelGate), v.CheckRuntime("crun"), v.CheckRuntime("runc")}
 	if v.Crun == "" && v.Runc == "" {
 		errs = append(errs, errors.New("neither crun nor runc is installed; run \"make tools\" or install one"))
 	}
-	if v.Crun != "" {
-		add("crun", v.Crun, crunGate)
+	return unsupported(errs...)
+}
+
+// CheckContainerd refuses a containerd as CheckVersions does the rest.
+func CheckContainerd(have string) error {
+	return unsupported(check("containerd", have, containerdGate))
+}
+
+// CheckRuntime refuses crun or runc; one that is not there is no fault.
+func (v Versions) CheckRuntime(name string) error {
+	switch {
+	case name == "crun" && v.Crun != "":
+		return check(name, v.Crun, crunGate)
+	case name != "runc" || v.Runc == "":
+		return nil
 	}
-	if v.Runc != "" {
-		add("runc", v.Runc, runcGate)
-		if compare(v.Kernel, buggedFrom) >= 0 && compare(v.Kernel, buggedBefore) < 0 && compare(v.Runc, runcOnBugged) < 0 {
-			errs = append(errs, fmt.Errorf("runc %s on kernel %s: want %s or later (it corrupts device programs there)", v.Runc, v.Kernel, runcOnBugged))
-		}
+	err := check(name, v.Runc, runcGate)
+	if compare(v.Kernel, buggedFrom) >= 0 && compare(v.Kernel, buggedBefore) < 0 && compare(v.Runc, runcOnBugged) < 0 {
+		err = errors.Join(err, fmt.Errorf("runc %s on kernel %s: want %s or later (it corrupts device programs there)", v.Runc, v.Kernel, runcOnBugged))
 	}
-	if len(errs) > 0 {
-		return api.Errorf(api.CodeUnsupportedHost, "%w", errors.Join(errs...))
+	return err
+}
+
+func unsupported(errs ...error) error {
+	if err := errors.Join(errs...); err != nil {
+		return api.Errorf(api.CodeUnsupportedHost, "%w", err)
 	}
 	return nil
 }
@@ -121,24 +130,29 @@ func check(what, have string, gate []line) error {
 	return fmt.Errorf("%s %s: want %s or later (%s)", what, have, gate[0].min, gate[0].why)
 }
 
-// ReadVersions asks the kernel and the programs in bin.
-func ReadVersions(ctx context.Context, bin string) (Versions, error) {
+// ReadVersions asks the kernel and the programs in bin, of which containerd
+// only if it is the one that is used (own). What has answered is in the result
+// beside the error.
+func ReadVersions(ctx context.Context, bin string, own bool) (Versions, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return Versions{}, fmt.Errorf("uname: %w", err)
 	}
 	v := Versions{Kernel: unix.ByteSliceToString(uts.Release[:])}
-	var err error
-	if v.Containerd, err = programVersion(ctx, filepath.Join(bin, "containerd")); err != nil {
-		return Versions{}, err
-	}
-	for name, to := range map[string]*string{"crun": &v.Crun, "runc": &v.Runc} {
+	var errs []error
+	ask := func(name string, to *string, needed bool) {
+		var err error
 		*to, err = programVersion(ctx, filepath.Join(bin, name))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return Versions{}, err
+		if err != nil && (needed || !errors.Is(err, os.ErrNotExist)) {
+			errs = append(errs, err)
 		}
 	}
-	return v, nil
+	if own {
+		ask("containerd", &v.Containerd, true)
+	}
+	ask("crun", &v.Crun, false)
+	ask("runc", &v.Runc, false)
+	return v, errors.Join(errs...)
 }
 
 // versionWord matches "v2.4.2" or "1.21" among the words of a first line.

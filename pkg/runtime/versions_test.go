@@ -1,6 +1,9 @@
 package runtime_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -30,6 +33,7 @@ func TestCheckVersions(t *testing.T) {
 		{"pre-release of the first", func(v *runtime.Versions) { v.Containerd = "2.0.0-beta.2" }, []string{"2.0.10 or later"}},
 		{"later containerd", func(v *runtime.Versions) { v.Containerd = "3.1.0" }, nil},
 		{"build suffix", func(v *runtime.Versions) { v.Containerd = "2.4.2+unknown" }, nil},
+		{"no containerd", func(v *runtime.Versions) { v.Containerd = "" }, []string{"not understood"}},
 		{"nonsense", func(v *runtime.Versions) { v.Containerd = "new" }, []string{"not understood"}},
 		{"runc 1.1", func(v *runtime.Versions) { v.Runc = "1.1.15" }, []string{"runc 1.1.15", "1.2.8 or later"}},
 		{"runc 1.2", func(v *runtime.Versions) { v.Runc = "1.2.8" }, nil},
@@ -49,7 +53,7 @@ func TestCheckVersions(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			v := good
 			tt.change(&v)
-			err := runtime.CheckVersions(v)
+			err := errors.Join(runtime.CheckVersions(v), runtime.CheckContainerd(v.Containerd))
 			if (err == nil) != (tt.want == nil) {
 				t.Fatalf("CheckVersions(%+v) = %v", v, err)
 			}
@@ -67,11 +71,36 @@ func TestCheckVersions(t *testing.T) {
 
 func TestReadVersions(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Bin)
-	v, err := runtime.ReadVersions(t.Context(), kerneltest.BinDir())
+	v, err := runtime.ReadVersions(t.Context(), kerneltest.BinDir(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := runtime.CheckVersions(v); err != nil {
+	if err := errors.Join(runtime.CheckVersions(v), runtime.CheckContainerd(v.Containerd)); err != nil {
 		t.Errorf("the pinned versions %+v are refused: %v", v, err)
+	}
+}
+
+// A containerd that is not used is not asked, whatever is in its place.
+func TestReadVersionsAsksWhatIsUsed(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, script string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
+	}
+	write("crun", "echo crun version 1.21")
+	if v, err := runtime.ReadVersions(t.Context(), dir, false); err != nil || v.Crun != "1.21" || v.Runc != "" || v.Containerd != "" {
+		t.Errorf("without containerd: %+v, %v", v, err)
+	}
+	if v, err := runtime.ReadVersions(t.Context(), dir, true); !errors.Is(err, os.ErrNotExist) || v.Crun != "1.21" {
+		t.Errorf("own containerd that is not there: %+v, %v", v, err)
+	}
+	write("containerd", "exit 1")
+	if v, err := runtime.ReadVersions(t.Context(), dir, false); err != nil || v.Containerd != "" {
+		t.Errorf("broken containerd that is not used: %+v, %v", v, err)
+	}
+	write("runc", "exit 1")
+	if v, err := runtime.ReadVersions(t.Context(), dir, true); err == nil || !strings.Contains(err.Error(), "containerd") || !strings.Contains(err.Error(), "runc") || v.Crun != "1.21" {
+		t.Errorf("two that do not answer: %+v, %v", v, err)
 	}
 }
