@@ -1,16 +1,23 @@
 package integration_test
 
 import (
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
 )
 
 // TestRefusesToStart starts creeld with something missing or weaker: it says
-// what, and does not come up. The sandbox that ran stays untouched.
+// what, and does not come up. creeld doctor says the same of the same
+// configuration, beside all else that it has found. The sandbox that ran stays
+// untouched.
 func TestRefusesToStart(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	check := neighbour(t, l)
@@ -90,13 +97,69 @@ func TestRefusesToStart(t *testing.T) {
 				defer tt.before(t)()
 			}
 			out := l.Refused(tt.change(t))
+			told, code := l.Doctor(tt.change(t))
+			if code != 1 {
+				t.Errorf("creeld doctor: exit code %d", code)
+			}
 			for _, want := range tt.want {
-				if err := contains(out, want); err != nil {
+				if err := errors.Join(contains(out, want), contains(told, want)); err != nil {
 					t.Error(err)
 				}
+			}
+			if err := contains(told, "creeld does not start"); err != nil {
+				t.Error(err)
 			}
 		})
 	}
 	l.Start()
 	check()
+}
+
+// TestDoctorWithoutDaemon finds nothing to refuse where creeld starts, changes
+// nothing, and is told of by creel doctor when nobody answers.
+func TestDoctorWithoutDaemon(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	l.Kill()
+	before := l.Snapshot()
+	same := func(s string) string { return s }
+	out, code := l.Doctor(same, "--json")
+	var d api.Doctor
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		t.Fatalf("exit code %d: %v\n%s", code, err, out)
+	}
+	if d.Leftovers != nil {
+		t.Errorf("leftovers of no daemon: %q", d.Leftovers)
+	}
+	found := map[string]string{}
+	for _, c := range d.Checks {
+		found[c.Name] = c.Status
+		if c.Status == "missing" {
+			t.Errorf("creeld starts here, and yet: %+v", c)
+		}
+	}
+	for _, name := range []string{
+		"configuration", "programs", "profiles", "socket", "kernel", "kernel.id-mapped overlay layers", "state directory",
+		"id range", "version.containerd", "version.crun", "version.runc",
+	} {
+		if found[name] != "ok" {
+			t.Errorf("%s is %q", name, found[name])
+		}
+	}
+	if found["cgroup"] == "" {
+		t.Error("nothing of cgroups")
+	}
+	if diff := cmp.Diff(before, l.Snapshot()); diff != "" {
+		t.Errorf("doctor changed the host: %s", diff)
+	}
+	// A state directory is creeld's to make; a file in the way is not.
+	if out, code := l.Doctor(func(s string) string { return strings.ReplaceAll(s, "/state\"", "/log/state\"") }); code != 1 {
+		t.Errorf("a file for a state directory: exit code %d\n%s", code, out)
+	}
+	stdout, stderr, code := l.Creel("doctor")
+	if err := errors.Join(contains(stdout, "connection refused"), contains(stdout, "sudo creeld doctor"), contains(stdout, "kernel.openat2")); err != nil || code != 1 {
+		t.Errorf("creel doctor: exit code %d, %v %s", code, err, stderr)
+	}
+	if out, code := l.Doctor(same, "--nonsense"); code != 2 || !strings.Contains(out, "creeld doctor [--config FILE]") {
+		t.Errorf("an unknown flag: exit code %d\n%s", code, out)
+	}
 }

@@ -3,21 +3,25 @@
 //	creeld [--config FILE]
 //	creeld config default
 //	creeld config check [FILE]
+//	creeld doctor [--config FILE] [--caller USER] [--workspace DIR] [--json]
 //	creeld version
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/cli"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/daemon"
 	"github.com/creel-sandbox/creel/pkg/mountns"
@@ -29,11 +33,18 @@ const usage = `creeld launches AI agents in hardened sandboxes.
                                built-in defaults when that does not exist)
   creeld config default        print the default configuration, commented
   creeld config check [FILE]   check a configuration; every problem with its line
+  creeld doctor [--config FILE] [--caller USER] [--workspace DIR] [--json]
+                               say what this host lacks, and what creeld would
+                               refuse to start for; starts nothing. Exit code 1
+                               when something is missing or dangerous
   creeld version               print the version
 `
 
 // errUsage is a command line that is not understood.
 var errUsage = errors.New("usage")
+
+// errFound is that doctor has found something, and has said so.
+var errFound = errors.New("something is missing or dangerous")
 
 func main() {
 	err := run(os.Args[1:], os.Stdout)
@@ -41,6 +52,8 @@ func main() {
 	case errors.Is(err, errUsage):
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
+	case errors.Is(err, errFound):
+		os.Exit(1)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "creeld:", err)
 		os.Exit(1)
@@ -62,6 +75,8 @@ func run(args []string, out io.Writer) error {
 		_, err = fmt.Fprintln(out, api.BuildVersion)
 	case len(args) == 2 && args[0] == "config" && args[1] == "default":
 		_, err = io.WriteString(out, config.Default())
+	case len(args) >= 1 && args[0] == "doctor":
+		return examine(path, args[1:], out)
 	case len(args) >= 2 && len(args) <= 3 && args[0] == "config" && args[1] == "check":
 		if len(args) == 3 {
 			path = args[2]
@@ -87,6 +102,37 @@ func configPath() (string, error) {
 		return "", nil
 	}
 	return "", err
+}
+
+// examine is the doctor for a daemon that does not run.
+func examine(path string, args []string, out io.Writer) error {
+	var caller, workspace string
+	var asJSON bool
+	fl := flag.NewFlagSet("doctor", flag.ContinueOnError)
+	fl.SetOutput(io.Discard)
+	fl.StringVar(&path, "config", path, "")
+	fl.StringVar(&caller, "caller", "", "")
+	fl.StringVar(&workspace, "workspace", "", "")
+	fl.BoolVar(&asJSON, "json", false, "")
+	if err := fl.Parse(args); err != nil || fl.NArg() > 0 {
+		return errUsage
+	}
+	if workspace != "" {
+		abs, err := filepath.Abs(workspace)
+		if err != nil {
+			return err
+		}
+		workspace = abs
+	}
+	d, err := daemon.Doctor(context.Background(), path, caller, workspace)
+	if err != nil {
+		return err
+	}
+	bad, err := cli.ShowDoctor(cli.Stdio{Out: out, Err: os.Stderr}, asJSON, d)
+	if err == nil && bad {
+		err = errFound
+	}
+	return err
 }
 
 func serve(path string) error {

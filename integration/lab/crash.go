@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -175,12 +176,7 @@ func (l *Lab) Reboot() {
 // up, and gives its last words. The lab's own must not run.
 func (l *Lab) Refused(change func(config string) string) string {
 	l.tb.Helper()
-	text, err := os.ReadFile(l.config)
-	if err != nil {
-		l.tb.Fatal(err)
-	}
-	path := filepath.Join(l.Dir, "changed.toml")
-	l.write(path, change(string(text)))
+	path := l.changed(change)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, l.creeld(), "--config", path)
@@ -193,6 +189,34 @@ func (l *Lab) Refused(change func(config string) string) string {
 		l.tb.Errorf("creeld ended without an error:\n%s", out)
 	}
 	return string(out)
+}
+
+// changed writes a configuration that differs from the lab's.
+func (l *Lab) changed(change func(config string) string) string {
+	l.tb.Helper()
+	text, err := os.ReadFile(l.config)
+	if err != nil {
+		l.tb.Fatal(err)
+	}
+	path := filepath.Join(l.Dir, "changed.toml")
+	l.write(path, change(string(text)))
+	return path
+}
+
+// Doctor runs creeld doctor with a changed configuration: what it says on both
+// streams, and its exit code.
+func (l *Lab) Doctor(change func(config string) string, args ...string) (string, int) {
+	l.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, l.creeld(), append([]string{"doctor", "--config", l.changed(change)}, args...)...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		l.tb.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
 }
 
 // NothingLeftBut is NothingLeft except for what begins with one of these.

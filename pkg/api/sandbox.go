@@ -375,6 +375,8 @@ type Check struct {
 
 // Doctor is what the daemon sees of its host.
 type Doctor struct {
-	Checks    []Check  `json:"checks"`
+	Checks []Check `json:"checks"`
+	// Leftovers are what no record knows. null, which the API never answers, is
+	// not looked for: creeld doctor, and creel doctor without a daemon.
 	Leftovers []string `json:"leftovers"`
 }

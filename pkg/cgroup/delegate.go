@@ -39,11 +39,14 @@ func (h *Host) openV2(mounts []mount, own map[string]string, o Options) error {
 	h.all = []*hierarchy{hr}
 	rel := strings.Trim(strings.TrimPrefix(self, strings.TrimSuffix(m.root, "/")), "/")
 	top, from := h.choose(hr, rel, o.Root)
-	if err := hr.prepare(top, from, rel); err != nil {
+	hr.base = strings.TrimPrefix(top+"/sandboxes", "/")
+	controls := hr.base + "/cgroup.subtree_control"
+	if h.look {
+		controls = "cgroup.controllers" // what can be passed on
+	} else if err := hr.prepare(top, from, rel); err != nil {
 		return err
 	}
-	hr.base = strings.TrimPrefix(top+"/sandboxes", "/")
-	on, err := hr.read(hr.base + "/cgroup.subtree_control")
+	on, err := hr.read(controls)
 	if err != nil {
 		return err
 	}

@@ -110,7 +110,14 @@ type Options struct {
 // Detect opens the host's cgroup hierarchies and prepares the place for
 // sandboxes. The Host is the caller's to Close. The error wraps
 // ErrUnsupported when a controller that the limits need is missing.
-func Detect(o Options) (*Host, error) {
+func Detect(o Options) (*Host, error) { return detect(o, false) }
+
+// Look is Detect that makes, moves and switches on nothing, for a process that
+// only wants to know what Detect would find. The Host is good for Version,
+// Weaker and Close.
+func Look(o Options) (*Host, error) { return detect(o, true) }
+
+func detect(o Options, look bool) (*Host, error) {
 	if o.Proc == "" {
 		o.Proc = "/proc"
 	}
@@ -127,7 +134,7 @@ func Detect(o Options) (*Host, error) {
 		return nil, err
 	}
 	mounts, own := parseMounts(string(info)), parseMembership(string(self))
-	h := &Host{proc: o.Proc, bpf: true}
+	h := &Host{proc: o.Proc, bpf: true, look: look}
 	if slices.ContainsFunc(mounts, func(m mount) bool { return slices.Contains(m.options, "memory") }) {
 		err = h.openV1(mounts, own, o)
 	} else {
@@ -161,7 +168,7 @@ func (h *Host) openV1(mounts []mount, own map[string]string, o Options) error {
 	if err := h.index("memory", "pids", "freezer", "cpu", "cpuacct", "devices"); err != nil {
 		return err
 	}
-	if blkio := h.by["blkio"]; blkio != nil {
+	if blkio := h.by["blkio"]; blkio != nil && !h.look {
 		// To see whether the weight exists: the top of the hierarchy has no such file.
 		return blkio.ensure(base)
 	}

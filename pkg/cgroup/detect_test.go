@@ -215,3 +215,25 @@ func TestV2Missing(t *testing.T) {
 		t.Error("a root with .. is accepted")
 	}
 }
+
+// Look finds what Detect would, and makes none of it.
+func TestLook(t *testing.T) {
+	proc, top := fakeV2(t, "/system.slice/creeld.service")
+	h, err := cgroup.Look(cgroup.Options{Proc: proc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if h.Version() != "v2" || len(h.Weaker()) != 0 {
+		t.Errorf("version %s, weaker %q", h.Version(), h.Weaker())
+	}
+	if _, err := os.Stat(top + "/creel"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the place for sandboxes: %v", err)
+	}
+	if err := os.WriteFile(top+"/cgroup.controllers", []byte("cpu pids"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cgroup.Look(cgroup.Options{Proc: proc}); !errors.Is(err, cgroup.ErrUnsupported) {
+		t.Errorf("without the memory controller: %v", err)
+	}
+}

@@ -38,7 +38,7 @@ func (c *Client) dialError(err error) error {
 		return e.WithHint(deniedHint(c.socket))
 	case errors.Is(errno, os.ErrNotExist), errors.Is(errno, syscall.ECONNREFUSED):
 		e := api.Errorf(api.CodeUnavailable, "socket %s: %w", c.socket, errno)
-		return e.WithHint("creeld is not running there; start it with: systemctl start creeld " +
+		return e.WithHint("creeld is not running there; start it with: systemctl start creeld; creel doctor says more " +
 			"(or name another socket with --socket or CREEL_SOCKET)")
 	case errors.Is(errno, syscall.EAGAIN):
 		e := api.Errorf(api.CodeUnavailable, "socket %s: the daemon's queue is full", c.socket)

@@ -4,17 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"os/user"
 	"runtime"
 	"sync"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/doctor"
-	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/launcher"
-	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
@@ -157,23 +154,9 @@ func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*a
 	for _, id := range stray {
 		leftovers = append(leftovers, "volume "+id)
 	}
-	cfg, v := s.d.cfg, s.d.versions
-	in := doctor.Inputs{
-		StateDir: cfg.StateDir, User: user, Workspace: dir, Group: cfg.SocketGroup,
-		IDRange:   fmt.Sprintf("%#x to %#x", cfg.IDs.First, cfg.IDs.Last),
-		IDOverlap: idmap.CheckHost(os.DirFS("/etc"), cfg.IDs.First, cfg.IDs.Last),
-		UserNS: func(ctx context.Context, uid, gid uint32) (*os.File, error) {
-			return idmap.ForCaller(ctx, uid, gid, 1000, 1000, nil)
-		},
-		CgroupVersion: s.d.cgroups.Version(), CgroupWeaker: s.d.cgroups.Weaker(),
-		Leftovers: leftovers,
-		Protected: append(mount.HostDoors(), cfg.StateDir, cfg.RunDir),
-		Versions: []doctor.Version{
-			{Name: "containerd", Have: v.Containerd, Min: "2.0.10", Why: "CVE-2026-53488"},
-			{Name: "crun", Have: v.Crun, Min: "1.21", Why: "CVE-2025-24965"},
-			{Name: "runc", Have: v.Runc, Min: "1.2.8", Why: "CVE-2025-31133"},
-		},
-	}
+	in := inputs(s.d.cfg, s.d.versions)
+	in.User, in.Workspace, in.Leftovers = user, dir, leftovers
+	in.CgroupVersion, in.CgroupWeaker = s.d.cgroups.Version(), s.d.cgroups.Weaker()
 	out := doctor.Run(ctx, in)
 	return &out, nil
 }

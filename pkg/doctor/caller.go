@@ -178,7 +178,7 @@ func socketDoors(a account, paths []string) []api.Check {
 	switch {
 	case err != nil:
 		return []api.Check{bad(Weaker, "caller.sockets", err.Error(), "it is not known which sockets the user may write to",
-			"ask the daemon, which is root")}
+			askRoot)}
 	case out == nil:
 		return []api.Check{ok("caller.sockets", "no container engine's socket is writable")}
 	}

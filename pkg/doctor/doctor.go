@@ -23,12 +23,12 @@ const (
 	Danger  = "danger"  // somebody is root by another door
 )
 
-// Version is a program that creel drives, and the least version it may have.
+// Version is a program that creel drives, as pkg/runtime judges it.
 type Version struct {
-	Name string // "containerd"
-	Have string // "v2.4.2"; empty when it could not be asked
-	Min  string // "2.0.0"
-	Why  string // what the older ones have wrong, with the CVE
+	Name     string // "containerd"
+	Have     string // "2.4.2"; empty when it is not there or does not answer
+	Fault    error  // why creeld refuses this one, with the CVE
+	Optional bool   // creeld starts without it
 }
 
 // Inputs are what Run cannot find out by itself. All are optional; what is
@@ -113,12 +113,14 @@ func bad(status, name, detail, cost, fix string) api.Check {
 func version(v Version) api.Check {
 	name := "version." + v.Name
 	switch {
+	case v.Have == "" && v.Optional:
+		return bad(Weaker, name, v.Name+" is not installed", "sandboxes that ask for it are refused", "make tools, or take it out of runtime.allowed")
 	case v.Have == "":
 		return bad(Missing, name, v.Name+" does not answer", "no sandbox can be started", "see creeld's log; reinstall creel")
-	case compareVersions(v.Have, v.Min) < 0:
-		return bad(Missing, name, fmt.Sprintf("%s, at least %s is needed", v.Have, v.Min), v.Why, "use the one that creel's package brings")
+	case v.Fault != nil:
+		return bad(Missing, name, v.Fault.Error(), "creeld does not start", "use the one that creel's package brings")
 	}
-	return ok(name, "%s (at least %s)", v.Have, v.Min)
+	return ok(name, "%s", v.Have)
 }
 
 // compareVersions compares dotted numbers; letters around them ("v2.4.2",

@@ -70,9 +70,12 @@ func TestJudgements(t *testing.T) {
 		{"swap, v1", doctor.Swap("Filename Type Size\n/dev/sda2 partition 1 0 -2\n", "v1"), doctor.Weaker, "swaps"},
 		{"swap, v2", doctor.Swap("Filename Type Size\n/dev/sda2 partition 1 0 -2\n", "v2"), doctor.OK, "memory.swap.max"},
 		{"1970", doctor.Clock(time.Unix(0, 0)), doctor.Missing, "cannot be"},
-		{"old containerd", doctor.VersionCheck(doctor.Version{"containerd", "1.6.20", "2.0.0", "CVE-2026-53488"}), doctor.Missing, "1.6.20"},
-		{"new containerd", doctor.VersionCheck(doctor.Version{"containerd", "v2.4.2", "2.0.0", ""}), doctor.OK, "v2.4.2"},
-		{"silent containerd", doctor.VersionCheck(doctor.Version{"containerd", "", "2.0.0", ""}), doctor.Missing, "does not answer"},
+		{"old containerd", doctor.VersionCheck(doctor.Version{Name: "containerd", Have: "1.6.20", Fault: errors.New("containerd 1.6.20: want 2.0.10")}), doctor.Missing, "1.6.20"},
+		{"new containerd", doctor.VersionCheck(doctor.Version{Name: "containerd", Have: "v2.4.2"}), doctor.OK, "v2.4.2"},
+		{"silent containerd", doctor.VersionCheck(doctor.Version{Name: "containerd"}), doctor.Missing, "does not answer"},
+		{"no runc", doctor.VersionCheck(doctor.Version{Name: "runc", Optional: true}), doctor.Weaker, "not installed"},
+		{"state directory", doctor.Disk("/proc"), doctor.Missing, "/proc: proc"},
+		{"state directory that is made at the start", doctor.Disk("/proc/none/at/all"), doctor.Missing, "/proc: proc"},
 	}
 	for _, tt := range tests {
 		if tt.got.Status != tt.want || !strings.Contains(tt.got.Detail, tt.text) {
@@ -163,7 +166,7 @@ func TestRun(t *testing.T) {
 	d := doctor.Run(t.Context(), doctor.Inputs{
 		StateDir: t.TempDir(), CgroupVersion: "v1", CgroupWeaker: []string{"no cgroup.kill: killing takes longer"},
 		IDRange: "1-2", IDOverlap: errors.New("user alice"),
-		Versions: []doctor.Version{{"crun", "1.8.1", "1.21", "it is old"}},
+		Versions: []doctor.Version{{Name: "crun", Have: "1.8.1", Fault: errors.New("it is old")}},
 	})
 	if d.Leftovers == nil {
 		t.Error("leftovers are null in JSON")

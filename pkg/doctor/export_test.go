@@ -9,6 +9,7 @@ var (
 	BoundingOf      = boundingOf
 	Swap            = swap
 	Clock           = clock
+	Disk            = disk
 	MountsBeneath   = mountsBeneath
 	Touches         = touches
 	VersionCheck    = version

@@ -32,6 +32,9 @@ type feature struct {
 // errUnknown means that a probe cannot be made here.
 var errUnknown = errors.New("not checked")
 
+// askRoot is how to learn what needs root: from the daemon, or without it.
+const askRoot = "ask root: creeld doctor, or creel doctor while creeld runs"
+
 const newKernel = "install a newer kernel (Debian: the one of backports)"
 
 var features = []feature{
@@ -76,7 +79,7 @@ func (f feature) check(ctx context.Context, in Inputs) api.Check {
 	case err == nil:
 		return ok(name, "works (mainline since %s)", f.since)
 	case errors.Is(err, errUnknown):
-		return bad(Weaker, name, err.Error(), "it is not known whether "+f.name+" works", "ask the daemon, which is root: creel doctor")
+		return bad(Weaker, name, err.Error(), "it is not known whether "+f.name+" works", askRoot)
 	}
 	return bad(f.status, name, fmt.Sprintf("%v (mainline since %s)", err, f.since), f.cost, f.fix)
 }
@@ -192,7 +195,7 @@ func rootNeeded(in Inputs) error {
 func userNamespaces(ctx context.Context, in Inputs) api.Check {
 	const name = "kernel.user namespaces"
 	if err := rootNeeded(in); err != nil {
-		return bad(Weaker, name, err.Error(), "it is not known whether sandboxes can have one", "ask the daemon, which is root: creel doctor")
+		return bad(Weaker, name, err.Error(), "it is not known whether sandboxes can have one", askRoot)
 	}
 	ns, err := in.UserNS(ctx, 65534, 65534)
 	if err != nil {
@@ -248,7 +251,7 @@ func probeOverlay(ctx context.Context, in Inputs) (err error) {
 		return err
 	}
 	defer ns.Close()
-	dir, err := os.MkdirTemp(in.StateDir, "doctor-")
+	dir, err := os.MkdirTemp(nearest(in.StateDir), "doctor-")
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,9 @@ package doctor
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unsafe"
@@ -87,11 +89,24 @@ func fsName(t int64) string {
 	return fmt.Sprintf("file system %#x", t)
 }
 
+// nearest is the directory, or what it will be made in: creeld makes its state
+// directory when it starts.
+func nearest(dir string) string {
+	for dir != "/" {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	return dir
+}
+
 func disk(dir string) api.Check {
 	const name = "state directory"
+	dir = nearest(dir)
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return bad(Missing, name, dir+": "+err.Error(), "creeld does not start", "make the directory")
+		return bad(Missing, name, dir+": "+err.Error(), "creeld does not start", "set another state_dir")
 	}
 	fsType := fsName(st.Type)
 	free := int64(st.Bavail) * st.Bsize

@@ -76,7 +76,7 @@ func cannotOpen(a account, dir string, err error) api.Check {
 		return bad(Missing, name, fmt.Sprintf("%s: %s cannot reach it", dir, a.name), cost+": creel shows an agent only what its caller can open",
 			"give "+a.name+" search permission (x) on every directory above it")
 	case errors.Is(err, errUnknown):
-		return bad(Weaker, name, reason(err), "not known", "ask the daemon, which is root")
+		return bad(Weaker, name, reason(err), "not known", askRoot)
 	}
 	return bad(Missing, name, dir+": "+reason(err), cost, "")
 }
@@ -178,7 +178,7 @@ func (w workspace) idMapped(ctx context.Context, f *os.File, userns func(context
 	const name = "workspace.id map"
 	const cost = "it cannot be mounted"
 	if userns == nil || os.Geteuid() != 0 {
-		return bad(Weaker, name, "not tried: needs root", "not known", "ask the daemon, which is root")
+		return bad(Weaker, name, "not tried: needs root", "not known", askRoot)
 	}
 	ns, err := userns(ctx, w.a.uid, w.a.gid)
 	if err != nil {

@@ -62,6 +62,12 @@ func Listen(ctx context.Context, path, group string) (*Socket, error) {
 	}
 }
 
+// CheckSocket says why Listen could not make a socket, without making it.
+func CheckSocket(path, group string) error {
+	_, _, err := groupMode(group)
+	return errors.Join(checkDir(filepath.Dir(path)), err)
+}
+
 func unixListener(f *os.File) (*net.UnixListener, error) {
 	l, err := net.FileListener(f)
 	if err != nil {

@@ -363,7 +363,7 @@ func (d *Daemon) Doctor(_ context.Context, _ server.Caller, user, dir string) (*
 	out := &api.Doctor{Checks: []api.Check{
 		{Name: "kernel", Status: "ok", Detail: "6.12"},
 		{Name: "cgroup", Status: "weaker", Detail: "v1", Cost: "no memory.oom.group", Fix: "boot with cgroup v2"},
-	}}
+	}, Leftovers: []string{}}
 	if user != "" {
 		out.Checks = append(out.Checks, api.Check{Name: "caller", Status: "danger", Detail: user + " is in group docker"})
 	}
