@@ -180,6 +180,9 @@ func TestRun(t *testing.T) {
 		}
 		t.Logf("%-8s %-32s %s", c.Status, c.Name, c.Detail)
 	}
+	if c := find(d.Checks, "project quota"); c != nil {
+		t.Errorf("writable layers need none (docs/adr/0009), and yet: %+v", c)
+	}
 	for name, want := range map[string]string{
 		"kernel": doctor.OK, "kernel.openat2": doctor.OK, "kernel.pidfd_getfd": doctor.OK, "kernel.mount_setattr": doctor.OK,
 		"cgroup": doctor.Weaker, "id range": doctor.Danger, "version.crun": doctor.Missing, "entropy": doctor.OK,

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +18,7 @@ import (
 func machine(in Inputs) []api.Check {
 	out := []api.Check{pressure(), swap(read("/proc/swaps"), in.CgroupVersion), clock(time.Now()), entropy()}
 	if in.StateDir != "" {
-		out = append(out, disk(in.StateDir), projectQuota(in.StateDir))
+		out = append(out, disk(in.StateDir))
 	}
 	if in.IDRange != "" {
 		out = append(out, ids(in))
@@ -118,32 +117,9 @@ func disk(dir string) api.Check {
 		return bad(Weaker, name, detail, "records and images are lost at shutdown", "put it on ext4, xfs or btrfs")
 	}
 	if free < lowDisk || (st.Files > 0 && st.Ffree < lowInodes) {
-		return bad(Weaker, name, fmt.Sprintf("%s, %d inodes free", detail, st.Ffree), "images and logs may not fit", "creel system prune, or a bigger disk")
+		return bad(Weaker, name, fmt.Sprintf("%s, %d inodes free", detail, st.Ffree), "images and logs may not fit", "creel rm what has ended (creel ps -a), creel image rm what nobody uses, or a bigger disk")
 	}
 	return ok(name, "%s", detail)
-}
-
-// projectQuota asks with quotactl_fd(2) whether project quotas are on.
-func projectQuota(dir string) api.Check {
-	const name = "project quota"
-	f, err := os.Open(dir)
-	if err != nil {
-		return bad(Weaker, name, err.Error(), "not known", "make the directory")
-	}
-	defer f.Close()
-	const getInfo, projects = 0x800005, 2 // Q_GETINFO, PRJQUOTA of linux/quota.h
-	var info [64]byte                     // struct if_dqinfo is smaller
-	cmd := uint32(getInfo<<8 | projects)
-	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), uintptr(cmd), 0, uintptr(unsafe.Pointer(&info)), 0, 0)
-	if errno != 0 {
-		why := "off"
-		if errors.Is(errno, unix.ENOSYS) {
-			why = "not in this kernel"
-		}
-		return bad(Weaker, name, why, "writable layers are limited by a file system image or a tmpfs each, which costs time and memory",
-			"mount the state directory's file system with prjquota (ext4: tune2fs -O project,quota)")
-	}
-	return ok(name, "on")
 }
 
 func ids(in Inputs) api.Check {

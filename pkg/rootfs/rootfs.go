@@ -6,9 +6,8 @@
 // A layer is a file system of its own: a tmpfs when the limit is at most a
 // quarter of the memory limit, which its pages count against; otherwise an
 // ext4 image in a sparse file on a loop device, whose file never gets larger
-// than the limit. An image's own tables, about 2%, come out of the limit.
-// (Project quotas would spare the image where the state directory is on ext4
-// or xfs with prjquota; they are not used.)
+// than the limit. An image's own tables, about 2%, come out of the limit. Why
+// not project quotas: docs/adr/0009-disk-limits-by-images.md.
 //
 // Everything of a layer is under <root>/<sandbox id>, and the loop device is
 // marked with the id, so that what a crash left can be found without a record:

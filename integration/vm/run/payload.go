@@ -154,8 +154,8 @@ func (l *layout) preparePayload(ctx context.Context, o options) ([]entry, error)
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, err
 	}
-	// Project quota from the start: the file system itself limits a sandbox's
-	// writable layer. The file is sparse.
+	// With project quotas, as an operator may have them: creel uses none
+	// (docs/adr/0009) and is not to stumble over them. The file is sparse.
 	return entries, l.makeDisk(ctx, "state.img", 6<<30, "-O", "quota,project", "-E", "quotatype=prjquota")
 }
 

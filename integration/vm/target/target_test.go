@@ -74,7 +74,8 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestStateDisk wants the file system that limits a writable layer by quota.
+// TestStateDisk wants a file system of its own for the state, with project
+// quotas on: creel uses none, and is not to stumble over them.
 func TestStateDisk(t *testing.T) {
 	inVM(t)
 	for line := range strings.Lines(read(t, "/proc/self/mountinfo")) {
