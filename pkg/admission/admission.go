@@ -146,7 +146,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	a.Limits = resolveLimits(&ps, r.Limits, p)
 	checkProcess(&ps, r.Command, r.Env, r.Workdir, len(r.Command) == 0)
 	if len(r.Command) == 0 {
-		for field, set := range map[string]bool{"tty": r.TTY, "stdin": r.Stdin, "timeout": r.Timeout != 0} {
+		for field, set := range map[string]bool{"tty": r.TTY, "stdin": r.Stdin, "attach": r.Attach, "timeout": r.Timeout != 0} {
 			if set {
 				ps.add(field, "", "only with a command")
 			}

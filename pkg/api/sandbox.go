@@ -60,6 +60,11 @@ type SpawnRequest struct {
 	// Remove removes the sandbox when it has ended.
 	Remove bool `json:"remove,omitempty"`
 
+	// Attach says that the caller will attach to the main command. With Remove,
+	// the sandbox and its output then stay until it has ended and nobody is
+	// attached any more, or nobody was within 10 s. It needs Command.
+	Attach bool `json:"attach,omitempty"`
+
 	// Timeout ends the main command after this long (exit 124, reason
 	// "timeout"). None when zero.
 	Timeout Duration `json:"timeout,omitzero"`

@@ -35,7 +35,11 @@ func runCommand(a *app) *cobra.Command {
 In the foreground creel exits with the command's own code; 128+n when signal n
 ended it; 124 timed out; 125 creel itself failed; 126 not executable; 127 not
 found. Ctrl-C goes to the command; the third in a row kills it. Without a
-command the sandbox waits for execs.`,
+command the sandbox waits for execs.
+
+When creel itself is killed, the command runs on; creel attach joins it again.
+With --rm, creeld removes the sandbox when the command has ended, whatever
+became of creel.`,
 		Example: `  creel run -v .:/workspace -- python3 analyse.py
   creel run -it --rm -- bash
   creel run -d --name helper --ttl 2h
@@ -157,10 +161,8 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 			return &exitError{exitOwn, err}
 		}
 	}
-	// In the foreground creel removes it itself, when it has all the output:
-	// the daemon could be done with a short command before creel has joined it.
-	remove := req.Remove && foreground
-	req.Remove = req.Remove && !foreground
+	// The daemon could be done with a short command before creel has joined it.
+	req.Attach = req.Remove && foreground
 	res, err := a.spawn(ctx, req)
 	if err != nil {
 		return a.spawnFailed(ctx, req, err)
@@ -177,8 +179,8 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 		_, err := fmt.Fprintln(a.Out, res.Sandbox.ID)
 		return err
 	}
-	err = a.foreground(ctx, req, res.Sandbox)
-	if remove {
+	ended, err := a.foreground(ctx, req, res.Sandbox)
+	if ended && req.Remove {
 		err = a.removeAfter(ctx, res.Sandbox, err)
 	}
 	return err
@@ -197,10 +199,11 @@ func (a *app) spawnFailed(ctx context.Context, req api.SpawnRequest, err error) 
 	return &exitError{e.ExitCode, err}
 }
 
-// removeAfter removes the sandbox of a run that is over. The command's exit
-// code says more than a removal that failed.
+// removeAfter removes the sandbox of a run that is over, which the daemon is
+// about to: so that it is gone, and its name free, when creel returns. The
+// command's exit code says more than a removal that failed.
 func (a *app) removeAfter(ctx context.Context, sb api.Sandbox, err error) error {
-	rerr := a.client().Remove(ctx, sb.ID, true)
+	rerr := a.client().Remove(ctx, sb.ID, false)
 	if rerr == nil || api.CodeOf(rerr) == api.CodeNotFound {
 		return err
 	}
@@ -218,28 +221,29 @@ func (a *app) spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult
 }
 
 // foreground joins the main command. Its output from before is replayed, so
-// that nothing is lost between the launch and this.
-func (a *app) foreground(ctx context.Context, req api.SpawnRequest, sb api.Sandbox) error {
+// that nothing is lost between the launch and this. ended says that the
+// command has, as far as creel knows.
+func (a *app) foreground(ctx context.Context, req api.SpawnRequest, sb api.Sandbox) (ended bool, err error) {
 	opts := client.AttachOptions{Replay: true, Stdin: req.Stdin, TTY: req.TTY}
 	if req.TTY {
 		opts.Cols, opts.Rows = sizeOr(a.In)
 	}
 	proc, err := a.client().Attach(ctx, sb.ID, opts)
 	if err != nil {
-		return &exitError{exitOwn, fmt.Errorf("sandbox %s: %w", sb.Name, err)}
+		return false, &exitError{exitOwn, fmt.Errorf("sandbox %s: %w", sb.Name, err)}
 	}
 	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, kill: func(ctx context.Context) error {
 		return a.client().Kill(ctx, sb.ID, "KILL")
 	}}
 	res, err := s.run(ctx)
 	if err != nil {
-		err = fmt.Errorf("%w; the sandbox may be running on: creel logs -f %s", err, sb.Name)
-		return &exitError{exitOwn, err}
+		err = fmt.Errorf("%w; the sandbox may be running on: creel attach %s", err, sb.Name)
+		return false, &exitError{exitOwn, err}
 	}
 	if res.ExitCode == exitNotFound {
 		a.hintImage(ctx, req)
 	}
-	return a.finish(req.Command, res)
+	return true, a.finish(req.Command, res)
 }
 
 // hintImage helps who wrote the image where the command goes.

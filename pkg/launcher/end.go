@@ -165,7 +165,8 @@ func (sb *sandbox) cleaned() {
 	sb.mu.Lock()
 	next := sb.rec
 	next.Clean, next.Undo, next.Sandbox.Problem = true, nil, ""
-	forget := next.Sandbox.State == api.StateRemoving || next.Request.Remove
+	later := next.Request.Remove && next.Request.Attach && next.Sandbox.State != api.StateRemoving
+	forget := next.Sandbox.State == api.StateRemoving || next.Request.Remove && !later
 	var err error
 	if !forget {
 		err = sb.putLocked(next)
@@ -184,6 +185,22 @@ func (sb *sandbox) cleaned() {
 		return
 	}
 	sb.freeIDs()
+	if later {
+		sb.l.background(sb.removeWhenRead)
+	}
+}
+
+// removeWhenRead removes an ended sandbox that was to be removed, and whose
+// client said that it would attach. When the daemon stops first, the next one
+// does it.
+func (sb *sandbox) removeWhenRead(ctx context.Context) {
+	if sb.untilRead(ctx) != nil {
+		return
+	}
+	if err := sb.remove(ctx, false); err != nil {
+		sb.l.log.ErrorContext(ctx, "sandbox not removed; will be tried again", slog.String("sandbox", sb.id), slog.Any("error", err))
+		sb.l.note(sb, err)
+	}
 }
 
 // note keeps what could not be undone, for people and for the next try.

@@ -203,6 +203,7 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 		opts.Since = time.Now()
 	}
 	sb.client(1)
+	sb.attaching(1)
 	sb.l.background(func(context.Context) {
 		err := sb.readLog(actx, opts, func(stream byte, _ time.Time, p []byte) error {
 			w := outW
@@ -280,8 +281,52 @@ func (a *attachment) Close() error {
 		_ = a.out.CloseWithError(errDetached)
 		_ = a.err.CloseWithError(errDetached)
 		a.sb.client(-1)
+		a.sb.attaching(-1)
 	})
 	return nil
+}
+
+// attaching counts attachments, for whoever waits for the last to end.
+func (sb *sandbox) attaching(n int) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.attached += n
+	if n < 0 {
+		sb.read = true
+		select {
+		case sb.detached <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// attachWait is how long the output of a sandbox that has ended waits for a
+// client that said it would attach. It is long for a client that is there, and
+// short for a record that nobody wants.
+const attachWait = 10 * time.Second
+
+// untilRead returns when nobody is attached any more: to an ended sandbox
+// that is to be removed, whose client must get its output and exit code first.
+// A client that has gone, killed perhaps, holds up nothing.
+func (sb *sandbox) untilRead(ctx context.Context) error {
+	t := time.NewTimer(attachWait)
+	defer t.Stop()
+	late := false
+	for {
+		sb.mu.Lock()
+		over := sb.attached == 0 && (sb.read || late)
+		sb.mu.Unlock()
+		if over {
+			return nil
+		}
+		select {
+		case <-sb.detached:
+		case <-t.C:
+			late = true
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // mainResult is the main command's end, as an exec's.

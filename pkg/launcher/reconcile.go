@@ -106,6 +106,9 @@ func (l *Launcher) reconcile(ctx context.Context, sb *sandbox) {
 		sb.markDone()
 		if sb.rec.Clean {
 			sb.markGone()
+			if sb.rec.Request.Remove {
+				l.background(sb.removeWhenRead)
+			}
 			return
 		}
 		sb.cleanUp()

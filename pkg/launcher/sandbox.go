@@ -45,6 +45,8 @@ type sandbox struct {
 	done chan struct{} // closed when the sandbox has ended and that is on disk
 	gone chan struct{} // closed when nothing is left of it but its record
 
+	detached chan struct{} // gets one when an attachment ends; room for one
+
 	doneOnce, goneOnce sync.Once
 	// waking is held while it is decided whether the sandbox sleeps: a command
 	// that has been let in is never caught by a pause for idleness.
@@ -58,6 +60,8 @@ type sandbox struct {
 	// lingering are the cgroups of execs that ended and left processes behind.
 	lingering []*cgroup.Exec
 	clients   int       // attached and listening
+	attached  int       // attachments, also after the end
+	read      bool      // an attachment has ended
 	busy      time.Time // when something was last seen to happen
 	ending    bool
 	idle      bool // paused because it was idle: the next exec resumes it
@@ -108,7 +112,7 @@ func (sb *sandbox) freeIDs() {
 func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 	sb := &sandbox{
 		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
-		done: make(chan struct{}), gone: make(chan struct{}),
+		done: make(chan struct{}), gone: make(chan struct{}), detached: make(chan struct{}, 1),
 		execs: map[string]*session{}, busy: time.Now(),
 		hits:    map[string]int64{},
 		files:   fullFiles{},
