@@ -186,3 +186,44 @@ func TestExecConcurrent(t *testing.T) {
 	}
 	onlyInit(t, l, sb.ID)
 }
+
+// TestMainEnds tells a main command that a signal ended from one that exited
+// with a code as high, also to the next daemon's clients.
+func TestMainEnds(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	for _, tt := range []struct {
+		script       string
+		timeout      time.Duration
+		code, signal int
+	}{
+		{script: "exit 143", code: 143},
+		{script: "exit 255", code: 255},
+		{script: "kill -TERM $$; sleep 60", code: 143, signal: 15},
+		{script: "sleep 600", timeout: 100 * time.Millisecond, code: 124, signal: 9},
+	} {
+		sb := l.Spawn(api.SpawnRequest{Command: sh(tt.script), Timeout: api.Duration(tt.timeout)})
+		attach := func() api.ExecResult {
+			p, err := l.Attach(deadline(t), sb.ID, client.AttachOptions{Replay: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			res, err := p.Run(client.Stdio{})
+			if err != nil {
+				t.Error(err)
+			}
+			return res
+		}
+		res := attach()
+		if res.ExitCode != tt.code || res.Signal != tt.signal {
+			t.Errorf("%q: %+v, want %d, signal %d", tt.script, res, tt.code, tt.signal)
+		}
+		if tt.signal == 15 {
+			l.Kill()
+			l.Start()
+			if again := attach(); again.ExitCode != res.ExitCode || again.Signal != res.Signal {
+				t.Errorf("after a restart %+v, before %+v", again, res)
+			}
+		}
+	}
+}

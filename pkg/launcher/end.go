@@ -50,6 +50,12 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	err := sb.moveOn(api.StateStopping, func(r *store.Record) {
 		// All of it now: the next daemon could not find out how it ended.
 		r.Sandbox.Reason, r.Sandbox.ExitCode = why, exitCode(why, code)
+		switch {
+		case sb.signaled != 0:
+			r.MainSignal = sb.signaled
+		case code == nil && len(r.Request.Command) > 0:
+			r.MainSignal = int(unix.SIGKILL) // with all the others
+		}
 	})
 	if err != nil {
 		log.ErrorContext(ctx, "state not recorded", slog.Any("error", err))

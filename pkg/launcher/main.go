@@ -110,6 +110,9 @@ func (sb *sandbox) watchMain(ctx context.Context) {
 	}
 	code := status.ExitCode()
 	sb.mu.Lock()
+	if status.Signaled() {
+		sb.signaled = int(status.Signal())
+	}
 	reason := sb.askedFor
 	sb.mu.Unlock()
 	if reason == "" {
@@ -336,9 +339,9 @@ func (sb *sandbox) mainResult() api.ExecResult {
 	if v.ExitCode != nil {
 		r.ExitCode = *v.ExitCode
 	}
-	if r.ExitCode > exitSignaled {
-		r.Signal = r.ExitCode - exitSignaled
-	}
+	sb.mu.Lock()
+	r.Signal = sb.rec.MainSignal
+	sb.mu.Unlock()
 	return r
 }
 

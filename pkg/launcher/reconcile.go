@@ -251,7 +251,7 @@ func (sb *sandbox) salvage(ctx context.Context) error {
 }
 
 // takeStreams takes the main command's streams from PID 1 again.
-func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finished) error {
+func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finished) (err error) {
 	if len(sb.fixed.Request.Command) == 0 {
 		return nil
 	}
@@ -267,6 +267,13 @@ func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finis
 		}
 	}
 	var files []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				_ = f.Close()
+			}
+		}
+	}()
 	for _, n := range kept {
 		f, err := sb.takeKept(n)
 		if err != nil {
@@ -281,8 +288,8 @@ func (sb *sandbox) takeStreams(live []agentinit.Live, finished []agentinit.Finis
 		sb.adoptMain(&stdio{master: files[0]})
 		return nil
 	}
-	if len(files) < keptStdin {
-		return fmt.Errorf("PID 1 keeps %d descriptors of the main command, want at least %d", len(files), keptStdin)
+	if len(files) < keptStdin || len(files) > keptStdin+1 {
+		return fmt.Errorf("PID 1 keeps %d descriptors of the main command, want %d or %d", len(files), keptStdin, keptStdin+1)
 	}
 	s := &stdio{stdout: files[keptOut], stderr: files[keptErr]}
 	if len(files) > keptStdin {

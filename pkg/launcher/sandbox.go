@@ -67,6 +67,7 @@ type sandbox struct {
 	idle      bool // paused because it was idle: the next exec resumes it
 	cpu       time.Duration
 	proven    time.Time      // when evidence was last taken
+	signaled  int            // what ended the main command, as far as it is known
 	askedFor  api.Reason     // why the main command is about to end
 	output    sync.WaitGroup // captures of the main command's output
 	timeout   *time.Timer    // of the main command

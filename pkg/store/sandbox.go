@@ -55,6 +55,8 @@ type Record struct {
 
 	// MainNSPID is the main command's pid in the sandbox, 0 without one.
 	MainNSPID int `json:"main_nspid,omitempty"`
+	// MainSignal is what ended the main command, 0 when it exited.
+	MainSignal int `json:"main_signal,omitempty"`
 	// IdlePaused means that nobody asked for the pause: the next exec ends it.
 	IdlePaused bool `json:"idle_paused,omitempty"`
 	// Clean means that the sandbox has ended and nothing of it is left but
