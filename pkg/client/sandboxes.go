@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -25,12 +26,25 @@ import (
 // others before anything is sent. A volume's name is sent as it is. req itself
 // is not changed.
 func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
-	mounts, dirs, err := openSources(req.Mounts)
-	defer closeAll(dirs)
+	dirs, err := OpenSources(req.Mounts)
 	if err != nil {
 		return nil, err
 	}
-	req.Mounts = mounts
+	defer closeAll(dirs)
+	return c.SpawnOpened(ctx, req, dirs)
+}
+
+// SpawnOpened is Spawn with directories from OpenSources, one for each mount,
+// instead of the mounts' sources, which are only shown. The directories stay
+// open, for the next one.
+func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	if len(dirs) != len(req.Mounts) {
+		return nil, fmt.Errorf("%d directories for %d mounts", len(dirs), len(req.Mounts))
+	}
+	req.Mounts = slices.Clone(req.Mounts)
+	for i := range req.Mounts {
+		req.Mounts[i].FD = &i
+	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
@@ -50,12 +64,15 @@ func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnRes
 	return &out, nil
 }
 
-// openSources opens every mount's source directory. O_PATH asks for no right
-// on the directory beyond reaching it; what the sandbox may do there is
-// decided by the daemon from the descriptor. The path is resolved by the
-// kernel for this process, symbolic links included: the user named it.
-func openSources(mounts []api.Mount) ([]api.Mount, []*os.File, error) {
-	out := make([]api.Mount, len(mounts))
+// OpenSources opens every mount's source directory. Who launches many
+// sandboxes with the same mounts opens them once: a path that leads through a
+// directory that an agent may write can lead elsewhere the next time.
+//
+// O_PATH asks for no right on the directory beyond reaching it; what the
+// sandbox may do there is decided by the daemon from the descriptor. The path
+// is resolved by the kernel for this process, symbolic links included: the
+// user named it.
+func OpenSources(mounts []api.Mount) ([]*os.File, error) {
 	var dirs []*os.File
 	var problems []api.Problem
 	for i, m := range mounts {
@@ -70,15 +87,13 @@ func openSources(mounts []api.Mount) ([]api.Mount, []*os.File, error) {
 			})
 			continue
 		}
-		n := len(dirs)
 		dirs = append(dirs, f)
-		m.FD = &n
-		out[i] = m
 	}
 	if len(problems) > 0 {
-		return nil, dirs, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: problems}
+		closeAll(dirs)
+		return nil, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: problems}
 	}
-	return out, dirs, nil
+	return dirs, nil
 }
 
 func openDir(path string) (*os.File, error) {
