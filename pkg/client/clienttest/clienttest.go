@@ -162,11 +162,12 @@ func (d *Daemon) Spawn(_ context.Context, _ server.Caller, req api.SpawnRequest,
 	if d.Fail != nil {
 		return nil, d.Fail
 	}
-	n := len(d.sandboxes)
+	n := len(d.requests) - 1 // so that no id is used twice
 	id := strings.Repeat(string(alphabet[n%32]), 20)
 	b := &box{Sandbox: api.Sandbox{
 		ID: id, Name: req.Name, Agent: "default", Profile: "default", Image: "base", State: api.StateRunning,
 		Command: req.Command, TTY: req.TTY, Stdin: req.Stdin, Created: time.Now(), Limits: req.Limits,
+		Labels: req.Labels,
 	}}
 	if b.Name == "" {
 		b.Name = "box-" + itoa(n)
@@ -191,13 +192,16 @@ func (d *Daemon) Spawn(_ context.Context, _ server.Caller, req api.SpawnRequest,
 	return res, nil
 }
 
-// List returns all.
+// List returns those with the labels.
 func (d *Daemon) List(_ context.Context, _ server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var list []api.Sandbox
 	for _, id := range slices.Sorted(maps.Keys(d.sandboxes)) {
 		b := d.sandboxes[id]
+		if !hasAll(b.Labels, o.Labels) {
+			continue
+		}
 		if b.proc.ended() {
 			b.State, b.Reason = api.StateStopped, api.ReasonExited
 			code := b.proc.result.ExitCode
@@ -209,6 +213,15 @@ func (d *Daemon) List(_ context.Context, _ server.Caller, o server.ListOptions) 
 		list = append(list, b.Sandbox)
 	}
 	return list, nil
+}
+
+func hasAll(labels, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
 }
 
 // Get returns one.
