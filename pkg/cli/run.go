@@ -55,7 +55,7 @@ became of creel.`,
 }
 
 func (f *runFlags) register(fl *pflag.FlagSet) {
-	r, l := &f.req, &f.req.Limits
+	r := &f.req
 	fl.StringVarP(&f.file, "file", "f", "", "read the whole request from a JSON file (- is standard input)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "print the id and leave it running")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "keep standard input open")
@@ -63,11 +63,17 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	fl.BoolVar(&r.Remove, "rm", false, "remove the sandbox when it has ended")
 	fl.BoolVar(&r.Trace, "trace", false, "show what each step of the launch took")
 	durationVar(fl, &r.Timeout, "timeout", "end the command after this long (exit code 124)")
+	fl.StringVar(&r.Name, "name", "", "name of the sandbox")
+	f.registerSandbox(fl)
+}
+
+// registerSandbox are the flags that say what a sandbox is, whatever runs in it.
+func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
+	r, l := &f.req, &f.req.Limits
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringVarP(&r.Workdir, "workdir", "w", "", "start in this directory of the sandbox")
 	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]")
-	fl.StringVar(&r.Name, "name", "", "name of the sandbox")
 	fl.StringVar(&r.Agent, "agent", "", "agent it belongs to")
 	fl.StringVar(&r.Profile, "profile", "", "isolation profile")
 	fl.StringVar(&r.Image, "image", "", "image")
@@ -95,9 +101,18 @@ func (f *runFlags) request(a *app, fl *pflag.FlagSet, args []string) (api.SpawnR
 	if f.file != "" {
 		return f.fromFile(a, fl, args)
 	}
-	req := f.req
+	req, err := f.sandbox()
 	req.Command = args
 	req.Stdin = f.interactive
+	if len(args) > 0 && fl.ArgsLenAtDash() != 0 && looksLikeImage(args[0]) {
+		err = errors.Join(err, fmt.Errorf("%q looks like an image; name it with: --image %s", args[0], args[0]))
+	}
+	return req, err
+}
+
+// sandbox joins the flags of registerSandbox.
+func (f *runFlags) sandbox() (api.SpawnRequest, error) {
+	req := f.req
 	var errs []error
 	for _, m := range f.mounts {
 		mount, err := parseMount(m)
@@ -117,9 +132,6 @@ func (f *runFlags) request(a *app, fl *pflag.FlagSet, args []string) (api.SpawnR
 			req.Labels = map[string]string{}
 		}
 		req.Labels[k] = v
-	}
-	if len(args) > 0 && fl.ArgsLenAtDash() != 0 && looksLikeImage(args[0]) {
-		errs = append(errs, fmt.Errorf("%q looks like an image; name it with: --image %s", args[0], args[0]))
 	}
 	return req, errors.Join(errs...)
 }
