@@ -22,6 +22,7 @@ func TestDependencies(t *testing.T) {
 		for _, never := range []string{
 			"github.com/containerd/", "google.golang.org/", "go.etcd.io/", "github.com/creel-sandbox/creel/pkg/runtime",
 			"github.com/creel-sandbox/creel/pkg/launcher", "github.com/creel-sandbox/creel/pkg/server", "testing",
+			"github.com/modelcontextprotocol/", "github.com/creel-sandbox/creel/pkg/mcp",
 		} {
 			if dep == never || strings.HasSuffix(never, "/") && strings.HasPrefix(dep, never) {
 				t.Errorf("creel links %s", dep)

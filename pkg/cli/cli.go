@@ -41,6 +41,9 @@ type app struct {
 	socket string
 	json   bool
 	conn   *client.Client
+
+	line     []string                                // without the program's name
+	serveMCP func(context.Context, MCPOptions) error // nil in creel itself
 }
 
 func (a *app) client() *client.Client {
@@ -73,9 +76,12 @@ func misuse(format string, args ...any) error {
 // Main runs one command line, without the program's name, and returns its
 // exit code.
 func Main(ctx context.Context, args []string, stdio Stdio) int {
-	a := &app{Stdio: stdio}
+	return runMain(ctx, &app{Stdio: stdio, line: args})
+}
+
+func runMain(ctx context.Context, a *app) int {
 	root := newRoot(a)
-	root.SetArgs(args)
+	root.SetArgs(a.line)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
@@ -132,6 +138,10 @@ func newRoot(a *app) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misuse("%w", err) })
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "creeld's socket (CREEL_SOCKET, else "+client.DefaultSocket+")")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "write the result as JSON")
+	if a.serveMCP != nil {
+		root.AddCommand(mcpCommand(a))
+		return root
+	}
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Sandboxes:"}, &cobra.Group{ID: groupLook, Title: "Looking in:"},
 		&cobra.Group{ID: groupBox, Title: "Images, volumes, profiles and the host:"})
 	for _, g := range []struct {
@@ -140,7 +150,7 @@ func newRoot(a *app) *cobra.Command {
 	}{
 		{groupRun, []*cobra.Command{
 			runCommand(a), execCommand(a), psCommand(a), stopCommand(a), killCommand(a),
-			pauseCommand(a), resumeCommand(a), removeCommand(a), waitCommand(a),
+			pauseCommand(a), resumeCommand(a), removeCommand(a), waitCommand(a), mcpCommand(a),
 		}},
 		{groupLook, []*cobra.Command{
 			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a),
