@@ -85,7 +85,7 @@ func New(tb testing.TB, o Options) *Lab {
 		cgroup: "/" + filepath.Base(dir), foreign: o.Foreign,
 	}
 	l.Client = client.New(l.Socket)
-	l.copyCreel()
+	l.Copy("creel", l.creel())
 	numbers.Lock()
 	first := 0x7900_0000 + numbers.next*0x0040_0000
 	numbers.next = (numbers.next + 1) % 8
@@ -296,14 +296,14 @@ func (l *Lab) Command(cred *syscall.Credential, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// copyCreel makes a copy of the command line that everybody can run: the
-// checkout may be in a directory that is root's alone. It is made before
-// anything runs it, because a program that is being written cannot be.
-func (l *Lab) copyCreel() {
+// Copy makes a copy of a program that everybody can run: the checkout may be
+// in a directory that is root's alone. It is made before anything runs it,
+// because a program that is being written cannot be.
+func (l *Lab) Copy(name, path string) {
 	l.tb.Helper()
-	program, err := os.ReadFile(filepath.Join(l.Bin, "creel"))
+	program, err := os.ReadFile(filepath.Join(l.Bin, name))
 	if err == nil {
-		err = errors.Join(os.WriteFile(l.creel(), program, 0o700), os.Chmod(l.creel(), 0o755)) //nolint:gosec // for every caller
+		err = errors.Join(os.WriteFile(path, program, 0o700), os.Chmod(path, 0o755)) //nolint:gosec // for every caller
 	}
 	if err != nil {
 		l.tb.Fatal(err)
