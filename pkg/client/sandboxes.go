@@ -34,16 +34,21 @@ func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnRes
 	return c.SpawnOpened(ctx, req, dirs)
 }
 
-// SpawnOpened is Spawn with directories from OpenSources, one for each mount,
-// instead of the mounts' sources, which are only shown. The directories stay
-// open, for the next one.
+// SpawnOpened is Spawn with directories from OpenSources, one for each mount
+// that is not a volume, instead of the mounts' sources, which are only shown.
+// The directories stay open, for the next one.
 func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
-	if len(dirs) != len(req.Mounts) {
-		return nil, fmt.Errorf("%d directories for %d mounts", len(dirs), len(req.Mounts))
-	}
 	req.Mounts = slices.Clone(req.Mounts)
+	used := 0
 	for i := range req.Mounts {
-		req.Mounts[i].FD = &i
+		if req.Mounts[i].Volume == "" {
+			fd := used
+			req.Mounts[i].FD = &fd
+			used++
+		}
+	}
+	if used != len(dirs) {
+		return nil, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
 	}
 	body, err := json.Marshal(req)
 	if err != nil {
@@ -64,7 +69,8 @@ func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*
 	return &out, nil
 }
 
-// OpenSources opens every mount's source directory. Who launches many
+// OpenSources opens the source directory of every mount that is not a volume,
+// in their order. Who launches many
 // sandboxes with the same mounts opens them once: a path that leads through a
 // directory that an agent may write can lead elsewhere the next time.
 //
@@ -77,7 +83,6 @@ func OpenSources(mounts []api.Mount) ([]*os.File, error) {
 	var problems []api.Problem
 	for i, m := range mounts {
 		if m.Volume != "" {
-			out[i] = m
 			continue
 		}
 		f, err := openDir(m.Source)
