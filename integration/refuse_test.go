@@ -152,7 +152,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 		t.Errorf("doctor changed the host: %s", diff)
 	}
 	// A state directory is creeld's to make; a file in the way is not.
-	if out, code := l.Doctor(func(s string) string { return strings.ReplaceAll(s, "/state\"", "/log/state\"") }); code != 1 {
+	if out, code := l.CreeldDoctor(func(s string) string { return strings.ReplaceAll(s, "/state\"", "/log/state\"") }); code != 1 {
 		t.Errorf("a file for a state directory: exit code %d\n%s", code, out)
 	}
 	stdout, stderr, code := l.Creel("doctor")

@@ -203,9 +203,9 @@ func (l *Lab) changed(change func(config string) string) string {
 	return path
 }
 
-// Doctor runs creeld doctor with a changed configuration: what it says on both
+// CreeldDoctor runs creeld doctor with a changed configuration: what it says on both
 // streams, and its exit code.
-func (l *Lab) Doctor(change func(config string) string, args ...string) (string, int) {
+func (l *Lab) CreeldDoctor(change func(config string) string, args ...string) (string, int) {
 	l.tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

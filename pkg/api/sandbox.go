@@ -248,6 +248,18 @@ type ExecRequest struct {
 	Timeout Duration          `json:"timeout,omitzero"`
 	// IO is "fds" (the daemon sends pipe ends by SCM_RIGHTS) or "framed". "framed" when empty.
 	IO string `json:"io,omitempty"`
+
+	// Input is all of the command's standard input, as text, for a one-shot
+	// exec: one without an upgrade, which has no stdin, tty, cols, rows and io.
+	Input string `json:"input,omitempty"`
+
+	// InputBase64 is the same for bytes that are not text, instead of Input.
+	InputBase64 string `json:"input_base64,omitempty"`
+
+	// MaxOutput is how many bytes of standard output, and as many of standard
+	// error, a one-shot exec answers with, 1 to 4M; 256K when absent. What the
+	// command writes beyond that is read and dropped.
+	MaxOutput Size `json:"max_output,omitzero"`
 }
 
 // ExecResult is how a command ended.
@@ -259,6 +271,24 @@ type ExecResult struct {
 	LimitsHit map[string]int64 `json:"limits_hit,omitempty"`
 	Error     string           `json:"error,omitempty"` // why it did not start
 	Took      Duration         `json:"took"`
+}
+
+// ExecOutput answers a one-shot exec: how the command ended and what it wrote.
+type ExecOutput struct {
+	ExecResult
+	// Stdout is the first MaxOutput bytes of standard output as text. Bytes
+	// that are not UTF-8 are U+FFFD here.
+	Stdout string `json:"stdout"`
+	// Stderr is the same of standard error.
+	Stderr string `json:"stderr"`
+	// StdoutBase64 is the bytes themselves, only there if Stdout is not them.
+	StdoutBase64 string `json:"stdout_base64,omitempty"`
+	// StderrBase64 is the same of standard error.
+	StderrBase64 string `json:"stderr_base64,omitempty"`
+	// Truncated says that the command wrote more than is here.
+	Truncated bool `json:"truncated"`
+	// TimedOut says that the request's timeout ended the command.
+	TimedOut bool `json:"timed_out"`
 }
 
 // WaitResult is how a sandbox ended.

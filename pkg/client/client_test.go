@@ -164,6 +164,22 @@ func TestExecDoesNotWaitForWhatIsLeftBehind(t *testing.T) {
 	}
 }
 
+func TestExecOnce(t *testing.T) {
+	_, c := start(t)
+	id := spawn(t, c, api.SpawnRequest{})
+	out, err := c.ExecOnce(t.Context(), id, api.ExecRequest{Command: []string{"/bin/sh", "-c", "cat; echo err >&2; exit 3"}, Input: "12345", MaxOutput: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.ExitCode != 3 || out.Stdout != "1234" || out.Stderr != "err\n" || !out.Truncated {
+		t.Errorf("answer %+v", out)
+	}
+	_, err = c.ExecOnce(t.Context(), id, api.ExecRequest{Command: []string{"/bin/true"}, TTY: true})
+	if api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("with a terminal: %v", err)
+	}
+}
+
 func TestExecTerminal(t *testing.T) {
 	_, c := start(t)
 	id := spawn(t, c, api.SpawnRequest{})

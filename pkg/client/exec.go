@@ -63,6 +63,18 @@ func (c *Client) Exec(ctx context.Context, ref string, req api.ExecRequest, stdi
 	return p.Run(stdio)
 }
 
+// ExecOnce runs a command and answers with how it ended and what it wrote:
+// the first req.MaxOutput bytes of each output. req.Input or req.InputBase64
+// is its input; Stdin, TTY, Cols, Rows and IO must be left out. Cancelling ctx
+// kills the command with all it started.
+func (c *Client) ExecOnce(ctx context.Context, ref string, req api.ExecRequest) (*api.ExecOutput, error) {
+	var out api.ExecOutput
+	if err := c.post(ctx, ref, "exec", req, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // StartExec starts a command and returns when it runs. The caller calls Run,
 // then Close.
 func (c *Client) StartExec(ctx context.Context, ref string, req api.ExecRequest) (*Process, error) {

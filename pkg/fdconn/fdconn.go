@@ -225,7 +225,8 @@ func (l listener) Accept() (net.Conn, error) {
 
 type key struct{}
 
-// ConnContext remembers the connection for Take; give it to http.Server.
+// ConnContext remembers the connection for From and Take; give it to
+// http.Server.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if fc, ok := c.(*Conn); ok {
 		return context.WithValue(ctx, key{}, fc)
@@ -233,10 +234,16 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
+// From is the connection that the request of ctx came on.
+func From(ctx context.Context) (*Conn, bool) {
+	c, ok := ctx.Value(key{}).(*Conn)
+	return c, ok
+}
+
 // Take is Conn.Take of the connection that the request of ctx came on. A
 // connection that carries no descriptors has none.
 func Take(ctx context.Context) ([]*os.File, error) {
-	c, ok := ctx.Value(key{}).(*Conn)
+	c, ok := From(ctx)
 	if !ok {
 		return nil, nil
 	}

@@ -23,23 +23,23 @@ func newCounter(perUID, total int) *counter {
 	return &counter{perUID: perUID, total: total, n: map[uint32]int{}}
 }
 
-// take counts one more, unless that is too many.
-func (c *counter) take(uid uint32) bool {
+// take counts n more, unless that is too many.
+func (c *counter) take(uid uint32, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.n[uid] >= c.perUID || c.all >= c.total {
+	if c.n[uid]+n > c.perUID || c.all+n > c.total {
 		return false
 	}
-	c.n[uid]++
-	c.all++
+	c.n[uid] += n
+	c.all += n
 	return true
 }
 
-func (c *counter) give(uid uint32) {
+func (c *counter) give(uid uint32, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all--
-	if c.n[uid]--; c.n[uid] == 0 {
+	c.all -= n
+	if c.n[uid] -= n; c.n[uid] == 0 {
 		delete(c.n, uid)
 	}
 }
@@ -67,8 +67,8 @@ func (l *capListener) Accept() (net.Conn, error) {
 			_ = c.Close() // nobody the kernel can name
 			continue
 		}
-		if l.conns.take(uid) {
-			c.(*fdconn.Conn).OnClose(func() { l.conns.give(uid) })
+		if l.conns.take(uid, 1) {
+			c.(*fdconn.Conn).OnClose(func() { l.conns.give(uid, 1) })
 			return c, nil
 		}
 		l.log.Debug("connection refused: too many of this user", slog.Uint64("uid", uint64(uid)))

@@ -176,12 +176,12 @@ func (s *Server) handler(rt Route) http.Handler {
 			return
 		}
 		if rt.Stream {
-			if !s.streams.take(c.UID) {
+			if !s.streams.take(c.UID, 1) {
 				s.fail(w, r, api.Errorf(api.CodeExhausted, "too many streams of this user: %d", s.opts.MaxStreams).
 					WithHint("end some, or raise server.max_streams"))
 				return
 			}
-			defer s.streams.give(c.UID)
+			defer s.streams.give(c.UID, 1)
 		}
 		if err := rt.handle(s, w, r, c); err != nil {
 			s.finish(w, r, err)

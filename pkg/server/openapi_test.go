@@ -104,7 +104,7 @@ func TestOpenAPIRoutes(t *testing.T) {
 var wire = []reflect.Type{
 	reflect.TypeFor[api.SpawnRequest](), reflect.TypeFor[api.SpawnResult](), reflect.TypeFor[api.Mount](), reflect.TypeFor[api.Limits](),
 	reflect.TypeFor[api.Sandbox](), reflect.TypeFor[api.Caller](), reflect.TypeFor[api.Step](), reflect.TypeFor[api.Evidence](),
-	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.WaitResult](),
+	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.ExecOutput](), reflect.TypeFor[api.WaitResult](),
 	reflect.TypeFor[api.StopRequest](), reflect.TypeFor[api.KillRequest](), reflect.TypeFor[api.Stats](), reflect.TypeFor[api.FileInfo](),
 	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
 	reflect.TypeFor[api.VolumeRequest](), reflect.TypeFor[api.Volume](), reflect.TypeFor[api.VolumeUse](),
@@ -151,7 +151,7 @@ func TestOpenAPISchemas(t *testing.T) {
 func checkObject(t *testing.T, d document, typ reflect.Type, s schema) {
 	t.Helper()
 	var fields, always []string
-	for f := range typ.Fields() {
+	for _, f := range reflect.VisibleFields(typ) { // those of embedded structs too
 		name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name == "" {
 			continue

@@ -27,6 +27,10 @@ type Options struct {
 	MaxStreams int
 	// MaxTotalConns is how many connections all uids may have together.
 	MaxTotalConns int
+	// MaxOutput is how many bytes of output the one-shot execs of one uid that
+	// run at the same time may ask for; all uids together may have four times
+	// as many.
+	MaxOutput int
 	// HeaderTime is how long a client may take to send a request's header.
 	HeaderTime time.Duration
 	// IdleTime is how long a connection may be without a request.
@@ -40,7 +44,7 @@ type Options struct {
 // DefaultOptions are the limits when nothing else is configured.
 func DefaultOptions() Options {
 	return Options{
-		Log: slog.New(slog.DiscardHandler), MaxConns: 256, MaxStreams: 192, MaxTotalConns: 2048,
+		Log: slog.New(slog.DiscardHandler), MaxConns: 256, MaxStreams: 192, MaxTotalConns: 2048, MaxOutput: 64 << 20,
 		HeaderTime: 10 * time.Second, IdleTime: 2 * time.Minute, StallTime: 10 * time.Minute,
 	}
 }
@@ -50,7 +54,7 @@ func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = d.Log
 	}
-	for _, v := range []struct{ have, def *int }{{&o.MaxConns, &d.MaxConns}, {&o.MaxStreams, &d.MaxStreams}, {&o.MaxTotalConns, &d.MaxTotalConns}} {
+	for _, v := range []struct{ have, def *int }{{&o.MaxConns, &d.MaxConns}, {&o.MaxStreams, &d.MaxStreams}, {&o.MaxTotalConns, &d.MaxTotalConns}, {&o.MaxOutput, &d.MaxOutput}} {
 		if *v.have <= 0 {
 			*v.have = *v.def
 		}
@@ -75,6 +79,7 @@ type Server struct {
 	http    *http.Server
 	conns   *counter
 	streams *counter
+	outputs *counter // bytes that one-shot execs may keep
 	hangups *hangups
 
 	// stop is closed when the daemon stops: sessions and event streams end.
@@ -93,7 +98,8 @@ func New(svc Service, opts Options) (*Server, error) {
 	s := &Server{
 		svc: svc, opts: opts, log: opts.Log, mux: http.NewServeMux(), hangups: h,
 		conns: newCounter(opts.MaxConns, opts.MaxTotalConns), streams: newCounter(opts.MaxStreams, opts.MaxTotalConns),
-		stop: make(chan struct{}),
+		outputs: newCounter(opts.MaxOutput, 4*opts.MaxOutput),
+		stop:    make(chan struct{}),
 	}
 	for _, rt := range routes {
 		s.mux.Handle(rt.Method+" "+rt.Pattern, s.handler(rt))

@@ -244,7 +244,7 @@ func TestMistakes(t *testing.T) {
 		{name: "method", method: "PATCH", target: "/v1/sandboxes", status: 405, message: "PATCH is not possible on /v1/sandboxes; possible: GET, HEAD, POST"},
 		{name: "browser", method: "GET", target: "/v1/version", header: []string{"Origin", "http://evil.example"}, status: 403, message: "the request has a browser's header Origin; this API is not for web pages"},
 		{name: "browser fetch", method: "POST", target: "/v1/sandboxes", body: "{}", header: []string{"Sec-Fetch-Site", "same-origin"}, status: 403, message: "the request has a browser's header Sec-Fetch-Site; this API is not for web pages"},
-		{name: "exec without upgrade", method: "POST", target: "/v1/sandboxes/a/exec", body: `{"command":["x"]}`, status: 426, message: "this route speaks frames after an upgrade: Connection: Upgrade; Upgrade: creel-stream"},
+		{name: "exec without upgrade", method: "POST", target: "/v1/sandboxes/a/exec", body: `{"command":["x"],"stdin":true}`, status: 426, message: "this route speaks frames after an upgrade: Connection: Upgrade; Upgrade: creel-stream"},
 		{name: "event number", method: "GET", target: "/v1/events?after=x", status: 400, message: `the query is not valid: after = "x": the number of an event`},
 	}
 	for _, tt := range tests {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -118,7 +119,7 @@ func (e *session) wait(ctx context.Context) {
 		if !isNil(o.r) {
 			p := &pump{done: make(chan struct{})}
 			pumps = append(pumps, p)
-			e.wg.Go(func() { p.run(e, o.t, o.r) })
+			e.wg.Go(func() { p.run(o.r, e.output(o.t)) })
 		}
 	}
 	res, err := e.sess.Wait(ctx)
@@ -128,7 +129,7 @@ func (e *session) wait(ctx context.Context) {
 		}
 		return
 	}
-	drain(ctx, pumps)
+	drain(ctx, pumps, math.MaxUint64)
 	if ctx.Err() != nil {
 		return // closed early: what Wait said is the consequence, not the reason
 	}
@@ -239,45 +240,55 @@ func feed(w io.WriteCloser, in <-chan []byte) {
 	}
 }
 
+// output sends what a pump reads as frames of type t.
+func (e *session) output(t stream.Type) func(p []byte) bool {
+	return func(p []byte) bool {
+		err := e.frames.Write(t, p)
+		if errors.Is(err, stream.ErrClosed) {
+			return false // the exit has been sent: this came after drainQuiet
+		}
+		if err != nil {
+			e.cancel(errLost)
+		}
+		return err == nil
+	}
+}
+
 // pump copies one output.
 type pump struct {
 	done    chan struct{}
 	reading atomic.Bool
-	chunks  atomic.Uint64
+	bytes   atomic.Uint64
 }
 
-func (p *pump) run(e *session, t stream.Type, r io.Reader) {
+// run gives what it reads to emit, until emit wants no more.
+func (p *pump) run(r io.Reader, emit func(p []byte) (more bool)) {
 	defer close(p.done)
 	buf := make([]byte, outputChunk)
 	for {
 		p.reading.Store(true)
 		n, err := r.Read(buf)
 		p.reading.Store(false)
-		p.chunks.Add(1)
-		if n > 0 {
-			werr := e.frames.Write(t, buf[:n])
-			if errors.Is(werr, stream.ErrClosed) {
-				return // the exit has been sent: this came after drainQuiet
-			}
-			if werr != nil {
-				e.cancel(errLost)
-				return
-			}
-		}
-		if err != nil {
+		p.bytes.Add(uint64(n))
+		if n > 0 && !emit(buf[:n]) || err != nil {
 			return
 		}
 	}
 }
 
-// quiet says whether the pump waits for output, and how many chunks it has had.
-func (p *pump) quiet() (bool, uint64) { return p.reading.Load(), p.chunks.Load() }
+// quiet says whether the pump waits for output, and how many bytes it has had.
+func (p *pump) quiet() (bool, uint64) { return p.reading.Load(), p.bytes.Load() }
 
 // drain waits for all that the command wrote to have been sent, however slowly
 // the client reads. A process that the command left behind may keep a pipe
-// open, so a silent pipe counts as its end after drainQuiet.
-func drain(ctx context.Context, pumps []*pump) {
-	for _, p := range pumps {
+// open, so a silent pipe counts as its end after drainQuiet, and one that is
+// not silent after most bytes.
+func drain(ctx context.Context, pumps []*pump, most uint64) {
+	begin := make([]uint64, len(pumps))
+	for i, p := range pumps {
+		begin[i] = p.bytes.Load()
+	}
+	for i, p := range pumps {
 		last, since := uint64(0), time.Now()
 		tick := time.NewTicker(drainQuiet / 10)
 		for done := false; !done; {
@@ -291,7 +302,7 @@ func drain(ctx context.Context, pumps []*pump) {
 				if !waiting || n != last {
 					last, since = n, now
 				}
-				done = now.Sub(since) >= drainQuiet
+				done = now.Sub(since) >= drainQuiet || n-begin[i] >= most
 			}
 		}
 		tick.Stop()

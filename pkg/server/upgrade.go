@@ -16,12 +16,18 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err := parseQuery(r).done(); err != nil {
 		return err
 	}
-	if !wantsUpgrade(r) {
-		upgradeRequired(w, r)
-		return nil
-	}
 	var req api.ExecRequest
 	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	if !wantsUpgrade(r) {
+		if r.Header.Get("Upgrade") != "" || req.Stdin || req.TTY || req.IO != "" || req.Cols != 0 || req.Rows != 0 {
+			upgradeRequired(w, r)
+			return nil
+		}
+		return s.execOnce(w, r, c, req)
+	}
+	if err := noOneShot(req); err != nil {
 		return err
 	}
 	switch req.IO {
