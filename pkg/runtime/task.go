@@ -52,6 +52,9 @@ type CreateOptions struct {
 	Upper string
 }
 
+// createTime is how long containerd may take to make a snapshot and a container.
+const createTime = 30 * time.Second
+
 // Sandbox is what Create made and NewTask needs.
 type Sandbox struct {
 	ID     string
@@ -73,6 +76,11 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (_ *Sandbox, err e
 	if err != nil {
 		return nil, fmt.Errorf("encode spec of %s: %w", o.ID, err)
 	}
+	// A caller that goes away does not end the calls: containerd may do what
+	// was asked after its client was told that it is cancelled, and then what
+	// undoes it has been before.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTime)
+	defer cancel()
 	// Both at one time: each is a commit to disk.
 	var mounts []mount.Mount
 	var cerr, serr error
