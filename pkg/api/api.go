@@ -26,11 +26,13 @@ const (
 	CodeUnsupportedHost Code = "unsupported_host"     // 501: this host cannot do it; hint says what can
 )
 
-// Problem is one mistake in a request.
+// Problem is one mistake in a request, or one difference from what is there.
 type Problem struct {
 	Field string `json:"field"`
 	Value string `json:"value,omitempty"`
-	Want  string `json:"want"` // what would be right
+	// Have is what is there, of a difference; Want is then what was asked for.
+	Have string `json:"have,omitempty"`
+	Want string `json:"want"` // what would be right
 }
 
 // Error is the body of every answer that is not 2xx.
@@ -78,8 +80,11 @@ func (e *Error) Error() string {
 // Unwrap is the cause given to Errorf.
 func (e *Error) Unwrap() error { return e.cause }
 
-// String is "field = value: want".
+// String is "field = value: want", or for a difference "field: have, not want".
 func (p Problem) String() string {
+	if p.Have != "" {
+		return p.Field + ": " + p.Have + ", not " + p.Want
+	}
 	if p.Value == "" {
 		return p.Field + ": " + p.Want
 	}

@@ -18,6 +18,7 @@ type runFlags struct {
 	req         api.SpawnRequest
 	file        string
 	detach      bool
+	ensure      bool
 	interactive bool
 	mounts      []string
 	env         []string
@@ -58,6 +59,7 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	r := &f.req
 	fl.StringVarP(&f.file, "file", "f", "", "read the whole request from a JSON file (- is standard input)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "print the id and leave it running")
+	fl.BoolVar(&f.ensure, "ensure", false, "with -d and --name: if that sandbox is there and the same, print its id")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "keep standard input open")
 	fl.BoolVarP(&r.TTY, "tty", "t", false, "give the command a terminal")
 	fl.BoolVar(&r.Remove, "rm", false, "remove the sandbox when it has ended")
@@ -94,7 +96,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 }
 
 // withFile are the flags that go with -f; the others would say things twice.
-var withFile = map[string]bool{"file": true, "detach": true, "trace": true, "rm": true, "json": true, "socket": true}
+var withFile = map[string]bool{"file": true, "detach": true, "ensure": true, "trace": true, "rm": true, "json": true, "socket": true}
 
 // request joins flags, file and arguments, and reports all that is wrong.
 func (f *runFlags) request(a *app, fl *pflag.FlagSet, args []string) (api.SpawnRequest, error) {
@@ -166,6 +168,9 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 	if err != nil {
 		return &exitError{exitOwn, err}
 	}
+	if f.ensure && (!f.detach || req.Name == "") {
+		return &exitError{exitOwn, errors.New("--ensure goes with -d and a name: creel run -d --name NAME --ensure")}
+	}
 	// Without a command there is nothing to be in front of.
 	foreground := !f.detach && len(req.Command) > 0
 	if foreground {
@@ -175,7 +180,7 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 	}
 	// The daemon could be done with a short command before creel has joined it.
 	req.Attach = req.Remove && foreground
-	res, err := a.spawn(ctx, req)
+	res, err := a.spawn(ctx, req, f.ensure)
 	if err != nil {
 		return a.spawnFailed(ctx, req, err)
 	}
@@ -226,9 +231,13 @@ func (a *app) removeAfter(ctx context.Context, sb api.Sandbox, err error) error 
 	return err
 }
 
-func (a *app) spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
+func (a *app) spawn(ctx context.Context, req api.SpawnRequest, ensure bool) (*api.SpawnResult, error) {
 	p := a.progress("starting the sandbox")
 	defer p.end()
+	if ensure {
+		res, _, err := a.client().Ensure(ctx, req)
+		return res, err
+	}
 	return a.client().Spawn(ctx, req)
 }
 

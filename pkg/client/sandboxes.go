@@ -26,18 +26,41 @@ import (
 // others before anything is sent. A volume's name is sent as it is. req itself
 // is not changed.
 func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnResult, error) {
-	dirs, err := OpenSources(req.Mounts)
-	if err != nil {
-		return nil, err
+	out, _, err := c.spawn(ctx, wireRequest{method: http.MethodPost, target: route("sandboxes")}, req)
+	return out, err
+}
+
+// Ensure is Spawn, unless there is a sandbox of the name in req, which is
+// required. If that was made of the same it is the answer, with its newest
+// evidence, whatever became of it since, and made is false; else the error is
+// of class conflict, and each of its problems is a difference.
+func (c *Client) Ensure(ctx context.Context, req api.SpawnRequest) (res *api.SpawnResult, made bool, err error) {
+	if req.Name == "" {
+		return nil, false, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: []api.Problem{{Field: "name", Want: "given"}}}
 	}
-	defer closeAll(dirs)
-	return c.SpawnOpened(ctx, req, dirs)
+	res, status, err := c.spawn(ctx, wireRequest{method: http.MethodPut, target: route("sandboxes", req.Name)}, req)
+	return res, status == http.StatusCreated, err
 }
 
 // SpawnOpened is Spawn with directories from OpenSources, one for each mount
 // that is not a volume, instead of the mounts' sources, which are only shown.
 // The directories stay open, for the next one.
 func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	out, _, err := c.send(ctx, wireRequest{method: http.MethodPost, target: route("sandboxes")}, req, dirs)
+	return out, err
+}
+
+// spawn sends r with req and its directories.
+func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest) (*api.SpawnResult, int, error) {
+	dirs, err := OpenSources(req.Mounts)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer closeAll(dirs)
+	return c.send(ctx, r, req, dirs)
+}
+
+func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, int, error) {
 	req.Mounts = slices.Clone(req.Mounts)
 	used := 0
 	for i := range req.Mounts {
@@ -48,31 +71,30 @@ func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*
 		}
 	}
 	if used != len(dirs) {
-		return nil, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
+		return nil, 0, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
 	}
-	body, err := json.Marshal(req)
-	if err != nil {
-		return nil, fmt.Errorf("encode request: %w", err)
+	var err error
+	r.dirs = dirs
+	if r.body, err = json.Marshal(req); err != nil {
+		return nil, 0, fmt.Errorf("encode request: %w", err)
 	}
 	// A connection of its own: the descriptors belong to exactly this request.
-	w, err := c.openWire(ctx, wireRequest{
-		method: http.MethodPost, target: route("sandboxes"), body: body, dirs: dirs,
-	})
+	w, err := c.openWire(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer w.close()
 	var out api.SpawnResult
 	if err := json.NewDecoder(io.LimitReader(w.answer.Body, maxAnswer)).Decode(&out); err != nil {
-		return nil, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
+		return nil, 0, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
 	}
-	return &out, nil
+	return &out, w.answer.StatusCode, nil
 }
 
 // OpenSources opens the source directory of every mount that is not a volume,
-// in their order. Who launches many
-// sandboxes with the same mounts opens them once: a path that leads through a
-// directory that an agent may write can lead elsewhere the next time.
+// in their order. Who launches many sandboxes with the same mounts opens them
+// once: a path that leads through a directory that an agent may write can lead
+// elsewhere the next time.
 //
 // O_PATH asks for no right on the directory beyond reaching it; what the
 // sandbox may do there is decided by the daemon from the descriptor. The path

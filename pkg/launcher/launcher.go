@@ -11,6 +11,7 @@
 //	watch.go      deadlines, idleness, output rates, drift
 //	volumes.go    file systems that outlive sandboxes
 //	service.go    the socket's verbs, for pkg/server
+//	ensure.go     those that give the same sandbox when they come again
 //
 // Every effect has an undo that succeeds when there is nothing to undo, so
 // that a failed launch, a removal and the clean-up after a kill -9 are the
@@ -131,6 +132,7 @@ type Launcher struct {
 	volumes  *rootfs.Volumes
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
+	turns    turns
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu

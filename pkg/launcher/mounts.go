@@ -53,14 +53,13 @@ func (s *launch) stageMounts(ctx context.Context) error {
 // stageDir shows the caller's directory of the request's mount i.
 func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.File) (store.Mount, error) {
 	m := s.Request.Mounts[i]
-	if *m.FD < 0 || *m.FD >= len(s.dirs) {
-		e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
-		e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Value: fmt.Sprint(*m.FD), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(s.dirs))}}
-		return store.Mount{}, e
+	dir, err := dirOf(i, m, s.dirs)
+	if err != nil {
+		return store.Mount{}, err
 	}
 	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
 	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
-		Dir: s.dirs[*m.FD], Namespaces: s.namespaces(), UserNS: users,
+		Dir: dir, Namespaces: s.namespaces(), UserNS: users,
 		Target: staged, ReadOnly: m.ReadOnly,
 		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
 	})
@@ -68,6 +67,19 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
 	}
 	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
+}
+
+// dirOf is the descriptor that came for the mount with number i.
+func dirOf(i int, m api.Mount, dirs []*os.File) (*os.File, error) {
+	if m.FD == nil || *m.FD < 0 || *m.FD >= len(dirs) {
+		e := api.Errorf(api.CodeInvalid, "the request has 1 problem(s)")
+		e.Problems = []api.Problem{{Field: fmt.Sprintf("mounts[%d].fd", i), Want: fmt.Sprintf("one of the %d descriptors sent with the request", len(dirs))}}
+		if m.FD != nil {
+			e.Problems[0].Value = fmt.Sprint(*m.FD)
+		}
+		return nil, e
+	}
+	return dirs[*m.FD], nil
 }
 
 // namespaces are where a caller's descriptors may be: its own mount

@@ -18,6 +18,14 @@ import (
 
 // Spawn admits a request and launches it.
 func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	a, err := l.admit(req)
+	if err != nil {
+		return nil, err
+	}
+	return l.Launch(ctx, c, a, dirs)
+}
+
+func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {
 	a, err := admission.Resolve(req, l.Policy)
 	if err != nil {
 		return nil, err
@@ -26,7 +34,7 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
-	return l.Launch(ctx, c, a, dirs)
+	return a, nil
 }
 
 // List is the caller's sandboxes, newest first.

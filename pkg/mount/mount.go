@@ -194,6 +194,24 @@ func cloneHere(r Request, p protected, proc *os.File) (int, Staged, error) {
 	return tree, Staged{Dev: id.dev, Inode: id.ino, FSType: m.fsType}, nil
 }
 
+// Identify is a directory's device and inode, as Staged has them. It does not
+// ask a file system that is somebody's process.
+func Identify(dir *os.File) (dev, inode uint64, err error) {
+	raw, err := dir.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	var st unix.Statx_t
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		serr = unix.Statx(int(fd), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	})
+	if err := errors.Join(err, serr); err != nil {
+		return 0, 0, fmt.Errorf("stat the directory: %w", err)
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, nil
+}
+
 // checkDir holds the directory against the caller's rights.
 func checkDir(fd int, r Request) (fileID, error) {
 	var st unix.Stat_t

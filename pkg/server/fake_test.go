@@ -101,6 +101,10 @@ func (f *fake) Spawn(_ context.Context, c server.Caller, req api.SpawnRequest, d
 	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", State: api.StateRunning}}, nil
 }
 
+func (f *fake) Ensure(_ context.Context, c server.Caller, name string, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, bool, error) {
+	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", Name: name}}, req.Agent == "new", f.note(c, "Ensure", name, req, len(dirs))
+}
+
 func (f *fake) List(_ context.Context, c server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
 	return nil, f.note(c, "List", o)
 }

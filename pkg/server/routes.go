@@ -22,6 +22,7 @@ var routes = []Route{
 	{Method: "POST", Pattern: "/v1/sandboxes", handle: (*Server).spawn},
 	{Method: "GET", Pattern: "/v1/sandboxes", handle: (*Server).list},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
+	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).ensure},
 	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).remove},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/stop", handle: (*Server).stopSandbox},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", handle: (*Server).kill},

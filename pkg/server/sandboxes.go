@@ -21,23 +21,10 @@ const (
 )
 
 func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
-	if err := parseQuery(r).done(); err != nil {
-		return err
-	}
-	var req api.SpawnRequest
-	if err := readJSON(w, r, &req, false); err != nil {
-		return err
-	}
-	dirs, err := fdconn.Take(r.Context())
-	if err != nil {
-		w.Header().Set("Connection", "close")
-		return err
-	}
+	req, dirs, err := readSpawn(w, r)
 	defer closeFiles(dirs)
-	if len(dirs) > 0 {
-		// Descriptors belong to a connection; on one that goes on, those of
-		// the next request could be taken for this one's.
-		w.Header().Set("Connection", "close")
+	if err != nil {
+		return err
 	}
 	res, err := s.svc.Spawn(r.Context(), c, req, dirs)
 	if err != nil {
@@ -45,6 +32,50 @@ func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
 	}
 	writeJSON(w, http.StatusCreated, res)
 	return nil
+}
+
+func (s *Server) ensure(w http.ResponseWriter, r *http.Request, c Caller) error {
+	req, dirs, err := readSpawn(w, r)
+	defer closeFiles(dirs)
+	if err != nil {
+		return err
+	}
+	name := r.PathValue("ref")
+	if req.Name != "" && req.Name != name {
+		return invalid("the request is not valid", api.Problem{Field: "name", Value: req.Name, Want: "the name in the path, or left out"})
+	}
+	res, made, err := s.svc.Ensure(r.Context(), c, name, req, dirs)
+	if err != nil {
+		return err
+	}
+	status := http.StatusOK
+	if made {
+		status = http.StatusCreated
+	}
+	writeJSON(w, status, res)
+	return nil
+}
+
+// readSpawn reads a request for a sandbox and takes its directories, which
+// are the caller's to close.
+func readSpawn(w http.ResponseWriter, r *http.Request) (req api.SpawnRequest, dirs []*os.File, err error) {
+	if err := parseQuery(r).done(); err != nil {
+		return req, nil, err
+	}
+	if err := readJSON(w, r, &req, false); err != nil {
+		return req, nil, err
+	}
+	dirs, err = fdconn.Take(r.Context())
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		return req, nil, err
+	}
+	if len(dirs) > 0 {
+		// Descriptors belong to a connection; on one that goes on, those of
+		// the next request could be taken for this one's.
+		w.Header().Set("Connection", "close")
+	}
+	return req, dirs, nil
 }
 
 func closeFiles(files []*os.File) {

@@ -31,6 +31,10 @@ type Service interface {
 	// api.Mount.FD, each known to be a directory and close-on-exec. They are
 	// the server's: Spawn dups what it keeps beyond its return.
 	Spawn(ctx context.Context, c Caller, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error)
+	// Ensure is Spawn, unless the caller has a sandbox of that name (never an
+	// id). If that was made of the same it is the answer, and made is false;
+	// else the error is api.CodeConflict with each difference as a problem.
+	Ensure(ctx context.Context, c Caller, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error)
 	List(ctx context.Context, c Caller, opts ListOptions) ([]api.Sandbox, error)
 	Get(ctx context.Context, c Caller, ref string) (*api.Sandbox, error)
 	// Stop asks the main command to end, kills after grace, and waits.

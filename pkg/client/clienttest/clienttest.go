@@ -192,6 +192,16 @@ func (d *Daemon) Spawn(_ context.Context, _ server.Caller, req api.SpawnRequest,
 	return res, nil
 }
 
+// Ensure gives the sandbox of that name, whatever it was made of.
+func (d *Daemon) Ensure(ctx context.Context, c server.Caller, name string, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, bool, error) {
+	if b, err := d.get(name); err == nil {
+		return &api.SpawnResult{Sandbox: b.Sandbox, Evidence: d.Proof}, false, nil
+	}
+	req.Name = name
+	res, err := d.Spawn(ctx, c, req, dirs)
+	return res, true, err
+}
+
 // List returns those with the labels.
 func (d *Daemon) List(_ context.Context, _ server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
 	d.mu.Lock()

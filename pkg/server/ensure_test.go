@@ -1,0 +1,36 @@
+package server_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/server"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEnsure(t *testing.T) {
+	d := start(t, server.Options{})
+	for _, tt := range []struct {
+		target, body string
+		status       int
+		want         string // part of the answer
+	}{
+		{"/v1/sandboxes/box", `{"agent":"new"}`, 201, `"name":"box"`},
+		{"/v1/sandboxes/box", `{"name":"box"}`, 200, `"name":"box"`},
+		{"/v1/sandboxes/box", `{"name":"other"}`, 400, "the name in the path"},
+		{"/v1/sandboxes/box", ``, 400, "not announced as JSON"},
+		{"/v1/sandboxes/box?x=1", `{}`, 400, "no such parameter"},
+		{"/v1/sandboxes/box", `{"x":1}`, 400, "no such field"},
+	} {
+		status, _, body := d.do(t, "PUT", tt.target, tt.body)
+		if status != tt.status || !strings.Contains(body, tt.want) {
+			t.Errorf("PUT %s %s: %d %s", tt.target, tt.body, status, body)
+		}
+	}
+	want := call{"Ensure", []any{"box", api.SpawnRequest{Name: "box"}, 0}}
+	if diff := cmp.Diff(want, d.svc.last()); diff != "" {
+		t.Errorf("call (-want +got):\n%s", diff)
+	}
+}
