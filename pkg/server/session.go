@@ -28,6 +28,11 @@ const (
 	// drainQuiet is how long, after the command's end, a pipe that something
 	// else still holds open may be silent before the exit is reported.
 	drainQuiet = 100 * time.Millisecond
+	// linger is how long a client may take to hang up after the exit. Until
+	// then its input is read and dropped: closing at once would have a client
+	// that is still sending find the connection broken, and perhaps not read
+	// what it was sent before.
+	linger = 2 * time.Second
 	// lastWord is how long a client may take to read why its session ended.
 	lastWord = 100 * time.Millisecond
 )
@@ -87,7 +92,7 @@ func (e *session) run(ctx context.Context) {
 	case ctx.Err() != nil:
 		e.abort(ctx) // ended, but faster than AfterFunc started
 	default:
-		e.end(nil)
+		e.end(nil, func() { e.linger(ctx) })
 	}
 	e.wg.Wait()
 }
@@ -162,6 +167,19 @@ func (e *session) end(err error, rest ...func()) {
 		fn()
 	}
 	_ = e.conn.Close()
+}
+
+// linger waits for a client that has its exit to hang up.
+func (e *session) linger(ctx context.Context) {
+	if e.conn.CloseWrite() != nil {
+		return
+	}
+	timer := time.NewTimer(linger)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done(): // it has, or the daemon stops
+	case <-timer.C:
+	}
 }
 
 // readFrames does what the client says until it says no more.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -126,6 +127,41 @@ func TestExitDoesNotWaitForBackground(t *testing.T) {
 	}
 	if took := time.Since(begin); took > 3*time.Second {
 		t.Errorf("the exit took %v", took)
+	}
+}
+
+// TestExitLingers: a client that is still sending input when its command ends
+// can go on until it has read the exit, but not for ever.
+func TestExitLingers(t *testing.T) {
+	d := start(t, server.Options{})
+	d.svc.set(func() {
+		d.svc.session = newSession()
+	})
+	c, conn := upgrade(t, d, `{"command":["true"],"stdin":true}`)
+	next(t, c)
+	d.svc.session.out.Close()
+	d.svc.session.err.Close()
+	d.svc.session.exit <- api.ExecResult{Reason: api.ReasonExited}
+	<-d.svc.session.closed // the exit is sent
+	for range 64 {
+		if err := c.Write(stream.Stdin, make([]byte, stream.MaxPayload)); err != nil {
+			t.Fatalf("input after the end: %v", err)
+		}
+	}
+	if got := next(t, c); !strings.HasPrefix(got, "exit ") {
+		t.Errorf("frame %s", got)
+	}
+	if _, err := c.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the exit: %v", err)
+	}
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	for {
+		if err := c.Write(stream.Stdin, make([]byte, stream.MaxPayload)); err != nil {
+			if !stream.Gone(err) {
+				t.Errorf("a client that stays: %v", err)
+			}
+			return
+		}
 	}
 }
 
