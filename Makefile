@@ -29,7 +29,7 @@ LDFLAGS := -s -w -X github.com/creel-sandbox/creel/pkg/api.BuildVersion=$(VERSIO
 # Debian packages, by what they are for.
 DEPS_TOOLS := gcc libc6-dev make pkg-config libseccomp-dev libcap-dev python3 dpkg-dev ca-certificates git
 DEPS_IMAGE := mmdebstrap uidmap
-DEPS_TEST  := busybox-static
+DEPS_TEST  := busybox-static curl
 DEPS_VM    := qemu-system-x86 mmdebstrap e2fsprogs
 
 STAMPS := .cache/stamps
@@ -130,7 +130,7 @@ $(IMAGE): $(filter-out %_test.go,$(wildcard pkg/imagebuild/*.go)) | deps-image b
 
 # What the machine of "make test" promises: a test that needs one of these and
 # does not find it fails instead of skipping.
-PROMISED := root,idmap,bin,base-image
+PROMISED := root,idmap,bin,base-image,curl,go,python3
 
 UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -60,6 +61,11 @@ var (
 		}
 		return nil
 	}}
+	// Curl, Go, Node and Python are what the example clients are run with.
+	Curl   = program("curl")
+	Go     = program("go")
+	Node   = program("node")
+	Python = program("python3")
 	// BaseImage is the agent image that "make image" builds.
 	BaseImage = Need{"base-image", func() error {
 		if err := exists(BaseImagePath()); err != nil {
@@ -108,6 +114,10 @@ func Require(tb testing.TB, needs ...Need) {
 			tb.Skipf("need %s: %v", n.Name, err)
 		}
 	}
+}
+
+func program(name string) Need {
+	return Need{name, func() error { _, err := exec.LookPath(name); return err }}
 }
 
 func exists(path string) error {
