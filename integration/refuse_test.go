@@ -97,7 +97,7 @@ func TestRefusesToStart(t *testing.T) {
 				defer tt.before(t)()
 			}
 			out := l.Refused(tt.change(t))
-			told, code := l.Doctor(tt.change(t))
+			told, code := l.CreeldDoctor(tt.change(t))
 			if code != 1 {
 				t.Errorf("creeld doctor: exit code %d", code)
 			}

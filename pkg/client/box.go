@@ -10,11 +10,18 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 )
 
-// Images lists the images that the caller may use.
+// Images lists the images that the caller may use, by reference.
 func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
-	var out []api.Image
-	err := c.call(ctx, request{method: http.MethodGet, path: route("images")}, &out)
+	out, _, err := c.ImagesPage(ctx, Page{})
 	return out, err
+}
+
+// ImagesPage is Images, a page at a time. next is empty after the last.
+func (c *Client) ImagesPage(ctx context.Context, p Page) (out []api.Image, next string, err error) {
+	q := url.Values{}
+	p.set(q)
+	err = c.call(ctx, request{method: http.MethodGet, path: route("images"), query: q, next: &next}, &out)
+	return out, next, err
 }
 
 // Image returns one image by reference or digest, with its layers and packages.

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -100,6 +101,7 @@ type request struct {
 	in     any       // sent as JSON when not nil
 	body   io.Reader // sent as it is when in is nil
 	size   int64     // of body, -1 when unknown
+	next   *string   // gets the cursor of a list
 }
 
 func (r request) target() string {
@@ -138,7 +140,27 @@ func (c *Client) do(ctx context.Context, r request) (io.ReadCloser, error) {
 		defer func() { _ = resp.Body.Close() }()
 		return nil, decodeError(resp)
 	}
+	if r.next != nil {
+		*r.next = resp.Header.Get("Creel-Next")
+	}
 	return resp.Body, nil
+}
+
+// Page asks for a part of a list. The zero value asks for all of it.
+type Page struct {
+	// Limit is the most items, 1 to 1000; 0 is no limit.
+	Limit int
+	// After is what the page before gave as next; empty for the first.
+	After string
+}
+
+func (p Page) set(q url.Values) {
+	if p.Limit > 0 {
+		q.Set("limit", strconv.Itoa(p.Limit))
+	}
+	if p.After != "" {
+		q.Set("after", p.After)
+	}
 }
 
 // requestError drops net/http's `Post "http://creel/v1/...":` prefix, which

@@ -164,9 +164,16 @@ type ListOptions struct {
 	Agent string
 }
 
-// List returns the sandboxes that the caller may see.
+// List returns the sandboxes that the caller may see, newest first.
 func (c *Client) List(ctx context.Context, opts ListOptions) ([]api.Sandbox, error) {
+	out, _, err := c.ListPage(ctx, opts, Page{})
+	return out, err
+}
+
+// ListPage is List, a page at a time. next is empty after the last.
+func (c *Client) ListPage(ctx context.Context, opts ListOptions, p Page) (out []api.Sandbox, next string, err error) {
 	q := url.Values{}
+	p.set(q)
 	if opts.All {
 		q.Set("all", "true")
 	}
@@ -179,9 +186,8 @@ func (c *Client) List(ctx context.Context, opts ListOptions) ([]api.Sandbox, err
 	if opts.Agent != "" {
 		q.Set("agent", opts.Agent)
 	}
-	var out []api.Sandbox
-	err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes"), query: q}, &out)
-	return out, err
+	err = c.call(ctx, request{method: http.MethodGet, path: route("sandboxes"), query: q, next: &next}, &out)
+	return out, next, err
 }
 
 // Inspect returns one sandbox. Like every ref, it is an id, a name, or the

@@ -11,10 +11,13 @@ import (
 )
 
 func (s *Server) images(w http.ResponseWriter, r *http.Request, c Caller) error {
-	if err := parseQuery(r).done(); err != nil {
+	q := parseQuery(r)
+	p := q.page()
+	if err := q.done(); err != nil {
 		return err
 	}
-	return answerList(w)(s.svc.Images(r.Context(), c))
+	all, err := s.svc.Images(r.Context(), c)
+	return answerList(w)(cut(w, p, all, func(i api.Image) string { return i.Ref + "@" + i.Digest }), err)
 }
 
 func (s *Server) image(w http.ResponseWriter, r *http.Request, c Caller) error {

@@ -26,6 +26,8 @@ type fake struct {
 	wait    func(ctx context.Context) error
 	spawn   func(dirs []*os.File) error
 	events  []api.Event
+	list    func() []api.Sandbox
+	imgs    func() []api.Image
 	body    []byte // what WriteFile and ImportImage got
 	content io.ReadCloser
 	exec    api.ExecRequest
@@ -106,7 +108,11 @@ func (f *fake) Ensure(_ context.Context, c server.Caller, name string, req api.S
 }
 
 func (f *fake) List(_ context.Context, c server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
-	return nil, f.note(c, "List", o)
+	var list []api.Sandbox
+	if f.list != nil {
+		list = f.list()
+	}
+	return list, f.note(c, "List", o)
 }
 
 func (f *fake) Get(_ context.Context, c server.Caller, ref string) (*api.Sandbox, error) {
@@ -243,6 +249,9 @@ func (f *fake) Events(ctx context.Context, c server.Caller, after uint64, emit f
 }
 
 func (f *fake) Images(_ context.Context, c server.Caller) ([]api.Image, error) {
+	if f.imgs != nil {
+		return f.imgs(), f.note(c, "Images")
+	}
 	return []api.Image{{Ref: "base"}}, f.note(c, "Images")
 }
 

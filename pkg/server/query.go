@@ -148,6 +148,15 @@ func (q *query) labels(name string) map[string]string {
 	return labels
 }
 
+// page is the part of a list that is asked for.
+func (q *query) page() page {
+	p := page{limit: int(q.number("limit", 0, 1, maxPage)), after: q.str("after")}
+	if len(p.after) > maxCursor {
+		q.bad("after", p.after[:16]+"...", "the "+nextHeader+" of a page before")
+	}
+	return p
+}
+
 // done returns every problem, unknown parameters included.
 func (q *query) done() error {
 	for name := range q.values {

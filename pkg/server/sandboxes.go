@@ -1,6 +1,8 @@
 package server
 
 import (
+	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"strconv"
@@ -92,10 +94,17 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, c Caller) error {
 	default:
 		q.bad("state", string(opts.State), "creating, running, paused, stopping, stopped, removing or unknown")
 	}
+	p := q.page()
 	if err := q.done(); err != nil {
 		return err
 	}
-	return answerList(w)(s.svc.List(r.Context(), c, opts))
+	all, err := s.svc.List(r.Context(), c, opts)
+	return answerList(w)(cut(w, p, all, newestFirst), err)
+}
+
+// newestFirst is a key that sorts so.
+func newestFirst(sb api.Sandbox) string {
+	return fmt.Sprintf("%019d.%s", math.MaxInt64-sb.Created.UnixNano(), sb.ID)
 }
 
 func (s *Server) get(w http.ResponseWriter, r *http.Request, c Caller) error {

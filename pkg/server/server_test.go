@@ -230,7 +230,7 @@ func TestMistakes(t *testing.T) {
 		{name: "large", method: "POST", target: "/v1/sandboxes", body: `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, status: 413, message: "the body is larger than 1M"},
 		{
 			name: "query", method: "GET", target: "/v1/sandboxes?al=1&state=gone&all=maybe&label=x&agent=a&agent=b", status: 400,
-			message: `the query is not valid: agent: given once; al: no such parameter; there are agent, all, label, state; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`,
+			message: `the query is not valid: agent: given once; al: no such parameter; there are after, agent, all, label, limit, state; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`,
 		},
 		{name: "no query here", method: "GET", target: "/v1/version?x=1", status: 400, message: "the query is not valid: x: no such parameter; this route has none"},
 		{name: "relative path", method: "GET", target: "/v1/sandboxes/a/files?path=etc", status: 400, message: `the query is not valid: path = "etc": an absolute path in the sandbox`},
