@@ -1,7 +1,7 @@
 #!/bin/bash
-# Sizes that no linter of ours checks: 600 lines a file, 20 files a package
-# (one file a verb), tests and generated files apart. What outgrows them has
-# two ideas in it.
+# Sizes that no linter of ours checks: 600 lines a file, 20 files a package,
+# tests and generated files apart. What outgrows them has two ideas in it. The
+# command line has one file a verb, and so more of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,6 +17,8 @@ while IFS= read -r f; do
 	[ "$lines" -le 600 ] || { echo "$f: $lines lines, 600 at most" >&2; bad=1; }
 done < <(sources)
 while read -r n dir; do
-	[ "$n" -le 20 ] || { echo "$dir: $n files, 20 at most" >&2; bad=1; }
+	most=20
+	[ "$dir" != pkg/cli ] || most=40
+	[ "$n" -le "$most" ] || { echo "$dir: $n files, $most at most" >&2; bad=1; }
 done < <(sources | xargs -r -n1 dirname | sort | uniq -c)
 exit $bad

@@ -181,6 +181,24 @@ func TestExecLeavesServers(t *testing.T) {
 	l.NothingLeft()
 }
 
+// terminal is both ends of one.
+func terminal(t *testing.T) (master, tty *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	fd, _, errno := syscall.Syscall(syscall.SYS_IOCTL, master.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return master, os.NewFile(fd, "tty")
+}
+
 // TestCallersStdin gives the command line what must never enter a sandbox as
 // its standard input (CVE-2024-21626 is the class). Only bytes get in.
 func TestCallersStdin(t *testing.T) {
@@ -192,18 +210,7 @@ func TestCallersStdin(t *testing.T) {
 	}
 	peer := os.NewFile(uintptr(pair[1]), "peer")
 	defer peer.Close()
-	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ptmx.Close()
-	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	tty, _, errno := syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		t.Fatal(errno)
-	}
+	_, tty := terminal(t)
 	open := func(path string, flags int) *os.File {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -222,7 +229,7 @@ func TestCallersStdin(t *testing.T) {
 		{"directory", open("/", unix.O_RDONLY|unix.O_DIRECTORY)},
 		{"O_PATH", open(secret, unix.O_PATH)},
 		{"socket", os.NewFile(uintptr(pair[0]), "socket")},
-		{"terminal", os.NewFile(tty, "tty")},
+		{"terminal", tty},
 		{"device", open("/dev/zero", unix.O_RDWR)},
 	} {
 		for _, flag := range []string{"-i", ""} {

@@ -181,19 +181,30 @@ func TestKilledBelow(t *testing.T) {
 func TestClientsOfStoppedDaemon(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{Name: "a", Command: sh("sleep 600")})
-	verbs := [][]string{
-		{"exec", "a", "--", "/bin/sleep", "600"}, {"attach", "a"}, {"logs", "-f", "a"}, {"wait", "a"}, {"events"},
+	// Each says that it was cut off, and what to do about it; none that it was
+	// misused, or that its command ended.
+	verbs := []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"exec", "a", "--", "/bin/sleep", "600"}, 125, "creeld is stopping"},
+		{[]string{"attach", "a"}, 125, "creel attach a"},
+		{[]string{"attach", "--no-stdin", "--replay", "a"}, 125, "creel attach a"},
+		{[]string{"logs", "-f", "a"}, 1, "creeld is stopping"},
+		{[]string{"wait", "a"}, 1, "creeld is stopping"},
+		{[]string{"events"}, 0, ""}, // the end of the daemon is the end of its events
 	}
 	type answer struct {
-		verb   string
+		verb   int
 		stderr string
 		code   int
 	}
 	answers := make(chan answer, len(verbs))
-	for _, v := range verbs {
+	for i, v := range verbs {
 		go func() {
-			_, stderr, code := l.Creel(v...)
-			answers <- answer{v[0], stderr, code}
+			_, stderr, code := l.Creel(v.args...)
+			answers <- answer{i, stderr, code}
 		}()
 	}
 	l.Eventually("the command runs", 30*time.Second, func() error {
@@ -206,11 +217,10 @@ func TestClientsOfStoppedDaemon(t *testing.T) {
 	l.Stop()
 	for range verbs {
 		a := <-answers
-		if a.verb == "events" && a.code == 0 {
-			continue // the end of the daemon is the end of its events
-		}
-		if a.code == 0 || a.stderr == "" || strings.Contains(a.stderr, "panic") {
-			t.Errorf("%s: exit code %d, %q", a.verb, a.code, a.stderr)
+		v := verbs[a.verb]
+		t.Logf("%s: exit code %d, %q", v.args[0], a.code, a.stderr)
+		if a.code != v.code || (a.stderr == "") != (v.code == 0) || !strings.Contains(a.stderr, v.says) {
+			t.Errorf("%q: exit code %d, %q; want %d, %q", v.args, a.code, a.stderr, v.code, v.says)
 		}
 	}
 	l.Start()

@@ -67,7 +67,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, ref string, command []stri
 	if err != nil {
 		return &exitError{exitOwn, err}
 	}
-	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, kill: func(context.Context) error {
+	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, signals: forwarded(), kill: func(context.Context) error {
 		return proc.Signal(syscall.SIGKILL)
 	}}
 	res, err := s.run(ctx)

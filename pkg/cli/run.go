@@ -253,13 +253,12 @@ func (a *app) foreground(ctx context.Context, req api.SpawnRequest, sb api.Sandb
 	if err != nil {
 		return false, &exitError{exitOwn, fmt.Errorf("sandbox %s: %w", sb.Name, err)}
 	}
-	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, kill: func(ctx context.Context) error {
+	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, signals: forwarded(), kill: func(ctx context.Context) error {
 		return a.client().Kill(ctx, sb.ID, "KILL")
 	}}
 	res, err := s.run(ctx)
 	if err != nil {
-		err = fmt.Errorf("%w; the sandbox may be running on: creel attach %s", err, sb.Name)
-		return false, &exitError{exitOwn, err}
+		return false, &exitError{exitOwn, runsOn(sb.Name, err)}
 	}
 	if res.ExitCode == exitNotFound {
 		a.hintImage(ctx, req)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -21,6 +23,10 @@ type session struct {
 	stdin bool
 	// kill ends the command for good; the third Ctrl-C does that.
 	kill func(ctx context.Context) error
+	// signals are those that the command gets instead of creel.
+	signals []os.Signal
+	// in is read instead of standard input, when not nil.
+	in io.Reader
 }
 
 // run passes streams, signals and sizes on until the command has ended.
@@ -28,7 +34,9 @@ func (s *session) run(ctx context.Context) (api.ExecResult, error) {
 	defer func() { _ = s.proc.Close() }()
 	stdio := client.Stdio{Out: s.app.Out, Err: s.app.Err}
 	if s.stdin {
-		stdio.In = s.app.In
+		if stdio.In = s.in; s.in == nil {
+			stdio.In = s.app.In
+		}
 	}
 	if s.tty {
 		restore, err := rawMode(s.app.In)
@@ -42,16 +50,21 @@ func (s *session) run(ctx context.Context) (api.ExecResult, error) {
 	return s.proc.Run(stdio)
 }
 
-// forwarded are the signals the command gets instead of creel.
-var forwarded = []os.Signal{
-	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
+// forwarded are the signals the command of a session gets, but for those left out.
+func forwarded(but ...os.Signal) []os.Signal {
+	return slices.DeleteFunc([]os.Signal{
+		syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
+	}, func(s os.Signal) bool { return slices.Contains(but, s) })
 }
 
 // forward passes signals on until stop is called. A command may ignore
 // Ctrl-C, so the third in a row kills it.
 func (s *session) forward(ctx context.Context) (stop func()) {
+	if len(s.signals) == 0 {
+		return func() {} // Notify without a list would take them all
+	}
 	c := make(chan os.Signal, 8)
-	signal.Notify(c, forwarded...)
+	signal.Notify(c, s.signals...)
 	done := make(chan struct{})
 	go func() {
 		var presses interrupts

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -291,3 +293,35 @@ type wrap struct {
 
 func (w wrap) Error() string { return w.what + ": " + w.err.Error() }
 func (w wrap) Unwrap() error { return w.err }
+
+// Ctrl-P Ctrl-Q leaves, however it comes in pieces; every other key is passed
+// on, a Ctrl-P that leads to nothing too.
+func TestDetachKeys(t *testing.T) {
+	const p, q = "\x10", "\x11"
+	for _, tt := range []struct {
+		keys, want string
+		left       bool
+	}{
+		{"", "", false},
+		{"hello" + q, "hello" + q, false},
+		{"a" + p + q + "b", "a", true},
+		{p + q, "", true},
+		{p + "x" + q, p + "x" + q, false},
+		{p + p + q + "b", p, true},
+		{p + p + p, p + p + p, false},
+		{"a" + p, "a" + p, false},
+		{q + p, q + p, false},
+	} {
+		for _, in := range []io.Reader{strings.NewReader(tt.keys), iotest.OneByteReader(strings.NewReader(tt.keys)), iotest.DataErrReader(strings.NewReader(tt.keys))} {
+			left := 0
+			d := &detachKeys{in: in, leave: func() { left++ }}
+			got, err := io.ReadAll(iotest.OneByteReader(d))
+			if tt.left && !errors.Is(err, fs.ErrClosed) || !tt.left && err != nil {
+				t.Errorf("%q: %v", tt.keys, err)
+			}
+			if string(got) != tt.want || d.pressed.Load() != tt.left || (left == 1) != tt.left {
+				t.Errorf("%q: %q, left %v %d times; want %q, %v", tt.keys, got, d.pressed.Load(), left, tt.want, tt.left)
+			}
+		}
+	}
+}
