@@ -30,6 +30,7 @@ type measure struct {
 // target is what a measure must keep to; zero is no bound.
 type target struct {
 	most  float64 // of the median
+	p95   float64 // likewise of the nearest rank of 95 %
 	ratio float64 // of the median to the baseline's
 }
 
@@ -37,6 +38,9 @@ func (t target) text(unit string) string {
 	var parts []string
 	if t.most > 0 {
 		parts = append(parts, fmt.Sprintf("<= %g %s", t.most, unit))
+	}
+	if t.p95 > 0 {
+		parts = append(parts, fmt.Sprintf("p95 <= %g %s", t.p95, unit))
 	}
 	if t.ratio > 0 {
 		parts = append(parts, fmt.Sprintf("ratio <= %g", t.ratio))
@@ -50,7 +54,7 @@ type report struct{ list []measure }
 // add makes a measure of samples and, where there are any, of the baseline's.
 func (r *report) add(name, unit string, samples []float64, baseline string, base []float64, t target) {
 	m := measure{Name: name, Unit: unit, N: len(samples), P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Baseline: baseline, Target: t.text(unit)}
-	met := t.most == 0 || m.P50 <= t.most
+	met := (t.most == 0 || m.P50 <= t.most) && (t.p95 == 0 || m.P95 <= t.p95)
 	if len(base) > 0 {
 		p50 := quantile(base, 0.5)
 		ratio := m.P50 / p50

@@ -38,6 +38,8 @@ func TestTargets(t *testing.T) {
 		{"no target", nil, target{}, nil},
 		{"below", nil, target{most: 5}, &yes},
 		{"above", nil, target{most: 3.9}, &no},
+		{"95 % below", nil, target{p95: 4}, &yes},
+		{"95 % above", nil, target{most: 5, p95: 3.9}, &no},
 		{"ratio kept", []float64{40}, target{most: 5, ratio: 0.125}, &yes},
 		{"ratio missed", []float64{31}, target{most: 5, ratio: 0.125}, &no},
 		{"only ratio kept", []float64{40}, target{most: 3, ratio: 0.125}, &no},
