@@ -122,7 +122,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	l.Kill()
 	before := l.Snapshot()
 	same := func(s string) string { return s }
-	out, code := l.Doctor(same, "--json")
+	out, code := l.CreeldDoctor(same, "--json")
 	var d api.Doctor
 	if err := json.Unmarshal([]byte(out), &d); err != nil {
 		t.Fatalf("exit code %d: %v\n%s", code, err, out)
@@ -159,7 +159,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	if err := errors.Join(contains(stdout, "connection refused"), contains(stdout, "sudo creeld doctor"), contains(stdout, "kernel.openat2")); err != nil || code != 1 {
 		t.Errorf("creel doctor: exit code %d, %v %s", code, err, stderr)
 	}
-	if out, code := l.Doctor(same, "--nonsense"); code != 2 || !strings.Contains(out, "creeld doctor [--config FILE]") {
+	if out, code := l.CreeldDoctor(same, "--nonsense"); code != 2 || !strings.Contains(out, "creeld doctor [--config FILE]") {
 		t.Errorf("an unknown flag: exit code %d\n%s", code, out)
 	}
 }
