@@ -200,3 +200,77 @@ func TestEnsureWhileItFails(t *testing.T) {
 		t.Errorf("%d sandboxes, %v", len(all), err)
 	}
 }
+
+// TestSpawnOnce: a request that comes again makes nothing, whatever happened
+// to its sandbox since.
+func TestSpawnOnce(t *testing.T) {
+	l := forUsers(t)
+	ctx := deadline(t)
+	req := api.SpawnRequest{Command: []string{"/bin/sh", "-c", "exit 3"}, Labels: map[string]string{"a": "1", "b": "2"}}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	made, ids := 0, map[string]int{}
+	for range 40 {
+		wg.Go(func() {
+			res, isNew, err := client.New(l.Socket).SpawnOnce(ctx, "job-1", req)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ids[res.Sandbox.ID]++
+			if isNew {
+				made++
+			}
+		})
+	}
+	wg.Wait()
+	if len(ids) != 1 || made != 1 {
+		t.Fatalf("sandboxes %v, %d made", ids, made)
+	}
+	other := req
+	other.Labels = nil
+	_, _, err := l.SpawnOnce(ctx, "job-1", other)
+	if e := asAPI(t, err); e.Code != api.CodeConflict || len(e.Problems) != 1 || e.Problems[0].Field != "Idempotency-Key" {
+		t.Errorf("another request with the key: %v", e)
+	}
+	if _, isNew, err := l.SpawnOnce(ctx, "job-2", req); err != nil || !isNew {
+		t.Errorf("another key: new %t, %v", isNew, err)
+	}
+	asStranger(t, func() {
+		body := `{"command":["/bin/true"]}`
+		head := "POST /v1/sandboxes HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nIdempotency-Key: job-1\r\n"
+		if got := dialRaw(t, l).send(fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body), body)).status(); got != http.StatusCreated {
+			t.Errorf("another caller's: %d", got)
+		}
+	})
+	l.Kill()
+	l.Start()
+	res, isNew, err := l.SpawnOnce(ctx, "job-1", req)
+	if err != nil || isNew || ids[res.Sandbox.ID] == 0 {
+		t.Fatalf("to the next daemon: new %t, %v", isNew, err)
+	}
+	if _, err := l.Wait(ctx, res.Sandbox.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Remove(ctx, res.Sandbox.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := l.SpawnOnce(ctx, "job-1", req); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "has been removed") {
+		t.Errorf("when it has been removed: %v", err)
+	}
+	// What failed was not done, so it can be asked for again.
+	l.Fail("launch.prove error")
+	if _, _, err := l.SpawnOnce(ctx, "job-3", req); err == nil {
+		t.Error("no error at a failpoint")
+	}
+	l.Fail("launch.prove kill")
+	if _, _, err := l.SpawnOnce(ctx, "job-3", req); err == nil {
+		t.Error("no error of a daemon that was killed")
+	}
+	died(t, l) // and starts the next
+	if _, isNew, err := l.SpawnOnce(ctx, "job-3", req); err != nil || !isNew {
+		t.Errorf("after failures: new %t, %v", isNew, err)
+	}
+}

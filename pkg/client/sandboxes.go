@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,20 @@ func (c *Client) Spawn(ctx context.Context, req api.SpawnRequest) (*api.SpawnRes
 	return out, err
 }
 
+// SpawnOnce is Spawn for a request that may have to be sent again, when its
+// answer was lost. key names it: 1 to 255 printable ASCII characters without
+// spaces, never used for another. When it was sent before, within ten minutes,
+// the answer is the same sandbox as it is now, and made is false. The error is
+// of class conflict if the key was used for another request, or the sandbox
+// has been removed.
+func (c *Client) SpawnOnce(ctx context.Context, key string, req api.SpawnRequest) (res *api.SpawnResult, made bool, err error) {
+	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, false, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: []api.Problem{{Field: "key", Value: key, Want: "printable ASCII characters without spaces"}}}
+	}
+	res, answer, err := c.spawn(ctx, wireRequest{method: http.MethodPost, target: route("sandboxes"), key: key}, req)
+	return res, err == nil && answer.Header.Get("Creel-Replayed") == "", err
+}
+
 // Ensure is Spawn, unless there is a sandbox of the name in req, which is
 // required. If that was made of the same it is the answer, with its newest
 // evidence, whatever became of it since, and made is false; else the error is
@@ -38,8 +53,8 @@ func (c *Client) Ensure(ctx context.Context, req api.SpawnRequest) (res *api.Spa
 	if req.Name == "" {
 		return nil, false, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: []api.Problem{{Field: "name", Want: "given"}}}
 	}
-	res, status, err := c.spawn(ctx, wireRequest{method: http.MethodPut, target: route("sandboxes", req.Name)}, req)
-	return res, status == http.StatusCreated, err
+	res, answer, err := c.spawn(ctx, wireRequest{method: http.MethodPut, target: route("sandboxes", req.Name)}, req)
+	return res, err == nil && answer.StatusCode == http.StatusCreated, err
 }
 
 // SpawnOpened is Spawn with directories from OpenSources, one for each mount
@@ -51,16 +66,16 @@ func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*
 }
 
 // spawn sends r with req and its directories.
-func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest) (*api.SpawnResult, int, error) {
+func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest) (*api.SpawnResult, *http.Response, error) {
 	dirs, err := OpenSources(req.Mounts)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	defer closeAll(dirs)
 	return c.send(ctx, r, req, dirs)
 }
 
-func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, int, error) {
+func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, *http.Response, error) {
 	req.Mounts = slices.Clone(req.Mounts)
 	used := 0
 	for i := range req.Mounts {
@@ -71,24 +86,24 @@ func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, 
 		}
 	}
 	if used != len(dirs) {
-		return nil, 0, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
+		return nil, nil, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
 	}
 	var err error
 	r.dirs = dirs
 	if r.body, err = json.Marshal(req); err != nil {
-		return nil, 0, fmt.Errorf("encode request: %w", err)
+		return nil, nil, fmt.Errorf("encode request: %w", err)
 	}
 	// A connection of its own: the descriptors belong to exactly this request.
 	w, err := c.openWire(ctx, r)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	defer w.close()
 	var out api.SpawnResult
 	if err := json.NewDecoder(io.LimitReader(w.answer.Body, maxAnswer)).Decode(&out); err != nil {
-		return nil, 0, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
+		return nil, nil, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
 	}
-	return &out, w.answer.StatusCode, nil
+	return &out, w.answer, nil
 }
 
 // OpenSources opens the source directory of every mount that is not a volume,

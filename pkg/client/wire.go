@@ -29,6 +29,7 @@ type wireRequest struct {
 	body           []byte
 	dirs           []*os.File // sent with the first byte
 	upgrade        bool
+	key            string // Idempotency-Key
 }
 
 // wire is one raw connection to the daemon, used for one request.
@@ -83,6 +84,9 @@ func (r wireRequest) bytes() []byte {
 		b = append(b, "Connection: Upgrade\r\nUpgrade: "+stream.Protocol+"\r\n"...)
 	} else {
 		b = append(b, "Connection: close\r\n"...)
+	}
+	if r.key != "" {
+		b = append(b, "Idempotency-Key: "+r.key+"\r\n"...)
 	}
 	if r.body != nil {
 		b = append(b, "Content-Type: application/json\r\n"...)

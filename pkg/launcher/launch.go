@@ -35,6 +35,7 @@ type launch struct {
 	caller peer.Cred
 	*admission.Admitted
 	dirs    []*os.File
+	key     *store.SpawnKey // the request's, nil without one
 	trace   trace
 	undo    undo.Stack
 	stuck   map[string]bool // effects whose undo failed
@@ -53,8 +54,8 @@ type launch struct {
 // and is cleaned up later.
 //
 //nolint:contextcheck // clean-up outlives the request by design
-func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) (_ *api.SpawnResult, err error) {
-	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, trace: newTrace(), stuck: map[string]bool{}}
+func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File, key *store.SpawnKey) (_ *api.SpawnResult, err error) {
+	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, key: key, trace: newTrace(), stuck: map[string]bool{}}
 	select {
 	case l.launches <- struct{}{}:
 		defer func() { <-l.launches }()
@@ -132,6 +133,7 @@ func (s *launch) reserve(ctx context.Context) error {
 	r := s.Request
 	rec := store.Record{
 		Request:     r,
+		Key:         s.key,
 		CgroupsPath: s.l.Cgroups.CgroupsPath(s.id),
 		BootID:      bootID(),
 		Volumes:     volumes,

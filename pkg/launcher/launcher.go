@@ -133,6 +133,7 @@ type Launcher struct {
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
 	turns    turns
+	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu

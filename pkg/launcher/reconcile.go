@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cap(l.launches))
 	for _, r := range recs {
+		l.keys.restore(&r, time.Now())
 		sb := l.newSandbox(r)
 		l.mu.Lock()
 		l.sandboxes[sb.id] = sb

@@ -22,7 +22,7 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err != nil {
 		return nil, err
 	}
-	return l.Launch(ctx, c, a, dirs)
+	return l.Launch(ctx, c, a, dirs, nil)
 }
 
 func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {

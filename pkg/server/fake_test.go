@@ -103,6 +103,10 @@ func (f *fake) Spawn(_ context.Context, c server.Caller, req api.SpawnRequest, d
 	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", State: api.StateRunning}}, nil
 }
 
+func (f *fake) SpawnOnce(_ context.Context, c server.Caller, key string, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, bool, error) {
+	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1"}}, key != "again", f.note(c, "SpawnOnce", key, req, len(dirs))
+}
+
 func (f *fake) Ensure(_ context.Context, c server.Caller, name string, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, bool, error) {
 	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", Name: name}}, req.Agent == "new", f.note(c, "Ensure", name, req, len(dirs))
 }

@@ -28,12 +28,42 @@ func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err != nil {
 		return err
 	}
-	res, err := s.svc.Spawn(r.Context(), c, req, dirs)
+	key, err := idempotencyKey(r)
 	if err != nil {
 		return err
 	}
+	var res *api.SpawnResult
+	made := true
+	if key == "" {
+		res, err = s.svc.Spawn(r.Context(), c, req, dirs)
+	} else {
+		res, made, err = s.svc.SpawnOnce(r.Context(), c, key, req, dirs)
+	}
+	if err != nil {
+		return err
+	}
+	if !made {
+		w.Header().Set(replayedHeader, "true")
+	}
 	writeJSON(w, http.StatusCreated, res)
 	return nil
+}
+
+// replayedHeader says that the answer was given before.
+const replayedHeader = "Creel-Replayed"
+
+// idempotencyKey is the request's, empty when it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	values := r.Header.Values("Idempotency-Key")
+	if len(values) == 0 {
+		return "", nil
+	}
+	key := values[0]
+	bad := func(c rune) bool { return c <= ' ' || c > '~' }
+	if len(values) > 1 || key == "" || len(key) > 255 || strings.ContainsFunc(key, bad) {
+		return "", invalid("the request is not valid", api.Problem{Field: "Idempotency-Key", Want: "one key of 1 to 255 printable ASCII characters without spaces"})
+	}
+	return key, nil
 }
 
 func (s *Server) ensure(w http.ResponseWriter, r *http.Request, c Caller) error {

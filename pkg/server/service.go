@@ -31,6 +31,11 @@ type Service interface {
 	// api.Mount.FD, each known to be a directory and close-on-exec. They are
 	// the server's: Spawn dups what it keeps beyond its return.
 	Spawn(ctx context.Context, c Caller, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error)
+	// SpawnOnce is Spawn, unless the caller has given the key before, a while
+	// ago at most. If that was with the same request, its answer is given
+	// again, and made is false; else the error is api.CodeConflict. It waits
+	// for a request with the key that is under way.
+	SpawnOnce(ctx context.Context, c Caller, key string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error)
 	// Ensure is Spawn, unless the caller has a sandbox of that name (never an
 	// id). If that was made of the same it is the answer, and made is false;
 	// else the error is api.CodeConflict with each difference as a problem.

@@ -17,6 +17,9 @@ type Record struct {
 	Sandbox api.Sandbox      `json:"sandbox"`
 	Request api.SpawnRequest `json:"request"`
 
+	// Key is what the caller called the request that made it, nil if nothing.
+	Key *SpawnKey `json:"key,omitempty"`
+
 	// CgroupsPath is the OCI spec's.
 	CgroupsPath string `json:"cgroups_path,omitempty"`
 
@@ -64,6 +67,12 @@ type Record struct {
 	Clean bool `json:"clean,omitempty"`
 	// Undo names the steps of a clean-up that did not succeed yet.
 	Undo []string `json:"undo,omitempty"`
+}
+
+// SpawnKey names a request that may come again.
+type SpawnKey struct {
+	Key    string `json:"key"`
+	Digest string `json:"digest"` // of the request
 }
 
 // Mount is one staged mount.
