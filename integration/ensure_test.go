@@ -94,7 +94,7 @@ func TestEnsure(t *testing.T) {
 	other.Mounts = []api.Mount{{Source: filepath.Join(dir, "b"), Target: "/work", ReadOnly: true}}
 	_, _, err := l.Ensure(ctx, other)
 	e := asAPI(t, err)
-	if diff := cmp.Diff([]string{"command", "env.TOKEN", "limits.memory", "limits.tmp", "mounts./work.source"}, fields(e)); e.Code != api.CodeConflict || diff != "" {
+	if diff := cmp.Diff([]string{"command", "env.TOKEN", "limits.memory", "limits.tmp", "limits.shm_size", "mounts./work.source"}, fields(e)); e.Code != api.CodeConflict || diff != "" {
 		t.Errorf("another: %v; fields (-want +got):\n%s", e, diff)
 	}
 	if strings.Contains(e.Error(), "secret") || e.Problems[0].Have != `["/bin/sleep","1000"]` || e.Problems[0].Want != `["/bin/sleep","1001"]` {

@@ -56,7 +56,8 @@ func TestDifferences(t *testing.T) {
 		{"mounts", func(s *admission.Spec) {
 			s.Request.Mounts = []api.Mount{{Source: "/x", FD: new(0), Target: "/w", ReadOnly: true}, {Source: "/y", FD: new(1), Target: "/u"}}
 		}, []api.Problem{
-			{Field: "mounts./u", Have: "not mounted", Want: "mounted"}, {Field: "mounts./v", Have: "mounted", Want: "not mounted"},
+			{Field: "mounts./u", Have: "not mounted", Want: "mounted"},
+			{Field: "mounts./v", Have: "mounted", Want: "not mounted"},
 			{Field: "mounts./w.readonly", Have: "false", Want: "true"},
 		}},
 		{"long values are clipped", func(s *admission.Spec) { s.Request.Workdir = strings.Repeat("/x", 500) }, []api.Problem{

@@ -41,8 +41,7 @@ func (c *Client) SpawnOnce(ctx context.Context, key string, req api.SpawnRequest
 	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, false, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: []api.Problem{{Field: "key", Value: key, Want: "printable ASCII characters without spaces"}}}
 	}
-	res, answer, err := c.spawn(ctx, wireRequest{method: http.MethodPost, target: route("sandboxes"), key: key}, req)
-	return res, err == nil && answer.Header.Get("Creel-Replayed") == "", err
+	return c.spawn(ctx, wireRequest{method: http.MethodPost, target: route("sandboxes"), key: key}, req)
 }
 
 // Ensure is Spawn, unless there is a sandbox of the name in req, which is
@@ -53,8 +52,7 @@ func (c *Client) Ensure(ctx context.Context, req api.SpawnRequest) (res *api.Spa
 	if req.Name == "" {
 		return nil, false, &api.Error{Code: api.CodeInvalid, Message: "the request cannot be sent", Problems: []api.Problem{{Field: "name", Want: "given"}}}
 	}
-	res, answer, err := c.spawn(ctx, wireRequest{method: http.MethodPut, target: route("sandboxes", req.Name)}, req)
-	return res, err == nil && answer.StatusCode == http.StatusCreated, err
+	return c.spawn(ctx, wireRequest{method: http.MethodPut, target: route("sandboxes", req.Name)}, req)
 }
 
 // SpawnOpened is Spawn with directories from OpenSources, one for each mount
@@ -65,17 +63,18 @@ func (c *Client) SpawnOpened(ctx context.Context, req api.SpawnRequest, dirs []*
 	return out, err
 }
 
-// spawn sends r with req and its directories.
-func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest) (*api.SpawnResult, *http.Response, error) {
+// spawn sends r with req and its directories. made is false if the sandbox was
+// there before.
+func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest) (res *api.SpawnResult, made bool, err error) {
 	dirs, err := OpenSources(req.Mounts)
 	if err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
 	defer closeAll(dirs)
 	return c.send(ctx, r, req, dirs)
 }
 
-func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, *http.Response, error) {
+func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
 	req.Mounts = slices.Clone(req.Mounts)
 	used := 0
 	for i := range req.Mounts {
@@ -86,24 +85,24 @@ func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, 
 		}
 	}
 	if used != len(dirs) {
-		return nil, nil, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
+		return nil, false, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
 	}
-	var err error
 	r.dirs = dirs
 	if r.body, err = json.Marshal(req); err != nil {
-		return nil, nil, fmt.Errorf("encode request: %w", err)
+		return nil, false, fmt.Errorf("encode request: %w", err)
 	}
 	// A connection of its own: the descriptors belong to exactly this request.
 	w, err := c.openWire(ctx, r)
 	if err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
 	defer w.close()
 	var out api.SpawnResult
 	if err := json.NewDecoder(io.LimitReader(w.answer.Body, maxAnswer)).Decode(&out); err != nil {
-		return nil, nil, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
+		return nil, false, readError(ctx, fmt.Errorf("decode the daemon's answer: %w", err))
 	}
-	return &out, w.answer, nil
+	made = w.answer.StatusCode == http.StatusCreated && w.answer.Header.Get("Creel-Replayed") == ""
+	return &out, made, nil
 }
 
 // OpenSources opens the source directory of every mount that is not a volume,
