@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,8 +27,8 @@ type fake struct {
 	wait    func(ctx context.Context) error
 	spawn   func(dirs []*os.File) error
 	events  []api.Event
-	list    func() []api.Sandbox
-	imgs    func() []api.Image
+	list    []api.Sandbox
+	imgs    []api.Image
 	body    []byte // what WriteFile and ImportImage got
 	content io.ReadCloser
 	exec    api.ExecRequest
@@ -112,11 +113,10 @@ func (f *fake) Ensure(_ context.Context, c server.Caller, name string, req api.S
 }
 
 func (f *fake) List(_ context.Context, c server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
-	var list []api.Sandbox
-	if f.list != nil {
-		list = f.list()
-	}
-	return list, f.note(c, "List", o)
+	err := f.note(c, "List", o)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.list), err
 }
 
 func (f *fake) Get(_ context.Context, c server.Caller, ref string) (*api.Sandbox, error) {
@@ -253,10 +253,13 @@ func (f *fake) Events(ctx context.Context, c server.Caller, after uint64, emit f
 }
 
 func (f *fake) Images(_ context.Context, c server.Caller) ([]api.Image, error) {
+	err := f.note(c, "Images")
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.imgs != nil {
-		return f.imgs(), f.note(c, "Images")
+		return slices.Clone(f.imgs), err
 	}
-	return []api.Image{{Ref: "base"}}, f.note(c, "Images")
+	return []api.Image{{Ref: "base"}}, err
 }
 
 func (f *fake) Image(_ context.Context, c server.Caller, ref string) (*api.Image, error) {

@@ -18,12 +18,10 @@ func TestPages(t *testing.T) {
 	d := start(t, server.Options{})
 	day := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	sandbox := func(n int, id string) api.Sandbox { return api.Sandbox{ID: id, Created: day.Add(time.Duration(n))} }
-	list := []api.Sandbox{sandbox(1, "a"), sandbox(5, "e"), sandbox(3, "d"), sandbox(3, "c"), sandbox(2, "b")}
+	list := func(l ...api.Sandbox) { d.svc.set(func() { d.svc.list = l }) }
+	list(sandbox(1, "a"), sandbox(5, "e"), sandbox(3, "d"), sandbox(3, "c"), sandbox(2, "b"))
 	d.svc.set(func() {
-		d.svc.list = func() []api.Sandbox { return list }
-		d.svc.imgs = func() []api.Image {
-			return []api.Image{{Ref: "b", Digest: "1"}, {Ref: "a", Digest: "2"}, {Ref: "a", Digest: "1"}, {Ref: "a", Digest: "2"}, {Ref: "a", Digest: "2"}}
-		}
+		d.svc.imgs = []api.Image{{Ref: "b", Digest: "1"}, {Ref: "a", Digest: "2"}, {Ref: "a", Digest: "1"}, {Ref: "a", Digest: "2"}, {Ref: "a", Digest: "2"}}
 	})
 	page := func(target string) (names, next string) {
 		t.Helper()
@@ -44,13 +42,13 @@ func TestPages(t *testing.T) {
 		t.Errorf("just all: %q, next %q", all, next)
 	}
 	first, next := page("/v1/sandboxes?limit=2")
-	list = []api.Sandbox{sandbox(9, "new"), sandbox(1, "a"), sandbox(3, "d"), sandbox(2, "b")} // c, the cursor's, and e are gone
+	list(sandbox(9, "new"), sandbox(1, "a"), sandbox(3, "d"), sandbox(2, "b")) // c, the cursor's, and e are gone
 	second, last := page("/v1/sandboxes?limit=2&after=" + url.QueryEscape(next))
 	third, none := page("/v1/sandboxes?limit=2&after=" + url.QueryEscape(last))
 	if diff := cmp.Diff([]string{"e c ", "d b ", "a ", ""}, []string{first, second, third, none}); diff != "" {
 		t.Errorf("pages (-want +got):\n%s", diff)
 	}
-	list = nil
+	list()
 	if got, next := page("/v1/sandboxes?limit=1&after=" + url.QueryEscape(last)); got != "" || next != "" {
 		t.Errorf("of nothing: %q, %q", got, next)
 	}
