@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,9 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
-	"github.com/creel-sandbox/creel/pkg/cli"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/daemon"
+	"github.com/creel-sandbox/creel/pkg/doctor"
 	"github.com/creel-sandbox/creel/pkg/mountns"
 )
 
@@ -128,8 +129,14 @@ func examine(path string, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	bad, err := cli.ShowDoctor(cli.Stdio{Out: out, Err: os.Stderr}, asJSON, d)
-	if err == nil && bad {
+	if asJSON {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		err = enc.Encode(d)
+	} else {
+		err = doctor.Write(out, d)
+	}
+	if err == nil && doctor.Bad(d) != nil {
 		err = errFound
 	}
 	return err

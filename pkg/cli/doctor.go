@@ -63,8 +63,7 @@ func (a *app) doctor(ctx context.Context, caller, workspace string) error {
 	if err != nil {
 		return err
 	}
-	bad, err := ShowDoctor(a.Stdio, a.json, d)
-	if err == nil && bad {
+	if err = a.showDoctor(d); err == nil && doctor.Bad(d) != nil {
 		err = &exitError{code: exitFailed}
 	}
 	return err
@@ -109,12 +108,12 @@ func wayToStart() string {
 	return "sudo systemctl start creeld; its last words: journalctl -u creeld -n 20"
 }
 
-// ShowDoctor writes a doctor's findings, as a table or as JSON, and says
-// whether one of them is missing or dangerous. Leftovers that are nil were not
-// looked for.
-func ShowDoctor(stdio Stdio, asJSON bool, d *api.Doctor) (bad bool, err error) {
-	a := &app{Stdio: stdio, json: asJSON}
-	var worst []string
+// showDoctor writes the findings, as a table or as JSON. Leftovers that are
+// nil were not looked for.
+func (a *app) showDoctor(d *api.Doctor) error {
+	if a.json {
+		return a.writeJSON(d)
+	}
 	var t table
 	t.header("", "CHECK", "DETAIL")
 	for _, c := range d.Checks {
@@ -124,7 +123,7 @@ func ShowDoctor(stdio Stdio, asJSON bool, d *api.Doctor) (bad bool, err error) {
 		case doctor.Weaker:
 			mark.color = yellow
 		default: // missing, danger, and what a newer daemon may add
-			mark.color, worst = red, append(worst, c.Name)
+			mark.color = red
 		}
 		for i, line := range strings.Split(c.Detail, "\n") {
 			if i == 0 {
@@ -140,16 +139,14 @@ func ShowDoctor(stdio Stdio, asJSON bool, d *api.Doctor) (bad bool, err error) {
 			t.row("", "", "fix:  "+c.Fix)
 		}
 	}
-	if asJSON {
-		return worst != nil, a.writeJSON(d)
-	}
-	if err = a.writeTable(&t); err == nil {
+	err := a.writeTable(&t)
+	if err == nil {
 		err = a.writeLeftovers(d.Leftovers)
 	}
-	if err == nil && worst != nil {
-		_, err = fmt.Fprintf(a.Out, "\nmissing or dangerous: %s\n", printable(strings.Join(worst, ", ")))
+	if bad := doctor.Bad(d); err == nil && bad != nil {
+		_, err = fmt.Fprintf(a.Out, "\nmissing or dangerous: %s\n", printable(strings.Join(bad, ", ")))
 	}
-	return worst != nil, err
+	return err
 }
 
 func (a *app) writeLeftovers(list []string) error {
