@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -35,12 +36,27 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 
 // devices are what the OCI spec gives every container
 // (runtime-spec, config-linux.md, "Default Devices"); in a user namespace the
-// runtimes bind the host's.
-var devices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"}
+// runtimes bind the host's. The numbers are the kernel's
+// (Documentation/admin-guide/devices.txt).
+var devices = []struct {
+	path string
+	dev  uint64
+}{
+	{"/dev/null", devNull},
+	{"/dev/zero", unix.Mkdev(1, 5)},
+	{"/dev/full", unix.Mkdev(1, 7)},
+	{"/dev/random", unix.Mkdev(1, 8)},
+	{"/dev/urandom", unix.Mkdev(1, 9)},
+	{"/dev/tty", unix.Mkdev(5, 0)},
+}
+
+// devNull is bound over masked files as well: unix.Mkdev(1, 3).
+const devNull = 1<<8 | 3
 
 // expectedMounts is the whole mount table of a sandbox: what the spec asks
-// for, and what the runtime adds to keep the OCI spec's promises.
-func expectedMounts(sb *sandbox) []verify.Mount {
+// for, and what the runtime adds to keep the OCI spec's promises. init is the
+// sandbox's copy of creel-init.
+func expectedMounts(sb *sandbox, init verify.FileID) []verify.Mount {
 	sb.mu.Lock()
 	rec := sb.rec
 	sb.mu.Unlock()
@@ -50,8 +66,14 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 		root.Flags = append(root.Flags, "ro")
 	}
 	ms := []verify.Mount{root}
+	files := map[string]verify.FileID{spec.InitPath: init}
+	for _, m := range rec.Mounts {
+		files[m.Target] = verify.FileID{Dev: m.Dev, Ino: m.Inode}
+	}
 	for _, m := range s.Mounts {
-		ms = append(ms, expectedMount(m, sb.l.Cgroups.Version()))
+		v := expectedMount(m, sb.l.Cgroups.Version())
+		v.File = files[m.Destination]
+		ms = append(ms, v)
 	}
 	for _, m := range rec.Mounts {
 		if m.Volume == "" {
@@ -62,7 +84,7 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 		ms[i].FSType, ms[i].Source, ms[i].Root, ms[i].Writable = "ext4", m.Device, "/", !m.ReadOnly
 	}
 	for _, d := range devices {
-		ms = append(ms, verify.Mount{Target: d, FSType: "devtmpfs"})
+		ms = append(ms, verify.Mount{Target: d.path, Device: d.dev})
 	}
 	for _, p := range s.Linux.MaskedPaths {
 		// The sandbox's /proc has what the host's kernel has.
@@ -71,7 +93,7 @@ func expectedMounts(sb *sandbox) []verify.Mount {
 		case st.IsDir():
 			ms = append(ms, verify.Mount{Target: p, FSType: "tmpfs", Flags: []string{"ro"}})
 		default:
-			ms = append(ms, verify.Mount{Target: p, FSType: "devtmpfs"})
+			ms = append(ms, verify.Mount{Target: p, Device: devNull})
 		}
 	}
 	for _, p := range s.Linux.ReadonlyPaths {

@@ -57,8 +57,17 @@ func (s *launch) prove(ctx context.Context) error {
 	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
 	e.Extra = append(e.Extra, s.said...)
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
+	// What every later proof is held against. Nothing runs but PID 1, which
+	// has no way to change either.
+	spaces, nserr := verify.Namespaces(s.sb.pid)
+	label, lerr := verify.Label(s.sb.pid)
+	if err := errors.Join(nserr, lerr); err != nil {
+		return err
+	}
 	ev := verify.Read(ctx, e)
-	s.sb.amend(func(r *store.Record) { r.FilterDigest = filter.Digest() })
+	s.sb.amend(func(r *store.Record) {
+		r.FilterDigest, r.Namespaces, r.Label = filter.Digest(), spaces, label
+	})
 	if !ev.OK {
 		return notProven(ev)
 	}
@@ -164,7 +173,11 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 		return api.Evidence{}, err
 	}
 	sb.mu.Lock()
-	e.OwnNS = map[string]uint64{"net": sb.rec.NetNS}
+	e.OwnNS, e.Label = sb.rec.Namespaces, sb.rec.Label
+	if e.OwnNS == nil {
+		e.OwnNS = map[string]uint64{"net": sb.rec.NetNS}
+		e.Weaker = append(e.Weaker, oldRecord)
+	}
 	e.StartTime = sb.rec.InitStart
 	e.PID = sb.rec.InitPID
 	sb.proven = time.Now()
@@ -178,6 +191,9 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 	e.Extra = append(e.Extra, netns.Check(ns)...)
 	return readSettled(ctx, e), nil
 }
+
+// oldRecord is said of a sandbox that an older creeld started.
+const oldRecord = "record: this sandbox was started by a creeld that did not record its namespaces and label, so they are only compared with the host's; start it anew"
 
 // readSettled reads the evidence of a sandbox in use. For the moment in which
 // PID 1 starts a command it has that command's descriptors as well, so when
@@ -228,7 +244,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 			"msgqueue": {},
 			"memlock":  {Soft: 64 << 10, Hard: 64 << 10},
 		},
-		Mounts:       expectedMounts(sb),
+		Mounts:       expectedMounts(sb, exe),
 		ClosedMounts: true,
 		FDs:          initFDs(why == "spawn"),
 		Exe:          exe,

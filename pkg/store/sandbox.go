@@ -38,8 +38,15 @@ type Record struct {
 	// no pid, inode or mount of the record means anything.
 	BootID string `json:"boot_id,omitempty"`
 
-	// NetNS is the inode of the network namespace.
-	NetNS uint64 `json:"netns,omitempty"`
+	// NetNS is the inode of the network namespace, and Namespaces are those of
+	// all, by the names in /proc/PID/ns, as they were proven before go. Records
+	// of older daemons have NetNS alone.
+	NetNS      uint64            `json:"netns,omitempty"`
+	Namespaces map[string]uint64 `json:"namespaces,omitempty"`
+
+	// Label is PID 1's security label before go, "none" where nothing gives
+	// labels; empty in records of older daemons.
+	Label string `json:"label,omitempty"`
 
 	// FilterDigest is the SHA-256 of the seccomp filter.
 	FilterDigest string `json:"filter_digest,omitempty"`

@@ -41,6 +41,7 @@ type plan struct {
 	ExtraGroup  bool
 	OtherUID    bool
 	OpenFiles   uint64
+	Null        string // bound on /null; the host's when empty
 }
 
 const readyFD = 3
@@ -149,6 +150,16 @@ func buildRoot(p plan) error {
 	}
 	if err := os.WriteFile(filepath.Join(p.Root, "init"), nil, 0o755); err != nil {
 		return err
+	}
+	if err := os.WriteFile(filepath.Join(p.Root, "null"), nil, 0o666); err != nil {
+		return err
+	}
+	null := "/dev/null"
+	if p.Null != "" {
+		null = p.Null
+	}
+	if err := unix.Mount(null, filepath.Join(p.Root, "null"), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", null, err)
 	}
 	bind := filepath.Join(p.Root, "init")
 	if err := unix.Mount(p.Init, bind, "", unix.MS_BIND, ""); err != nil {

@@ -10,6 +10,7 @@ import (
 
 // mountInfo is one line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 type mountInfo struct {
+	id      uint64
 	root    string // the part of the file system that is shown
 	target  string
 	options []string // of the mount: ro, nosuid, ...
@@ -45,7 +46,12 @@ func parseMount(line string) (mountInfo, error) {
 			return mountInfo{}, err
 		}
 	}
+	id, err := strconv.ParseUint(f[0], 10, 64)
+	if err != nil {
+		return mountInfo{}, errors.New("the id is not a number")
+	}
 	return mountInfo{
+		id:      id,
 		root:    f[3],
 		target:  f[4],
 		options: strings.Split(f[5], ","),
@@ -95,6 +101,10 @@ func readMounts(r *report, p *proc, e Expect) {
 			observed, ok := "not mounted", false
 			if i >= 0 {
 				observed, ok = rest[i].describe(want), rest[i].satisfies(want)
+				if want.named() {
+					what, same := p.mounted(rest[i].id, want)
+					observed, ok = observed+" "+what, ok && same
+				}
 				rest = slices.Delete(rest, i, i+1)
 			}
 			r.add("mount."+want.Target, want.String(), observed, ok)
@@ -167,12 +177,17 @@ func (w Mount) String() string {
 	if w.Writable {
 		flags = append([]string{"rw"}, flags...)
 	}
-	out = append(out, strings.Join(flags, ","))
+	if len(flags) != 0 {
+		out = append(out, strings.Join(flags, ","))
+	}
 	if w.Size != 0 {
 		out = append(out, fmt.Sprintf("size %d", w.Size))
 	}
 	if w.Inodes != 0 {
 		out = append(out, fmt.Sprintf("inodes %d", w.Inodes))
+	}
+	if w.named() {
+		out = append(out, w.object())
 	}
 	return strings.Join(out, " ")
 }

@@ -18,15 +18,15 @@ func TestParseMount(t *testing.T) {
 	}{
 		{
 			`36 35 98:0 /mnt1 /a\040b rw,noatime master:1 shared:7 - ext3 /dev/ro\134ot rw,errors=continue`,
-			mountInfo{root: "/mnt1", target: "/a b", options: []string{"rw", "noatime"}, shared: []string{"master:1", "shared:7"}, fstype: "ext3", source: `/dev/ro\ot`, super: []string{"rw", "errors=continue"}},
+			mountInfo{id: 36, root: "/mnt1", target: "/a b", options: []string{"rw", "noatime"}, shared: []string{"master:1", "shared:7"}, fstype: "ext3", source: `/dev/ro\ot`, super: []string{"rw", "errors=continue"}},
 		},
 		{
 			`1 0 0:2 / / ro - tmpfs none ro,size=64k`,
-			mountInfo{root: "/", target: "/", options: []string{"ro"}, shared: []string{}, fstype: "tmpfs", source: "none", super: []string{"ro", "size=64k"}},
+			mountInfo{id: 1, root: "/", target: "/", options: []string{"ro"}, shared: []string{}, fstype: "tmpfs", source: "none", super: []string{"ro", "size=64k"}},
 		},
 		{ // a source may be empty, as of a mount made with ""
 			`1 0 0:2 / /x rw - tmpfs  rw`,
-			mountInfo{root: "/", target: "/x", options: []string{"rw"}, shared: []string{}, fstype: "tmpfs", super: []string{"rw"}},
+			mountInfo{id: 1, root: "/", target: "/x", options: []string{"rw"}, shared: []string{}, fstype: "tmpfs", super: []string{"rw"}},
 		},
 	}
 	for _, tt := range tests {

@@ -82,8 +82,8 @@ type Expect struct {
 	FDs []FD
 	// Exe is the file PID 1 runs: the sandbox's private copy of creel-init.
 	Exe FileID
-	// Label is the security label (/proc/PID/attr/current). When empty any
-	// label will do, and the evidence says which it is.
+	// Label is the security label as Label read it at launch. When empty the
+	// label is only told, not compared: nothing that creel does chooses it.
 	Label string
 
 	// Alone says that PID 1 must be the only process: nothing of the agent's
@@ -128,6 +128,11 @@ type Mount struct {
 	Flags []string
 	// Writable refuses the option ro.
 	Writable bool
+	// Device is the character device that is mounted, as unix.Mkdev makes it;
+	// File is the file or directory. Both are of the object itself, whatever
+	// the file system it is in and its name there. Compared when not zero.
+	Device uint64
+	File   FileID
 	// Size and Inodes are a tmpfs's limits. Compared when not zero.
 	Size, Inodes uint64
 }

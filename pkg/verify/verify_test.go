@@ -77,6 +77,7 @@ func launch(t *testing.T, s sandbox) verify.Expect {
 	if err != nil {
 		t.Fatal(err)
 	}
+	exe := fileID(t, p.Init)
 	e := verify.Expect{
 		ID: "test", Why: "spawn",
 		HostNS: host, OwnNS: map[string]uint64{},
@@ -85,7 +86,8 @@ func launch(t *testing.T, s sandbox) verify.Expect {
 		Rlimits: map[string]verify.Rlimit{"nofile": {Soft: 1024, Hard: 1024}},
 		Mounts: []verify.Mount{
 			{Target: "/", FSType: "tmpfs", Flags: []string{"ro", "nosuid", "nodev"}, Size: 1 << 20, Inodes: 64},
-			{Target: "/init", Flags: []string{"ro", "nosuid", "nodev"}},
+			{Target: "/init", Flags: []string{"ro", "nosuid", "nodev"}, File: exe},
+			{Target: "/null", Device: unix.Mkdev(1, 3)},
 			{Target: "/tmp", FSType: "tmpfs", Source: "tmp", Flags: []string{"nosuid", "nodev", "noexec"}, Writable: true, Size: 65536},
 		},
 		ClosedMounts: true,
@@ -97,7 +99,7 @@ func launch(t *testing.T, s sandbox) verify.Expect {
 			{Num: -1, Target: "anon_inode:[eventpoll]"},
 			{Num: -1, Target: "anon_inode:[eventfd]"},
 		},
-		Exe:   fileID(t, p.Init),
+		Exe:   exe,
 		Alone: true,
 	}
 	inNetNS(t, s.hostNet, func() {
@@ -294,6 +296,73 @@ func TestBrokenLayers(t *testing.T) {
 	}
 }
 
+// TestDevices binds other things where the null device should be. What the
+// host's /dev is made of does not matter, and neither does what is in it under
+// that name.
+func TestDevices(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} { // the range's ids must pass
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node := func(name string, mode uint32, major, minor uint32) string {
+		path := filepath.Join(dir, name, "null")
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mknod(path, mode, int(unix.Mkdev(major, minor))); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tests := []struct {
+		name string
+		null string
+		want []string
+	}{
+		{"null in a plain directory", node("plain", unix.S_IFCHR|0o666, 1, 3), nil},
+		{"zero", "/dev/zero", []string{"mount./null"}},
+		{"kmsg called null", node("kmsg", unix.S_IFCHR|0o666, 1, 11), []string{"mount./null"}},
+		{"a disk of the same numbers", node("disk", unix.S_IFBLK|0o666, 1, 3), []string{"mount./null"}},
+		{"a file", node("file", unix.S_IFREG|0o666, 0, 0), []string{"mount./null"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ev := verify.Read(t.Context(), launch(t, sandbox{change: func(p *plan) { p.Null = tt.null }}))
+			if diff := cmp.Diff(tt.want, failed(ev)); diff != "" {
+				t.Errorf("not ok (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestSeenAgain: at a later proof every namespace and the label are those of
+// the first.
+func TestSeenAgain(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	e := launch(t, sandbox{})
+	own, err := verify.Namespaces(e.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.OwnNS = own
+	if e.Label, err = verify.Label(e.PID); err != nil || e.Label == "" {
+		t.Fatalf("label %q, %v", e.Label, err)
+	}
+	if ev := verify.Read(t.Context(), e); !ev.OK {
+		t.Errorf("not ok: %v", failed(ev))
+	}
+	for name := range own {
+		e.OwnNS = maps.Clone(own)
+		e.OwnNS[name]++
+		if diff := cmp.Diff([]string{"namespace." + name}, failed(verify.Read(t.Context(), e))); diff != "" {
+			t.Errorf("with another %s namespace, not ok (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 // TestOtherExpectations holds a good sandbox against what it is not.
 func TestOtherExpectations(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Root)
@@ -321,10 +390,17 @@ func TestOtherExpectations(t *testing.T) {
 		{"oom score", func(e *verify.Expect) { e.OOMScoreAdj = 0 }, []string{"oom_score_adj"}},
 		{"descriptor missing", func(e *verify.Expect) { e.FDs = append(slices.Clone(e.FDs), verify.FD{Num: 100, Target: "socket:"}) }, []string{"descriptors"}},
 		{"mount missing", func(e *verify.Expect) { e.Mounts = append(slices.Clone(e.Mounts), verify.Mount{Target: "/workspace"}) }, []string{"mount./workspace"}},
-		{"mount size", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Size++ }, []string{"mount./tmp"}},
+		{"mount size", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[3].Size++ }, []string{"mount./tmp"}},
+		{"mount of another file", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[1].File.Ino++ }, []string{"mount./init"}},
+		{"mount on another device", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[1].File.Dev++ }, []string{"mount./init"}},
+		{"mount of another device", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Device++ }, []string{"mount./null"}},
+		{"mount that is no device", func(e *verify.Expect) {
+			e.Mounts = slices.Clone(e.Mounts)
+			e.Mounts[1].Device = unix.Mkdev(1, 3)
+		}, []string{"mount./init"}},
 		{"mount writable", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[1].Writable = true }, []string{"mount./init"}},
-		{"mount root", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Root = "/null" }, []string{"mount./tmp"}},
-		{"mount source", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[2].Source = "x" }, []string{"mount./tmp"}},
+		{"mount root", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[3].Root = "/null" }, []string{"mount./tmp"}},
+		{"mount source", func(e *verify.Expect) { e.Mounts = slices.Clone(e.Mounts); e.Mounts[3].Source = "x" }, []string{"mount./tmp"}},
 		{"label", func(e *verify.Expect) { e.Label = "creel-agent (enforce)" }, []string{"lsm.label"}},
 		{"unknown limit", func(e *verify.Expect) { e.Rlimits = map[string]verify.Rlimit{"nosuch": {}} }, []string{"rlimit.nosuch"}},
 		{"not alone", func(e *verify.Expect) { e.Procs = append(e.Procs, 7) }, []string{"process.alone"}},
