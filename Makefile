@@ -130,7 +130,7 @@ $(IMAGE): $(filter-out %_test.go,$(wildcard pkg/imagebuild/*.go)) | deps-image b
 
 # What the machine of "make test" promises: a test that needs one of these and
 # does not find it fails instead of skipping.
-PROMISED := root,idmap,bin,base-image,curl,go,python3
+PROMISED := root,idmap,bin,base-image,landlock,curl,go,python3
 
 UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
 )
 
 // TestEachLayerIsProven takes one layer of the isolation away at a time and
@@ -31,6 +32,7 @@ func TestEachLayerIsProven(t *testing.T) {
 		{layer: "nnp", control: "no_new_privs"},
 		{layer: "seccomp", control: "seccomp.mode"},
 		{layer: "seccomp.content", control: "seccomp.filter"},
+		{layer: "execs", control: "exec_isolation"},
 		{layer: "keyring", control: "keyring.session"},
 		{layer: "dumpable", control: "exe.unreadable"},
 		{layer: "exe", control: "exe"},
@@ -53,6 +55,9 @@ func TestEachLayerIsProven(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.layer, func(t *testing.T) {
+			if tt.layer == "execs" {
+				kerneltest.Require(t, kerneltest.Landlock)
+			}
 			l.Fail("layer." + tt.layer + " on")
 			defer l.Fail()
 			res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{})

@@ -181,7 +181,7 @@ func TestManyExecs(t *testing.T) {
 		run(i)
 	}
 	pid := s.cmd.Process.Pid
-	want := agentinit.Descriptors()
+	want := agentinit.Descriptors(landlock)
 	for _, fd := range openFDs(t, pid) {
 		var n int
 		var link string

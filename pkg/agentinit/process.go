@@ -87,14 +87,16 @@ const (
 	StageSession Stage = "session"
 	StageTTY     Stage = "tty"
 	StageOOM     Stage = "oom"
-	StageCwd     Stage = "cwd"  // the directory
-	StageExec    Stage = "exec" // the command
+	StageCwd     Stage = "cwd"     // the directory
+	StageExec    Stage = "exec"    // the command
+	StageIsolate Stage = "isolate" // the Landlock domain
 	StageKilled  Stage = "killed"
 )
 
 var stages = map[wire.Stage]Stage{
 	wire.StageFork: StageFork, wire.StageSession: StageSession, wire.StageTTY: StageTTY,
 	wire.StageOOM: StageOOM, wire.StageCwd: StageCwd, wire.StageExec: StageExec,
+	wire.StageIsolate: StageIsolate,
 }
 
 // ExecError says why a command was not started.

@@ -61,11 +61,17 @@ type Setup struct {
 	// Rlimits are lowered first. creel-init's own descriptors count against
 	// RLIMIT_NOFILE: about four for each process that lives.
 	Rlimits []Rlimit
+
+	// Isolate puts each process that is started, with its children, into a
+	// Landlock domain of its own: it cannot look into another's, or at
+	// creel-init. The error is EOPNOTSUPP or ENOSYS when the kernel has no
+	// Landlock, and EINVAL when it is older than Linux 5.19.
+	Isolate bool
 }
 
 // Setup installs the limits and the filter. It can be done once, before Go.
 func (h *Host) Setup(ctx context.Context, s Setup) error {
-	m := wire.Setup{Filter: s.Filter}
+	m := wire.Setup{Filter: s.Filter, Isolate: s.Isolate}
 	if len(s.Filter) > wire.MaxFilter || len(s.Filter)%8 != 0 || len(s.Rlimits) > wire.MaxRlimits {
 		return fmt.Errorf("setup: filter of %d bytes, %d limits: %w", len(s.Filter), len(s.Rlimits), ErrTooLarge)
 	}
@@ -82,7 +88,11 @@ func (h *Host) Setup(ctx context.Context, s Setup) error {
 type ProbeOptions struct {
 	ReadonlyRoot bool // writing to / must give EROFS
 	NoRoute      bool // no address outside can be reached: ENETUNREACH
+	Isolate      bool // a process must not see into another: the row Isolation
 }
+
+// Isolation is the name of the row that ProbeOptions.Isolate adds.
+const Isolation = wire.Isolation
 
 // ProbeResult is one call that must fail.
 type ProbeResult struct {
@@ -97,10 +107,8 @@ func (r ProbeResult) OK() bool { return r.Want != 0 && r.Want == r.Got }
 // Probe has creel-init try what must fail. It is refused after Go, when the
 // answer would be worth nothing.
 func (h *Host) Probe(ctx context.Context, o ProbeOptions) ([]ProbeResult, error) {
-	c, err := h.roundTrip(ctx, wire.TProbe, wire.TProbeReply, nil, func(w *wire.W) {
-		w.Bool(o.ReadonlyRoot)
-		w.Bool(o.NoRoute)
-	})
+	m := wire.Probing(o)
+	c, err := h.roundTrip(ctx, wire.TProbe, wire.TProbeReply, nil, m.Append)
 	if err != nil {
 		return nil, fmt.Errorf("probe: %w", err)
 	}

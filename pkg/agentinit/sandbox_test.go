@@ -158,12 +158,15 @@ func (s *sandbox) take(tb testing.TB) agentinit.Hello {
 	return hello
 }
 
+// landlock is whether this kernel can isolate commands.
+var landlock = kerneltest.Landlock.Probe() == nil
+
 // running is a sandbox after Go, without filter.
 func running(tb testing.TB) *sandbox {
 	tb.Helper()
 	s := newSandbox(tb, nil)
 	s.take(tb)
-	if err := s.Setup(deadline(tb), agentinit.Setup{}); err != nil {
+	if err := s.Setup(deadline(tb), agentinit.Setup{Isolate: landlock}); err != nil {
 		tb.Fatal(err)
 	}
 	if err := s.Go(deadline(tb)); err != nil {

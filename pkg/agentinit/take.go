@@ -13,18 +13,22 @@ import (
 // DaemonFD is the descriptor in creel-init that is the daemon's end.
 const DaemonFD = 101
 
-// Descriptors are what creel-init has open when it has answered Hello, and
+// Descriptors are what creel-init has open when it has answered Setup, and
 // before it was told to start anything: number and beginning of the link in
-// /proc/PID/fd. While a process waits for its release there is one more
+// /proc/PID/fd. isolate is Setup's. While a process waits for its release there is one more
 // socket; the descriptors to keep (and the pipes or terminal of Bytes) are
 // there until its Ack. It has never anything else.
-func Descriptors() map[int]string {
-	return map[int]string{
+func Descriptors(isolate bool) map[int]string {
+	fds := map[int]string{
 		0: "/dev/null", 1: "/dev/null", 2: "/dev/null", 3: "/dev/null",
 		4: "anon_inode:[eventpoll]", 5: "anon_inode:[eventfd]", // the Go runtime's
 		100: "socket:", DaemonFD: "socket:", 102: "anon_inode:[eventpoll]",
 		104: "pipe:", 105: "pipe:",
 	}
+	if isolate {
+		fds[107] = "anon_inode:[landlock-ruleset]"
+	}
+	return fds
 }
 
 // Take gets the daemon's end of the channel out of the creel-init that pidfd

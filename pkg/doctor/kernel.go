@@ -178,8 +178,12 @@ func probeSeccompActions() error {
 func landlock() api.Check {
 	const name = "kernel.landlock"
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	const cost = "exec_isolation: commands of one sandbox can read each other's memory, environment and open files, and profiles that require otherwise, as strict, cannot be used"
 	if errno != 0 {
-		return bad(Weaker, name, errno.Error(), "no second barrier around creel's own network process", "boot with landlock in lsm=")
+		return bad(Weaker, name, errno.Error(), cost, "boot with landlock in lsm=")
+	}
+	if abi < 2 {
+		return bad(Weaker, name, fmt.Sprintf("ABI %d", abi), cost, newKernel)
 	}
 	return ok(name, "ABI %d", abi)
 }

@@ -45,6 +45,17 @@ var (
 		}
 		return nil
 	}}
+	// Landlock is an active Landlock of ABI 2 (Linux 5.19).
+	Landlock = Need{"landlock", func() error {
+		abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+		if errno != 0 {
+			return errno
+		}
+		if abi < 2 {
+			return fmt.Errorf("ABI %d", abi)
+		}
+		return nil
+	}}
 	// Bin is the directory of pinned binaries that "make tools" builds.
 	Bin = Need{"bin", func() error {
 		for _, b := range []string{"containerd", "containerd-shim-runc-v2", "crun", "runc"} {

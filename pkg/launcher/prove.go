@@ -33,7 +33,9 @@ func (s *launch) channel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.said, err = s.ask(ctx, s.l.Filters[s.Profile.Seccomp])
+	lacking := landlock()
+	s.sb.amend(func(r *store.Record) { r.Isolated = lacking == nil })
+	s.said, err = s.ask(ctx, s.l.Filters[s.Profile.Seccomp], lacking)
 	s.said = append(s.said, keyring(s.id, hello.Keyring))
 	return err
 }
@@ -80,20 +82,66 @@ func (s *launch) prove(ctx context.Context) error {
 
 // ask has PID 1 install the filter and try what must fail. A kernel that
 // refuses the filter, as it does without no_new_privs (seccomp(2)), is itself
-// a control that is not ok; the rest of the proof says why.
-func (s *launch) ask(ctx context.Context, filter seccomp.Filter) ([]api.Control, error) {
-	err := s.sb.host.Setup(ctx, agentinit.Setup{Filter: installed(filter)})
+// a control that is not ok; the rest of the proof says why. lacking is why
+// the kernel has no Landlock.
+func (s *launch) ask(ctx context.Context, filter seccomp.Filter, lacking error) ([]api.Control, error) {
+	err := s.sb.host.Setup(ctx, agentinit.Setup{
+		Filter: installed(filter), Isolate: lacking == nil && !failpoint.On("layer.execs"),
+	})
 	if refused, ok := errors.AsType[unix.Errno](err); ok {
 		return []api.Control{{Name: "seccomp.install", Expected: "taken by the kernel", Observed: refused.Error()}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true})
+	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{
+		ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true, Isolate: lacking == nil,
+	})
 	if err != nil {
 		return nil, err
 	}
-	return verify.FromProbe(probesOf(probes)), nil
+	said, isolation := isolated(probes, lacking)
+	if lacking != nil && s.Profile.ExecIsolation == "preferred" {
+		return said, nil // the evidence has it as weaker
+	}
+	return append(said, isolation), nil
+}
+
+// isolated are the controls of the probes, and the one of PID 1's attempt to
+// see from one command into another apart: it is a promise of its own, which
+// nothing outside can read back.
+func isolated(probes []agentinit.ProbeResult, lacking error) (said []api.Control, c api.Control) {
+	c = api.Control{Name: agentinit.Isolation, Expected: "EACCES for another command's /proc/PID/{fd/0,environ,cwd,root,exe}", Observed: "not tried"}
+	if lacking != nil {
+		c.Observed = "Landlock: " + lacking.Error()
+	}
+	rest := slices.DeleteFunc(slices.Clone(probes), func(r agentinit.ProbeResult) bool { return r.Name == agentinit.Isolation })
+	for _, r := range probes {
+		if r.Name != agentinit.Isolation {
+			continue
+		}
+		c.Observed, c.OK = "it can be opened", r.OK() && r.Want == unix.EACCES
+		if r.Got != 0 {
+			c.Observed = unix.ErrnoName(r.Got)
+		}
+	}
+	return verify.FromProbe(probesOf(rest)), c
+}
+
+// landlock is why commands cannot have a domain each on this host.
+func landlock() error {
+	if failpoint.On("host.landlock") {
+		return unix.EOPNOTSUPP
+	}
+	const least = 2 // renames from one directory into another
+	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	switch {
+	case errno != 0:
+		return errno
+	case abi < least:
+		return fmt.Errorf("its ABI is %d, and %d is needed", abi, least)
+	}
+	return nil
 }
 
 // notProven is the refusal, naming the controls.
@@ -230,7 +278,9 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 	if err := control(sb.pidfd, func(fd int) error { pidfd = fd; return nil }); err != nil {
 		return verify.Expect{}, err
 	}
-	r := sb.fixed.Request
+	sb.mu.Lock()
+	alone := sb.rec.Isolated
+	sb.mu.Unlock()
 	lim := sb.fixed.Sandbox.Limits
 	return verify.Expect{
 		ID: sb.id, Why: why, PID: sb.pid, PIDFD: pidfd,
@@ -246,10 +296,10 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		},
 		Mounts:       expectedMounts(sb, exe),
 		ClosedMounts: true,
-		FDs:          initFDs(why == "spawn"),
+		FDs:          initFDs(why == "spawn", alone),
 		Exe:          exe,
 		Extra:        append(controls(sb.cg.Controls()), unreadable),
-		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(r)...),
+		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(sb.fixed.Request, alone)...),
 	}, nil
 }
 
@@ -264,18 +314,22 @@ func controls(cs []cgroup.Control) []api.Control {
 // weaker says what this host does not enforce for such a request. Connecting
 // to a socket is not a write to its file system, so a read-only mount does
 // not help (path_resolution(7), kernel fs/namei.c sb_permission).
-func weaker(r api.SpawnRequest) []string {
-	if len(r.Mounts) == 0 {
-		return nil
+func weaker(r api.SpawnRequest, isolated bool) []string {
+	var out []string
+	if !isolated {
+		out = append(out, agentinit.Isolation+": a command of this sandbox can read the memory, the environment and the open files of another; boot with landlock in lsm=")
 	}
-	return []string{"unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume; mount no directory that holds one"}
+	if len(r.Mounts) == 0 {
+		return out
+	}
+	return append(out, "unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume; mount no directory that holds one")
 }
 
 // initFDs are the descriptors that PID 1 may have: its own closed list and,
 // once commands run, their control sockets and the ends that it keeps.
-func initFDs(atStart bool) []verify.FD {
+func initFDs(atStart, isolated bool) []verify.FD {
 	var fds []verify.FD
-	for n, target := range agentinit.Descriptors() {
+	for n, target := range agentinit.Descriptors(isolated) {
 		fds = append(fds, verify.FD{Num: n, Target: target})
 	}
 	slices.SortFunc(fds, func(a, b verify.FD) int { return a.Num - b.Num })

@@ -30,6 +30,7 @@ type Profile struct {
 	Seccomp        string   `toml:"seccomp"`
 	Rootfs         []string `toml:"rootfs"` // the first is the default
 	WritableMounts bool     `toml:"writable_mounts"`
+	ExecIsolation  string   `toml:"exec_isolation"` // "required", also when not given, or "preferred"
 	Limits         Limits   `toml:"limits"`
 
 	// Source is "embedded" or the file's path; Text is its content.
@@ -103,6 +104,9 @@ func (p *Profile) check() error {
 		if r != "readonly" && r != "ephemeral" {
 			bad("rootfs", `%q must be "readonly" or "ephemeral"`, r)
 		}
+	}
+	if e := p.ExecIsolation; e != "" && e != "required" && e != "preferred" {
+		bad("exec_isolation", `%q must be "required" or "preferred"`, e)
 	}
 	l, m := p.Limits.Limits, p.Limits.Max
 	for _, f := range []struct {

@@ -51,6 +51,9 @@ type Record struct {
 	// FilterDigest is the SHA-256 of the seccomp filter.
 	FilterDigest string `json:"filter_digest,omitempty"`
 
+	// Isolated says that each command has a Landlock domain of its own.
+	Isolated bool `json:"isolated,omitempty"`
+
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`
 

@@ -51,7 +51,7 @@ func TestRoundTrip(t *testing.T) {
 			Labels:  map[string]string{"a": "b"}, Limits: api.Limits{Memory: 512 << 20, TTL: api.Duration(time.Minute)},
 		},
 		Request:     api.SpawnRequest{Command: []string{"/bin/true"}, Env: map[string]string{"K": "V\n"}},
-		CgroupsPath: "/creel/aaaa", InitPID: 77, InitStart: 123456, BootID: "b", NetNS: 4026532000, Namespaces: map[string]uint64{"mnt": 4026532001}, Label: "none",
+		CgroupsPath: "/creel/aaaa", InitPID: 77, InitStart: 123456, BootID: "b", NetNS: 4026532000, Namespaces: map[string]uint64{"mnt": 4026532001}, Label: "none", Isolated: true,
 		FilterDigest: "d", NextExec: 9, RootfsKind: "tmpfs", Undo: []string{"delete snapshot"},
 		Mounts: []store.Mount{{Staged: "/run/x/mnt/0", Target: "/work", Dev: 1, Inode: 2, ReadOnly: true}},
 	}

@@ -21,6 +21,7 @@ type plan struct {
 	join         [wire.MaxJoin]int // cgroup files to enter by
 	joins        int
 	tty          bool
+	isolate      bool // into a Landlock domain of its own
 	umask        uintptr
 	winsize      [4]uint16 // rows, columns, pixels
 	cwd          *byte
@@ -51,15 +52,32 @@ var (
 // fork makes a child that runs p. The child is not executed anew: it is a
 // copy of PID 1, hence not dumpable and as fast as a fork, and it makes only
 // raw system calls until its execve.
-//
+func fork(p *plan) (int, syscall.Errno) { return forkAs(roleCommand, p) }
+
+// role is what a forked child is for.
+type role uint8
+
+const (
+	roleCommand role = iota
+	roleFirst        // of the pair in domain.go
+	roleSecond
+)
+
 //go:norace
-func fork(p *plan) (int, syscall.Errno) {
+func forkAs(r role, p *plan) (int, syscall.Errno) {
 	var old uint64
 	// Without this a signal would run a handler in the child.
 	setMask(sigSetmask, &allSignals, &old)
 	pid, _, e := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
-	if e == 0 && pid == 0 {
-		child(p) // does not return
+	if e == 0 && pid == 0 { // none of these returns
+		switch r {
+		case roleCommand:
+			child(p)
+		case roleFirst:
+			firstOfPair()
+		case roleSecond:
+			secondOfPair()
+		}
 	}
 	setMask(sigSetmask, &old, nil)
 	return int(pid), e
@@ -82,6 +100,12 @@ func child(p *plan) {
 	dup(p.out, 1, 0)
 	dup(p.err, 2, 0)
 	dup(p.ctl, ctlFD, syscall.O_CLOEXEC)
+	// Before anything that makes this process readable for its uid.
+	if p.isolate {
+		if _, _, e := syscall.RawSyscall(sysLandlockRestrictSelf, rulesetFD, 0, 0); e != 0 {
+			fail(wire.StageIsolate, e)
+		}
+	}
 	if _, _, e := syscall.RawSyscall(sysCloseRange, ctlFD+1, ^uintptr(0)>>32, 0); e != 0 {
 		fail(wire.StageSession, e)
 	}
@@ -117,9 +141,10 @@ func child(p *plan) {
 
 // raiseOOM makes the child the OOM killer's choice before PID 1. The files
 // of a process that is not dumpable belong to root, so it must be dumpable
-// for the moment of the open. What can be reached of it then is its stdio,
-// the command it is about to run, and a copy of what PID 1 knows, which is
-// other commands of the same agent and uid.
+// for the moment of the open. Its Landlock domain keeps other commands away
+// then. Where there is none, what can be reached of it is its stdio, the
+// command it is about to run, and a copy of what PID 1 knows, which is other
+// commands of the same agent and uid.
 //
 //go:nosplit
 //go:norace

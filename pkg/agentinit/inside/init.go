@@ -32,6 +32,7 @@ const (
 	sigWFD   = 105
 
 	daemonEnd = 106 // where DaemonFD is until pairUp
+	rulesetFD = 107 // of which each command's Landlock domain is made
 )
 
 // FileOpName is argv[0] of a process that does one file operation.
@@ -55,7 +56,7 @@ type procState struct {
 type system interface {
 	fork(p *plan) (int, syscall.Errno)
 	setup(s *wire.Setup) syscall.Errno
-	probe(readonlyRoot, noRoute bool) []wire.Probe
+	probe(p wire.Probing) []wire.Probe
 	kill(pid int, sig syscall.Signal) syscall.Errno
 	watch(fd int, events uint32, add bool) syscall.Errno
 	unwatch(fd int)

@@ -53,7 +53,7 @@ func addr(p *byte) uintptr { return uintptr(unsafe.Pointer(p)) }
 func newPlan(s *wire.Start) (*plan, syscall.Errno) {
 	arena.used = 0
 	p := &arena.plan
-	*p = plan{tty: s.TTY, umask: uintptr(s.Umask), winsize: [4]uint16{s.Rows, s.Cols}}
+	*p = plan{tty: s.TTY, isolate: isolate, umask: uintptr(s.Umask), winsize: [4]uint16{s.Rows, s.Cols}}
 	cwd := s.Cwd
 	if len(cwd) == 0 {
 		cwd = homeOf(s.Env)

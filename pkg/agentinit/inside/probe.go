@@ -215,13 +215,16 @@ func route() syscall.Errno {
 	return e
 }
 
-func (kernel) probe(readonlyRoot, noRoute bool) []wire.Probe {
+func (kernel) probe(p wire.Probing) []wire.Probe {
 	rows := append(calls(), files()...)
-	if readonlyRoot {
+	if p.ReadonlyRoot {
 		rows = append(rows, attempt{"write /", []syscall.Errno{syscall.EROFS}, writeRoot})
 	}
-	if noRoute {
+	if p.NoRoute {
 		rows = append(rows, attempt{"route to 1.1.1.1", []syscall.Errno{syscall.ENETUNREACH}, route})
+	}
+	if p.Isolate {
+		rows = append(rows, attempt{wire.Isolation, []syscall.Errno{syscall.EACCES}, isolation})
 	}
 	out := make([]wire.Probe, len(rows))
 	for i, a := range rows {

@@ -32,7 +32,7 @@ func (s *server) readCtl(p *procState) {
 		case e == 0 && n == recordLen && rec.stage == 0:
 			p.stamp = rec.stamp
 		case e == 0 && n == recordLen:
-			p.stage, p.errno = wire.Stage(min(rec.stage, uint32(wire.StageExec))), rec.errno
+			p.stage, p.errno = wire.Stage(min(rec.stage, uint32(wire.StageLast))), rec.errno
 		default: // the end, or a child that an agent got hold of talks nonsense
 			s.closeCtl(p)
 			s.running(p)
@@ -143,7 +143,8 @@ type sockFprog struct {
 	filter *byte
 }
 
-// setup lowers the limits and then installs the filter on every thread.
+// setup lowers the limits, makes the ruleset and then installs the filter on
+// every thread.
 func (kernel) setup(s *wire.Setup) syscall.Errno {
 	for _, l := range s.Rlimits {
 		lim := syscall.Rlimit{Cur: l.Soft, Max: l.Hard}
@@ -155,6 +156,11 @@ func (kernel) setup(s *wire.Setup) syscall.Errno {
 			return syscall.EINVAL // only downward
 		}
 		if e := prlimit(l.Resource, &lim, nil); e != 0 {
+			return e
+		}
+	}
+	if s.Isolate {
+		if e := makeRuleset(); e != 0 {
 			return e
 		}
 	}

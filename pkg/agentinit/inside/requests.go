@@ -109,7 +109,7 @@ func (s *server) doSetup(h wire.Header, r wire.R) {
 }
 
 func (s *server) doProbe(h wire.Header, r wire.R) {
-	readonly, noRoute := r.Bool(), r.Bool()
+	probing := wire.ReadProbing(&r)
 	if !r.Done() {
 		s.refuse(h.Req, wire.CodeMalformed, 0)
 		return
@@ -119,7 +119,7 @@ func (s *server) doProbe(h wire.Header, r wire.R) {
 		s.refuse(h.Req, wire.CodeState, 0)
 		return
 	}
-	rows := s.sys.probe(readonly, noRoute)
+	rows := s.sys.probe(probing)
 	w := wire.Begin(s.buf, wire.TProbeReply, h.Req)
 	w.U16(uint16(len(rows)))
 	for i := range rows {

@@ -32,7 +32,7 @@ func (f *fakeSystem) setup(*wire.Setup) syscall.Errno {
 	return 0
 }
 
-func (f *fakeSystem) probe(bool, bool) []wire.Probe {
+func (f *fakeSystem) probe(wire.Probing) []wire.Probe {
 	return []wire.Probe{{Name: "mount", Want: 1, Got: 1}}
 }
 
@@ -122,7 +122,7 @@ func TestAnswers(t *testing.T) {
 		{"trailing bytes", append(msg(wire.TRelease, str("a")), 0), wire.TError, wire.CodeMalformed},
 		{"bad id", msg(wire.TRelease, str("../x")), wire.TError, wire.CodeMalformed},
 		{"setup after go", msg(wire.TSetup, (&wire.Setup{}).Append), wire.TError, wire.CodeState},
-		{"probe after go", msg(wire.TProbe, func(w *wire.W) { w.Bool(true); w.Bool(false) }), wire.TError, wire.CodeState},
+		{"probe after go", msg(wire.TProbe, (&wire.Probing{ReadonlyRoot: true}).Append), wire.TError, wire.CodeState},
 		{"start", msg(wire.TStart, start("a")), wire.TStarted, 0},
 		{"start again", msg(wire.TStart, start("a")), wire.TError, wire.CodeExists},
 		{"descriptors missing", msg(wire.TStart, (&wire.Start{ID: "b", Argv: [][]byte{[]byte("x")}}).Append), wire.TError, wire.CodeFDs},

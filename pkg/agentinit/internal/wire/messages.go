@@ -10,6 +10,7 @@ type Rlimit struct {
 type Setup struct {
 	Filter  []byte // struct sock_filter array; none when empty
 	Rlimits []Rlimit
+	Isolate bool // each process gets a Landlock domain of its own
 }
 
 // Append writes the body.
@@ -21,6 +22,7 @@ func (s *Setup) Append(w *W) {
 		w.U64(l.Soft)
 		w.U64(l.Hard)
 	}
+	w.Bool(s.Isolate)
 }
 
 // ReadSetup reads the body. Filter is part of the message.
@@ -37,6 +39,7 @@ func ReadSetup(r *R) Setup {
 			return Setup{}
 		}
 	}
+	s.Isolate = r.Bool()
 	return s
 }
 
@@ -227,7 +230,7 @@ func ReadProc(r *R) Proc {
 		Status: r.U32(), Stage: Stage(r.U8()), Errno: r.U32(),
 	}
 	n := int(r.U8())
-	if n > MaxKeep || p.State < StateWaiting || p.State > StateFinished || p.Stage > StageExec ||
+	if n > MaxKeep || p.State < StateWaiting || p.State > StateFinished || p.Stage > StageLast ||
 		p.NSPid < 0 || p.NSPid == 1 || p.Stamp < 0 || p.Errno > 4095 {
 		r.Fail()
 		return Proc{}
@@ -244,6 +247,28 @@ func ReadProc(r *R) Proc {
 	}
 	return p
 }
+
+// Probing is the body of TProbe: what the sandbox promises beyond the fixed list.
+type Probing struct {
+	ReadonlyRoot bool // writing to / must give EROFS
+	NoRoute      bool // no address outside can be reached
+	Isolate      bool // no process sees into one that was started on its own
+}
+
+// Append writes the body.
+func (p *Probing) Append(w *W) {
+	w.Bool(p.ReadonlyRoot)
+	w.Bool(p.NoRoute)
+	w.Bool(p.Isolate)
+}
+
+// ReadProbing reads the body.
+func ReadProbing(r *R) Probing {
+	return Probing{ReadonlyRoot: r.Bool(), NoRoute: r.Bool(), Isolate: r.Bool()}
+}
+
+// Isolation is the name of the probe that Isolate asks for.
+const Isolation = "exec_isolation"
 
 // Probe is one call of the self-probe.
 type Probe struct {

@@ -88,7 +88,7 @@ const (
 // Stage is what a process was doing when it could not be started.
 type Stage uint8
 
-// The stages, in their order. StageNone means that it was started.
+// The stages. StageNone means that it was started.
 const (
 	StageNone Stage = iota
 	StageFork
@@ -97,6 +97,9 @@ const (
 	StageOOM
 	StageCwd
 	StageExec
+	StageIsolate // between StageFork and StageSession
+
+	StageLast = StageIsolate
 )
 
 // IO says who moves a process's bytes.

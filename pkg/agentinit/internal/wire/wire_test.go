@@ -10,13 +10,14 @@ import (
 // bodies reads and writes each kind of body. Every body has one form: what is
 // read without error must be written as the same bytes.
 var bodies = map[string]func(*wire.R, *wire.W){
-	"setup":  func(r *wire.R, w *wire.W) { m := wire.ReadSetup(r); m.Append(w) },
-	"start":  func(r *wire.R, w *wire.W) { var m wire.Start; m.Read(r); m.Append(w) },
-	"data":   func(r *wire.R, w *wire.W) { m := wire.ReadData(r); m.Append(w) },
-	"credit": func(r *wire.R, w *wire.W) { m := wire.ReadCredit(r); m.Append(w) },
-	"proc":   func(r *wire.R, w *wire.W) { m := wire.ReadProc(r); m.Append(w) },
-	"probe":  func(r *wire.R, w *wire.W) { m := wire.ReadProbe(r); m.Append(w) },
-	"entry":  func(r *wire.R, w *wire.W) { m := wire.ReadEntry(r); m.Append(w) },
+	"setup":   func(r *wire.R, w *wire.W) { m := wire.ReadSetup(r); m.Append(w) },
+	"start":   func(r *wire.R, w *wire.W) { var m wire.Start; m.Read(r); m.Append(w) },
+	"data":    func(r *wire.R, w *wire.W) { m := wire.ReadData(r); m.Append(w) },
+	"credit":  func(r *wire.R, w *wire.W) { m := wire.ReadCredit(r); m.Append(w) },
+	"proc":    func(r *wire.R, w *wire.W) { m := wire.ReadProc(r); m.Append(w) },
+	"probing": func(r *wire.R, w *wire.W) { m := wire.ReadProbing(r); m.Append(w) },
+	"probe":   func(r *wire.R, w *wire.W) { m := wire.ReadProbe(r); m.Append(w) },
+	"entry":   func(r *wire.R, w *wire.W) { m := wire.ReadEntry(r); m.Append(w) },
 }
 
 func seeds() [][]byte {
@@ -26,7 +27,8 @@ func seeds() [][]byte {
 		f(&w)
 		out = append(out, w.B)
 	}
-	add((&wire.Setup{Filter: make([]byte, 16), Rlimits: []wire.Rlimit{{Resource: 4}}}).Append)
+	add((&wire.Setup{Filter: make([]byte, 16), Rlimits: []wire.Rlimit{{Resource: 4}}, Isolate: true}).Append)
+	add((&wire.Probing{NoRoute: true}).Append)
 	add((&wire.Start{
 		ID: "main", TTY: true, Umask: 0o22, Cols: 80, Rows: 24, Keep: 2, Join: 3, Cwd: []byte("/home"),
 		Argv: [][]byte{[]byte("sh"), []byte("-c"), nil}, Env: [][]byte{[]byte("A=b")},
@@ -40,7 +42,7 @@ func seeds() [][]byte {
 }
 
 func TestRoundTrip(t *testing.T) {
-	for i, name := range []string{"setup", "start", "data", "credit", "proc", "probe", "entry"} {
+	for i, name := range []string{"setup", "probing", "start", "data", "credit", "proc", "probe", "entry"} {
 		b := seeds()[i]
 		r := wire.Body(b)
 		var w wire.W
