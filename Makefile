@@ -72,6 +72,7 @@ tools: $(CONTAINERD_BINS) bin/crun bin/runc ## Build the pinned containerd, its 
 # need libraries or kernel parts that creel does not use.
 $(CONTAINERD_BINS) &: $(STAMPS)/containerd-$(CONTAINERD_VERSION) | deps
 	@echo "building containerd $(CONTAINERD_VERSION) (some minutes the first time)"
+	@mkdir -p bin
 	@CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache/gobin $(GO) install -trimpath -tags no_btrfs,no_devmapper,no_zfs \
 		-ldflags '-s -w -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD_VERSION)' \
 		$(patsubst bin/%,github.com/containerd/containerd/v2/cmd/%@$(CONTAINERD_VERSION),$(CONTAINERD_BINS))
@@ -79,6 +80,7 @@ $(CONTAINERD_BINS) &: $(STAMPS)/containerd-$(CONTAINERD_VERSION) | deps
 
 bin/runc: $(STAMPS)/runc-$(RUNC_VERSION) | deps
 	@echo "building runc $(RUNC_VERSION)"
+	@mkdir -p bin
 	@CGO_ENABLED=1 GOBIN=$(CURDIR)/.cache/gobin $(GO) install -trimpath -tags seccomp \
 		-ldflags '-s -w -X main.version=$(RUNC_VERSION:v%=%)' github.com/opencontainers/runc@$(RUNC_VERSION)
 	@mv -f .cache/gobin/runc $@
@@ -86,6 +88,7 @@ bin/runc: $(STAMPS)/runc-$(RUNC_VERSION) | deps
 
 bin/crun: $(STAMPS)/crun-$(CRUN_VERSION)-$(CRUN_SHA256) | deps
 	@echo "building crun $(CRUN_VERSION)"
+	@mkdir -p bin
 	@hack/crun.sh $(CRUN_SUITE) $(CRUN_VERSION) $(CRUN_SHA256) $(CURDIR)/$@
 
 # Our own programs. creeld checks its seccomp profiles with libseccomp when it
