@@ -1,6 +1,7 @@
 package agentinit_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -77,8 +78,8 @@ func TestOtherFilter(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := s.sh(t, "echo ran")
-	if e, ok := r.fail.(*agentinit.ExecError); !ok || e.Stage != agentinit.StageIsolate || e.Errno != unix.ENOSYS || e.ExitCode() != 125 || r.out != "" {
-		t.Errorf("a command without a domain: %+v", r)
+	if e, ok := errors.AsType[*agentinit.ExecError](r.fail); !ok || e.Stage != agentinit.StageIsolate || e.Errno != unix.ENOSYS || e.ExitCode() != 125 || r.out != "" {
+		t.Errorf("a command without a domain: %+v, %v", r, r.fail)
 	}
 }
 

@@ -78,8 +78,8 @@ var pair struct {
 
 // What the second of the pair says when it could not try.
 const (
-	noComparison = syscall.EPROTO // not refused by Landlock alone
-	notReady     = syscall.ESRCH
+	errNoComparison = syscall.EPROTO // not refused by Landlock alone
+	errNotReady     = syscall.ESRCH
 )
 
 // isolation starts two processes as two commands are, and has the second look
@@ -110,7 +110,7 @@ func isolation() syscall.Errno {
 	}()
 	var b [1]byte
 	if n, e := read(r, b[:]); e != 0 || n != 1 {
-		return notReady
+		return errNotReady
 	}
 	arena.used = 0
 	dir := append([]byte("/proc/"), itoa(first)...)
@@ -126,7 +126,7 @@ func isolation() syscall.Errno {
 	}
 	status := wait(second)
 	if !status.Exited() {
-		return notReady
+		return errNotReady
 	}
 	return syscall.Errno(status.ExitStatus())
 }
@@ -154,7 +154,7 @@ func firstOfPair() {
 func secondOfPair() {
 	for i := range pair.looks {
 		if tryLook(&pair.looks[i]) != 0 {
-			childExit(uintptr(noComparison))
+			childExit(uintptr(errNoComparison))
 		}
 	}
 	if pair.isolate {

@@ -234,7 +234,8 @@ func (s *server) doID(h wire.Header, id string) {
 		s.refuse(h.Req, wire.CodeUnknown, 0)
 	case h.Type == wire.TRelease && p.state == wire.StateWaiting:
 		p.state = wire.StateReleased
-		if _, e := write(p.ctl, []byte{1}); e != 0 && e != syscall.EPIPE {
+		// One that has ended, and is about to be reaped, is told by TExited.
+		if _, e := write(p.ctl, []byte{1}); e != 0 && e != syscall.EPIPE && p.ctl >= 0 {
 			s.refuse(h.Req, wire.CodeOS, e)
 			return
 		}
