@@ -43,7 +43,7 @@ func TestExecsApart(t *testing.T) {
 						t.Fatalf("no %s in %q", pid, all)
 					}
 				}
-				for _, pid := range strings.Fields(all) {
+				for pid := range strings.FieldsSeq(all) {
 					out, _ := l.ShContext(deadline(t), sb.ID, api.ExecRequest{IO: mode, Command: []string{"/bin/sh", "-c", `
 for f in fd/0 environ mem maps auxv cwd/. root/. exe task/$1/fd/0 fdinfo/0; do (exec 3</proc/$1/$f) 2>/dev/null && echo read $f; done
 for f in fd/0 mem environ; do (exec 3>>/proc/$1/$f) 2>/dev/null && echo wrote $f; done

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -14,10 +15,26 @@ import (
 // that by a step that cannot work without the layer.
 func TestEachLayerIsProven(t *testing.T) {
 	l := lab.New(t, lab.Options{})
+	req := api.SpawnRequest{Mounts: []api.Mount{{Source: workspace(t), Target: "/workspace", ReadOnly: true}}}
+	countsSwap := func() error {
+		sb := l.Spawn(req)
+		defer l.Remove(t.Context(), sb.ID, true)
+		ev, err := l.Evidence(t.Context(), sb.ID, false)
+		if err != nil {
+			return err
+		}
+		for _, c := range ev[0].Controls {
+			if c.Name == "cgroup.memory.swap.max" || c.Name == "cgroup.memory.memsw.limit_in_bytes" {
+				return nil
+			}
+		}
+		return errors.New("the kernel does not count swap")
+	}
 	tests := []struct {
 		layer   string // see pkg/launcher/weaken.go
 		control string // not ok in the evidence, this one or below it
 		step    string // that refuses it before the proof
+		need    func() error
 	}{
 		{layer: "userns", control: "idmap.uid"},
 		{layer: "pidns", step: "task"}, // the runtime cannot mount /proc of a namespace it does not own
@@ -32,7 +49,7 @@ func TestEachLayerIsProven(t *testing.T) {
 		{layer: "nnp", control: "no_new_privs"},
 		{layer: "seccomp", control: "seccomp.mode"},
 		{layer: "seccomp.content", control: "seccomp.filter"},
-		{layer: "execs", control: "exec_isolation"},
+		{layer: "execs", control: "exec_isolation", need: kerneltest.Landlock.Probe},
 		{layer: "keyring", control: "keyring.session"},
 		{layer: "dumpable", control: "exe.unreadable"},
 		{layer: "exe", control: "exe"},
@@ -51,16 +68,28 @@ func TestEachLayerIsProven(t *testing.T) {
 		{layer: "memory", control: "cgroup.memory."},
 		{layer: "pids", control: "cgroup.pids."},
 		{layer: "cpu", control: "cgroup.cpu."},
+		{layer: "swap", control: "cgroup.memory.", need: countsSwap},
+		{layer: "devices", control: "cgroup.devices.list", need: kerneltest.CgroupV1.Probe},
 		{layer: "cgroup", step: "start"}, // there is no cgroup of the sandbox to divide
+		{layer: "mntns", step: "task"},   // the runtime has no right to mount in the one it is in
+		{layer: "net.link", control: "network.links"},
+		{layer: "net.route", control: "network.routes"},
+		{layer: "fd", control: "descriptors", need: kerneltest.Landlock.Probe},
+		{layer: "mount.none", control: "mount./workspace"},
+		{layer: "mount.other", control: "mount./workspace"},
+		{layer: "mount.idmap", control: "mount./workspace"},
+		{layer: "mount.nosuid", control: "mount./workspace"},
+		{layer: "mount.nodev", control: "mount./workspace"},
+		{layer: "mount.ro", control: "mount./workspace"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.layer, func(t *testing.T) {
-			if tt.layer == "execs" {
-				kerneltest.Require(t, kerneltest.Landlock)
+			if tt.need != nil {
+				kerneltest.Require(t, kerneltest.Need{Name: "layer-" + tt.layer, Probe: tt.need})
 			}
 			l.Fail("layer." + tt.layer + " on")
 			defer l.Fail()
-			res, err := l.Client.Spawn(t.Context(), api.SpawnRequest{})
+			res, err := l.Client.Spawn(t.Context(), req)
 			if err == nil {
 				t.Errorf("sandbox %s runs without it", res.Sandbox.ID)
 				if err := l.Remove(t.Context(), res.Sandbox.ID, true); err != nil {
@@ -82,7 +111,7 @@ func TestEachLayerIsProven(t *testing.T) {
 		})
 	}
 	// The layers were the only reason.
-	sb := l.Spawn(api.SpawnRequest{})
+	sb := l.Spawn(req)
 	ev, err := l.Evidence(t.Context(), sb.ID, true)
 	if err != nil || len(ev) != 2 || !ev[0].OK || !ev[1].OK {
 		t.Errorf("evidence %+v, %v", ev, err)

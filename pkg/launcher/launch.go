@@ -235,7 +235,7 @@ func (s *launch) container(ctx context.Context) error {
 		ID: s.id, Image: s.sb.fixed.Sandbox.ImageDigest, Spec: spec.Build(s.spec),
 		Runtime: s.Request.Runtime, HostUID: s.spec.HostUID,
 	}
-	weaken(c.Spec)
+	weaken(c.Spec, s.l.dir(s.id))
 	c.Upper = s.upper
 	var err error
 	s.newTask, err = s.l.Runtime.Create(ctx, c)

@@ -66,6 +66,9 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	if err != nil {
 		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
 	}
+	if err := weakenMount(staged, m.Source); err != nil {
+		return store.Mount{}, err
+	}
 	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
 }
 

@@ -2,8 +2,12 @@ package launcher
 
 import (
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/spec"
@@ -11,8 +15,8 @@ import (
 
 // weaken takes one layer away when a test asks for it, to see that the proof
 // refuses the sandbox. In a normal build failpoint.Enabled is false and this
-// is nothing.
-func weaken(s *specs.Spec) {
+// is nothing. dir is the sandbox's directory.
+func weaken(s *specs.Spec, dir string) {
 	if !failpoint.Enabled {
 		return
 	}
@@ -41,6 +45,7 @@ func weaken(s *specs.Spec) {
 		}
 		m.Options = kept
 	}
+	weakenBinds(s, filepath.Join(dir, "mnt")+"/", without)
 	for name, fn := range map[string]func(){
 		"layer.nnp":        func() { s.Process.NoNewPrivileges = false },
 		"layer.root":       func() { s.Root.Readonly = false },
@@ -65,6 +70,11 @@ func weaken(s *specs.Spec) {
 		"layer.cpu":    func() { s.Linux.Resources.CPU = nil },
 		"layer.oom":    func() { n := 10; s.Process.OOMScoreAdj = &n },
 		"layer.userns": func() { s.Linux.UIDMappings[0].Size-- },
+		"layer.mntns":  func() { drop(specs.MountNamespace) },
+		"layer.swap":   func() { s.Linux.Resources.Memory.Swap = nil },
+		"layer.devices": func() {
+			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		},
 		"layer.pidns":  func() { drop(specs.PIDNamespace) },
 		"layer.shared": func() { s.Linux.RootfsPropagation = "shared" },
 		"layer.cgroup": func() { s.Linux.CgroupsPath += "x" },
@@ -77,6 +87,59 @@ func weaken(s *specs.Spec) {
 			fn()
 		}
 	}
+}
+
+// weakenBinds is weaken for the caller's directories, which are staged below
+// a path.
+func weakenBinds(s *specs.Spec, staged string, without func(*specs.Mount, string)) {
+	if failpoint.On("layer.mount.none") {
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Source, staged) })
+	}
+	for i := range s.Mounts {
+		m := &s.Mounts[i]
+		if !strings.HasPrefix(m.Source, staged) {
+			continue
+		}
+		if failpoint.On("layer.mount.other") {
+			m.Source = filepath.Join(m.Source, "src")
+		}
+		for _, flag := range []string{"nosuid", "nodev", "ro"} {
+			if failpoint.On("layer.mount." + flag) {
+				without(m, flag)
+			}
+		}
+	}
+}
+
+// weakenMount takes a layer away from a staged mount, as it must be before the
+// runtime binds it: a flag that is there then stays.
+func weakenMount(staged, source string) error {
+	if !failpoint.Enabled {
+		return nil
+	}
+	for name, flag := range map[string]uint64{
+		"nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV, "ro": unix.MOUNT_ATTR_RDONLY,
+	} {
+		if failpoint.On("layer.mount." + name) {
+			return unix.MountSetattr(unix.AT_FDCWD, staged, unix.AT_SYMLINK_NOFOLLOW, &unix.MountAttr{Attr_clr: flag})
+		}
+	}
+	if !failpoint.On("layer.mount.idmap") {
+		return nil
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return err
+	}
+	if err := unix.Unmount(staged, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.MoveMount(tree, "", unix.AT_FDCWD, staged, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // otherInit is a second copy of creel-init beside the sandbox's own.

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/thread"
 
 	"github.com/vishvananda/netlink"
@@ -39,6 +40,9 @@ func Create() (*NS, error) {
 		}
 		if err := loUp(); err != nil {
 			return fmt.Errorf("set lo up: %w", err)
+		}
+		if err := weaken(); err != nil {
+			return err
 		}
 		f, err = os.Open("/proc/thread-self/ns/net")
 		return err
@@ -108,6 +112,27 @@ func loUp() error {
 	defer h.Close()
 	// lo is the first interface of every namespace, hence number 1.
 	return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
+}
+
+// weaken adds what must not be there when a test asks for it, in the namespace
+// of the calling thread. In a normal build it is nothing.
+func weaken() error {
+	if !failpoint.Enabled {
+		return nil
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if failpoint.On("layer.net.link") {
+		return h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wire"}, PeerName: "far"})
+	}
+	if failpoint.On("layer.net.route") {
+		anywhere := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+		return h.RouteAdd(&netlink.Route{LinkIndex: 1, Dst: anywhere})
+	}
+	return nil
 }
 
 // Check reads the namespace back through a socket opened in it.
