@@ -82,16 +82,31 @@ func (s *Size) UnmarshalJSON(b []byte) error {
 }
 
 // Duration is a span of time, written as Go writes it ("90s", "10m") in JSON,
-// TOML and on the command line. It is never negative.
+// TOML and on the command line, where whole days may come first ("7d",
+// "1d12h"): always 24 hours each. It is never negative.
 type Duration time.Duration
+
+// maxDays is how many days fit into a Duration with room for the rest.
+const maxDays = 100_000
 
 // UnmarshalText reads the string form.
 func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	if err != nil || v < 0 {
-		return fmt.Errorf("%q is not a duration; write a number with ms, s, m or h", b)
+	text, days := string(b), int64(0)
+	bad := fmt.Errorf("%q is not a duration; write a number with ms, s, m, h or d", b)
+	if n, rest, ok := strings.Cut(text, "d"); ok {
+		v, err := strconv.ParseUint(n, 10, 32)
+		if err != nil || v > maxDays {
+			return bad
+		}
+		if text, days = rest, int64(v); text == "" {
+			text = "0s"
+		}
 	}
-	*d = Duration(v)
+	v, err := time.ParseDuration(text)
+	if err != nil || v < 0 || days > 0 && v > maxDays*time.Hour {
+		return bad
+	}
+	*d = Duration(v + time.Duration(days)*24*time.Hour)
 	return nil
 }
 
