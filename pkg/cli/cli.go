@@ -156,7 +156,7 @@ func newRoot(a *app) *cobra.Command {
 			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a),
 			statsCommand(a), eventsCommand(a), evidenceCommand(a),
 		}},
-		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), profileCommand(a), doctorCommand(a), versionCommand(a)}},
+		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), profileCommand(a), systemCommand(a), doctorCommand(a), versionCommand(a)}},
 	} {
 		for _, c := range g.cmds {
 			c.GroupID = g.id

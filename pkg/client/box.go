@@ -73,6 +73,25 @@ func imageRoute(ref string) string {
 	return route(append([]string{"images"}, strings.Split(ref, "/")...)...)
 }
 
+// DiskUsage returns what is kept on disk of the caller's; for root everybody's.
+func (c *Client) DiskUsage(ctx context.Context) (*api.DiskUsage, error) {
+	var out api.DiskUsage
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("system", "df")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Prune removes what is kept and not in use. What could not be removed is in
+// the result, with its problem, and no error.
+func (c *Client) Prune(ctx context.Context, req api.PruneRequest) (*api.PruneResult, error) {
+	var out api.PruneResult
+	if err := c.call(ctx, request{method: http.MethodPost, path: route("system", "prune"), in: req}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Profiles lists the isolation profiles.
 func (c *Client) Profiles(ctx context.Context) ([]api.Profile, error) {
 	var out []api.Profile

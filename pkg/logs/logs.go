@@ -130,6 +130,27 @@ func Open(dir string, o Options) (*Log, error) {
 	return l, nil
 }
 
+// Usage is how many bytes of disk the log in dir takes; none when there is no
+// log. It may be open meanwhile.
+func Usage(dir string) (int64, error) {
+	var sum int64
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a generation that has just gone
+		}
+		sum += st.Blocks * 512
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("log: %w", err)
+	}
+	return sum, nil
+}
+
 // errDamaged is a generation that cannot be written on; it can be read.
 var errDamaged = errors.New("damaged generation")
 

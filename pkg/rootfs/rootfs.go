@@ -278,6 +278,23 @@ func (m *Maker) List() ([]string, error) {
 	return ids, nil
 }
 
+// Usage is how many bytes of disk the layer of a sandbox takes: none when it
+// has no layer, or one in memory.
+func (m *Maker) Usage(id string) (int64, error) {
+	if err := checkID(id); err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	err := unix.Lstat(filepath.Join(m.dir(id), nameImage), &st)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("writable layer: %w", err)
+	}
+	return st.Blocks * 512, nil
+}
+
 func (m *Maker) dir(id string) string { return filepath.Join(m.root, id) }
 
 // checkID keeps an id from being a path. Ids are made by the daemon; this is

@@ -300,6 +300,14 @@ func (f *fake) RemoveVolume(_ context.Context, c server.Caller, name string) err
 	return f.note(c, "RemoveVolume", name)
 }
 
+func (f *fake) DiskUsage(_ context.Context, c server.Caller) (*api.DiskUsage, error) {
+	return &api.DiskUsage{Rows: []api.DiskUse{}}, f.note(c, "DiskUsage")
+}
+
+func (f *fake) Prune(_ context.Context, c server.Caller, req api.PruneRequest) (*api.PruneResult, error) {
+	return &api.PruneResult{Items: []api.Pruned{}}, f.note(c, "Prune", req)
+}
+
 func (f *fake) Profiles(_ context.Context, c server.Caller) ([]api.Profile, error) {
 	return nil, f.note(c, "Profiles")
 }

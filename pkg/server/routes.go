@@ -61,6 +61,9 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},
 	{Method: "POST", Pattern: "/v1/profiles/check", handle: (*Server).checkProfile},
 
+	{Method: "GET", Pattern: "/v1/system/df", handle: (*Server).diskUsage},
+	{Method: "POST", Pattern: "/v1/system/prune", handle: (*Server).prune},
+
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
 	{Method: "GET", Pattern: "/v1/version", handle: (*Server).version},
 	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},

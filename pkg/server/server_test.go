@@ -153,6 +153,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/sandboxes/box/files/stat?path=/f", "", 200, call{"StatFile", []any{"box", "/f"}}, `"name":"/f"`},
 		{"POST", "/v1/sandboxes/box/files/mkdir?path=/d&parents=true", "", 204, call{"Mkdir", []any{"box", "/d", true}}, ""},
 		{"POST", "/v1/sandboxes/box/files/rename?from=/a&to=/b", "", 204, call{"RenameFile", []any{"box", "/a", "/b"}}, ""},
+		{"GET", "/v1/system/df", "", 200, call{"DiskUsage", nil}, `"rows":[]`},
+		{"POST", "/v1/system/prune", `{"images":true,"until":"7d"}`, 200, call{"Prune", []any{api.PruneRequest{Images: true, Until: api.Duration(168 * time.Hour)}}}, `"items":[]`},
 		{"GET", "/v1/images", "", 200, call{"Images", nil}, `[{"ref":"base"`},
 		{"POST", "/v1/images?ref=x", "archive", 201, call{"ImportImage", []any{"x", int64(7)}}, `"size":7`},
 		{"GET", "/v1/images/local/base:1", "", 200, call{"Image", []any{"local/base:1"}}, `"ref":"local/base:1"`},
@@ -203,7 +205,7 @@ func TestMistakes(t *testing.T) {
 			message: `the request is not valid: tty: given once; it is here twice; Name: no such field; it is written "name"; ` +
 				`cmd: no such field; there are agent, attach, command, env, image, labels, limits, mounts, name, network, profile, remove, rootfs, runtime, stdin, timeout, trace, tty, workdir; ` +
 				`tty = "\"yes\"": true or false; env.A = "1": a string; limits.memory = "\"lots\"": "lots" is not a size; write bytes or a number with K, M, G or T; limits.pids = "1.5": a whole number; ` +
-				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m or h; image = "\"a\\u0000b\"": a string without NUL`,
+				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m, h or d; image = "\"a\\u0000b\"": a string without NUL`,
 		},
 		{
 			name: "what is required", method: "POST", target: "/v1/sandboxes", body: `{"mounts":[{"fd":0}]}`, status: 400,

@@ -106,6 +106,12 @@ type Service interface {
 	// CheckProfile answers api.CodeInvalid with every problem of the profile.
 	CheckProfile(ctx context.Context, c Caller, toml []byte) error
 
+	// DiskUsage is what is kept on disk of the caller's.
+	DiskUsage(ctx context.Context, c Caller) (*api.DiskUsage, error)
+	// Prune removes what is kept of the caller's and not in use. What could
+	// not be removed is in the result, with its problem.
+	Prune(ctx context.Context, c Caller, req api.PruneRequest) (*api.PruneResult, error)
+
 	// Evidence is what was proven of a sandbox, newest first. With fresh it is
 	// read back from the kernel now, and that is the first.
 	Evidence(ctx context.Context, c Caller, ref string, fresh bool) ([]api.Evidence, error)

@@ -71,6 +71,22 @@ func (s *Store) Execs(id string) (rs []api.ExecResult, err error) {
 	return rs, err
 }
 
+// Kept is [Tx.Kept] of several sandboxes, at one moment.
+func (s *Store) Kept(ids []string) (map[string]Kept, error) {
+	out := make(map[string]Kept, len(ids))
+	err := s.View(func(t *Tx) error {
+		for _, id := range ids {
+			k, err := t.Kept(id)
+			if err != nil {
+				return err
+			}
+			out[id] = k
+		}
+		return nil
+	})
+	return out, err
+}
+
 // AppendEvents is [Tx.AppendEvents] in a commit of its own.
 func (s *Store) AppendEvents(events []api.Event) error {
 	return s.Update(func(t *Tx) error { return t.AppendEvents(events) })

@@ -233,6 +233,33 @@ func (t *Tx) Execs(id string) ([]api.ExecResult, error) {
 	return list[api.ExecResult](t.tx.Bucket(bucketExecs).Bucket([]byte(id)))
 }
 
+// Kept is how much is remembered of a sandbox.
+type Kept struct {
+	Bytes    int64 // of the record, the evidence and the exec results
+	Evidence int   // pieces
+}
+
+// Kept measures what is remembered of a sandbox: nothing, if it has no record.
+func (t *Tx) Kept(id string) (Kept, error) {
+	k := Kept{Bytes: int64(len(t.tx.Bucket(bucketSandboxes).Get([]byte(id))))}
+	for _, name := range [][]byte{bucketEvidence, bucketExecs} {
+		b := t.tx.Bucket(name).Bucket([]byte(id))
+		if b == nil {
+			continue
+		}
+		if err := b.ForEach(func(key, v []byte) error {
+			k.Bytes += int64(len(key) + len(v))
+			if string(name) == string(bucketEvidence) {
+				k.Evidence++
+			}
+			return nil
+		}); err != nil {
+			return Kept{}, err
+		}
+	}
+	return k, nil
+}
+
 // perSandbox is the bucket of a sandbox in another. It makes none for a
 // sandbox without a record, which nobody would delete.
 func (t *Tx) perSandbox(bucket []byte, id string) (*bolt.Bucket, error) {

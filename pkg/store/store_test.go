@@ -225,6 +225,33 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+func TestKept(t *testing.T) {
+	s, _ := temp(t)
+	for _, id := range []string{"a", "b"} {
+		if err := s.PutSandbox(record(id, id, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		if err := s.AddEvidence(api.Evidence{Sandbox: "a", Why: strings.Repeat("x", 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.AddExec("a", api.ExecResult{Error: strings.Repeat("x", 1000)}); err != nil {
+		t.Fatal(err)
+	}
+	k, err := s.Kept([]string{"a", "b", "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := k["a"]; a.Evidence != 3 || a.Bytes < 4000 || a.Bytes > 8000 {
+		t.Errorf("a: %+v", a)
+	}
+	if b := k["b"]; b.Evidence != 0 || b.Bytes == 0 || k["none"] != (store.Kept{}) {
+		t.Errorf("b: %+v, none: %+v", b, k["none"])
+	}
+}
+
 func TestEventRing(t *testing.T) {
 	s, path := temp(t)
 	const n = store.MaxEvents + 2500

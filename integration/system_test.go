@@ -1,0 +1,158 @@
+package integration_test
+
+import (
+	"archive/tar"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
+)
+
+// use is one row of the disk's use.
+func use(u *api.DiskUsage, what string, uid uint32) api.DiskUse {
+	for _, r := range u.Rows {
+		if r.What == what && r.UID == uid {
+			return r
+		}
+	}
+	return api.DiskUse{}
+}
+
+// TestSystemPrune: df says what a prune then frees; what runs, what is used
+// and what is another's stays.
+func TestSystemPrune(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	l.Import("unused", lab.TinyWith(t, nil, func(w *tar.Writer) {
+		lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "big", Mode: 0o644}, make([]byte, 3<<20))
+	}))
+	l.Import("used", lab.TinyWith(t, nil, func(w *tar.Writer) {
+		lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "other", Mode: 0o644}, []byte("other"))
+	}))
+	l.Import("twin", lab.Tiny(t)) // all its parts are base's
+	run := func(name, image string, keep bool) *api.Sandbox {
+		req := api.SpawnRequest{Name: name, Image: image, Command: []string{"/bin/sh", "-c", "seq 20000"}}
+		if keep {
+			req.Command = nil
+			req.Rootfs, req.Limits = "ephemeral", api.Limits{Memory: 64 << 20, Disk: 64 << 20}
+		}
+		sb := l.Spawn(req)
+		if !keep {
+			if _, err := l.Wait(t.Context(), sb.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return sb
+	}
+	running := run("running", "used", true)
+	ended := run("ended", "base", false)
+	var strangers api.SpawnResult
+	asStranger(t, func() {
+		_, body := ask(t, l, "POST", "/v1/sandboxes", `{"name":"theirs","command":["/bin/true"]}`)
+		if err := json.Unmarshal([]byte(body), &strangers); err != nil {
+			t.Errorf("%v: %s", err, body)
+		}
+		ask(t, l, "GET", "/v1/sandboxes/theirs/wait", "")
+	})
+	stranger := strangers.Sandbox.Caller.UID
+
+	var before *api.DiskUsage
+	l.Eventually("what ended is cleaned up", 10*time.Second, func() (err error) {
+		before, err = l.DiskUsage(t.Context())
+		if err == nil && (use(before, "records", 0).ReclaimableCount != 1 || use(before, "records", stranger).ReclaimableCount != 1) {
+			err = fmt.Errorf("%+v", before)
+		}
+		return err
+	})
+	if r := use(before, "images", 0); r.Count != 4 || r.ReclaimableCount != 2 || r.ReclaimableBytes < 6<<20 || r.Bytes < r.ReclaimableBytes+2<<20 {
+		t.Errorf("images: %+v", r)
+	}
+	if r := use(before, "layers", 0); r.Count != 1 || r.Bytes < 10<<10 || r.Bytes > 64<<20 || r.ReclaimableCount != 0 {
+		t.Errorf("layers: %+v", r)
+	}
+	if r := use(before, "logs", 0); r.Count != 2 || r.ReclaimableCount != 1 || r.ReclaimableBytes < 100<<10 {
+		t.Errorf("logs: %+v", r)
+	}
+	if r := use(before, "records", stranger); r.Count != 1 || r.Bytes < 1<<10 || stranger == 0 {
+		t.Errorf("the stranger's records, as root sees them: %+v", r)
+	}
+	if before.Disk.Free <= 0 || before.Disk.Free > before.Disk.Total {
+		t.Errorf("disk: %+v", before.Disk)
+	}
+
+	asStranger(t, func() {
+		_, body := ask(t, l, "GET", "/v1/system/df", "")
+		var u api.DiskUsage
+		if err := json.Unmarshal([]byte(body), &u); err != nil || len(u.Rows) != 2 {
+			t.Errorf("a caller sees %s", body)
+		}
+		for _, r := range u.Rows {
+			if r.UID != stranger {
+				t.Errorf("a caller sees another's: %+v", r)
+			}
+		}
+		// Of the box's images and of root's sandboxes it can remove none.
+		if _, body := ask(t, l, "POST", "/v1/system/prune", `{"images":true,"until":"1h"}`); body != `{"bytes":0,"items":[]}` {
+			t.Errorf("nothing is that old, and it removes %s", body)
+		}
+		_, body = ask(t, l, "POST", "/v1/system/prune", `{"images":true}`)
+		if strings.Count(body, `"what"`) != 1 || !strings.Contains(body, strangers.Sandbox.ID) {
+			t.Errorf("a caller's prune removes %s", body)
+		}
+		for _, bad := range []string{`{"all":true}`, `{"until":"soon"}`, `{"until":-1}`, `{"images":null}`, `[]`} {
+			if status, _ := ask(t, l, "POST", "/v1/system/prune", bad); status != 400 {
+				t.Errorf("%s: %d", bad, status)
+			}
+		}
+	})
+
+	dry, err := l.Prune(t.Context(), api.PruneRequest{Images: true, DryRun: true})
+	if err != nil || len(dry.Items) != 3 {
+		t.Fatalf("dry run: %+v, %v", dry, err)
+	}
+	done, err := l.Prune(t.Context(), api.PruneRequest{Images: true})
+	if err != nil || len(done.Items) != 3 || done.Bytes != dry.Bytes || done.Bytes < 6<<20 {
+		t.Fatalf("prune: %+v, %v; the dry run said %d bytes", done, err, dry.Bytes)
+	}
+	for _, i := range done.Items {
+		if i.Problem != "" || i.ID == running.ID || i.Name == "base" || i.Name == "used" {
+			t.Errorf("removed: %+v", i)
+		}
+	}
+	after, err := l.DiskUsage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := use(after, "images", 0); r.Count != 2 || r.ReclaimableCount != 0 {
+		t.Errorf("images afterwards: %+v", r)
+	}
+	if was, is := use(before, "images", 0), use(after, "images", 0); was.Bytes-is.Bytes != was.ReclaimableBytes {
+		t.Errorf("images took %d and take %d; %d were reclaimable", was.Bytes, is.Bytes, was.ReclaimableBytes)
+	}
+	if _, err := os.Stat(filepath.Join(l.Dir, "state/logs", ended.ID)); !os.IsNotExist(err) {
+		t.Errorf("the log of a pruned sandbox: %v", err)
+	}
+	all, err := l.List(t.Context(), client.ListOptions{All: true})
+	if err != nil || len(all) != 1 || all[0].State != api.StateRunning {
+		t.Errorf("left: %+v, %v", all, err)
+	}
+	if out, res := l.Sh(running.ID, "echo alive"); out != "alive\n" {
+		t.Errorf("what runs: %q, %+v", out, res)
+	}
+	again := run("again", "base", false)
+	if out, errs, code := l.Creel("system", "prune"); code != 0 || !strings.Contains(out, again.ID) {
+		t.Errorf("creel system prune: %d, %s%s", code, out, errs)
+	}
+	if out, errs, code := l.Creel("system", "df"); code != 0 || !strings.Contains(out, "RECLAIMABLE") {
+		t.Errorf("creel system df: %d, %s%s", code, out, errs)
+	}
+}

@@ -1,0 +1,69 @@
+package api
+
+import "time"
+
+// DiskUsage is what creel keeps on disk: the caller's own, for root
+// everybody's.
+type DiskUsage struct {
+	Rows []DiskUse `json:"rows"`
+	Disk Disk      `json:"disk"`
+}
+
+// DiskUse is what one caller has of one kind.
+type DiskUse struct {
+	// What is "images", "layers" (writable ones; those in memory have no
+	// bytes), "logs" or "records" (what is remembered of a sandbox, evidence
+	// and exec results included).
+	What string `json:"what"`
+	// UID is whose they are. Images of 0 are everybody's.
+	UID   uint32 `json:"uid"`
+	Count int    `json:"count"`
+	// Bytes are what all of the row takes together: what images share counts
+	// once.
+	Bytes int64 `json:"bytes"`
+	// ReclaimableCount and ReclaimableBytes are what a prune, with images,
+	// would remove: images that nothing runs from, and what is kept of ended
+	// sandboxes.
+	ReclaimableCount int   `json:"reclaimable_count"`
+	ReclaimableBytes int64 `json:"reclaimable_bytes"`
+}
+
+// Disk is the file system of the daemon's state.
+type Disk struct {
+	Total int64 `json:"total"` // bytes
+	Free  int64 `json:"free"`  // bytes that a program without privilege could write
+}
+
+// PruneRequest asks to remove what is kept and not in use: the caller's own,
+// for root everybody's. It is a closed schema.
+type PruneRequest struct {
+	// Images removes images as well: those that no sandbox runs from and that
+	// neither the configuration nor a profile names.
+	Images bool `json:"images,omitempty"`
+	// Until keeps what ended, or was imported, less than this long ago.
+	Until Duration `json:"until,omitzero"`
+	// DryRun says what would be removed, and removes nothing.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// PruneResult is what was removed.
+type PruneResult struct {
+	DryRun bool     `json:"dry_run,omitempty"`
+	Items  []Pruned `json:"items"`
+	// Bytes that were freed, or would be: the sum over the items without a
+	// problem.
+	Bytes int64 `json:"bytes"`
+}
+
+// Pruned is one thing that was removed.
+type Pruned struct {
+	What string    `json:"what"` // sandbox, image
+	ID   string    `json:"id"`   // a sandbox's id, an image's digest
+	Name string    `json:"name"` // a sandbox's name, an image's reference
+	UID  uint32    `json:"uid"`  // whose it was
+	Time time.Time `json:"time"` // when it ended, or was imported
+	// Bytes are what went with it. What several images share goes with the last.
+	Bytes int64 `json:"bytes"`
+	// Problem is why it is still there.
+	Problem string `json:"problem,omitempty"`
+}

@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
+)
+
+// DiskUsage is what is kept of the caller's, and for root of everybody's.
+func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, error) {
+	rows, err := s.DiskUse(c)
+	if err != nil {
+		return nil, err
+	}
+	held, err := s.holdings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows = append(rows, held.rows(c)...)
+	slices.SortFunc(rows, func(a, b api.DiskUse) int {
+		return cmp.Or(cmp.Compare(a.What, b.What), cmp.Compare(a.UID, b.UID))
+	})
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.d.cfg.StateDir, &st); err != nil {
+		return nil, err
+	}
+	return &api.DiskUsage{Rows: rows, Disk: api.Disk{Total: int64(st.Blocks) * st.Frsize, Free: int64(st.Bavail) * st.Frsize}}, nil
+}
+
+// Prune removes what is kept and not in use: sandboxes first, so that images
+// that only they were made of are free.
+func (s *service) Prune(ctx context.Context, c peer.Cred, req api.PruneRequest) (*api.PruneResult, error) {
+	before := time.Now().Add(-req.Until.D())
+	items, err := s.PruneEnded(ctx, c, before, req.DryRun)
+	if err != nil {
+		return nil, err
+	}
+	if req.Images {
+		images, err := s.pruneImages(ctx, c, before, req.DryRun)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, images...)
+	}
+	out := &api.PruneResult{DryRun: req.DryRun, Items: items}
+	for _, i := range items {
+		if i.Problem == "" {
+			out.Bytes += i.Bytes
+		}
+	}
+	return out, nil
+}
+
+func (s *service) pruneImages(ctx context.Context, c peer.Cred, before time.Time, dryRun bool) ([]api.Pruned, error) {
+	held, err := s.holdings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []api.Pruned
+	for i, h := range held.images {
+		if held.used[i] || !owns(c, h) || !h.Created.Before(before) {
+			continue
+		}
+		p := api.Pruned{What: "image", ID: h.Digest, Name: h.Ref, UID: h.UID, Time: h.Created, Bytes: held.drop(h)}
+		if !dryRun {
+			if err := s.rt.RemoveHeld(ctx, h); err != nil {
+				held.keep(h)
+				p.Problem = "creeld could not remove it; its log says why"
+				if e, ok := errors.AsType[*api.Error](err); ok {
+					p.Problem = e.Error()
+				}
+				s.d.log.WarnContext(ctx, "image not removed", slog.String("image", h.Ref), slog.Any("error", err))
+			}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// owns says whether a caller may remove an image. Root may remove all.
+func owns(c peer.Cred, h creelruntime.Held) bool { return c.UID == 0 || c.UID == h.UID }
+
+// holdings are all images, and how many of them have each part.
+type holdings struct {
+	images []creelruntime.Held
+	used   []bool // something runs from it, or the configuration names it
+	shares map[string]int
+}
+
+func (s *service) holdings(ctx context.Context) (*holdings, error) {
+	images, err := s.rt.Held(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named := []string{s.Policy.DefaultImage}
+	for _, p := range s.Policy.Profiles {
+		named = append(named, p.Image)
+	}
+	running := s.ImagesInUse()
+	h := &holdings{images: images, used: make([]bool, len(images)), shares: map[string]int{}}
+	for i, img := range images {
+		h.keep(img)
+		h.used[i] = running[img.Digest] || slices.ContainsFunc(named, func(ref string) bool { return ref != "" && img.Named(ref) })
+	}
+	return h, nil
+}
+
+func (h *holdings) keep(img creelruntime.Held) {
+	for part := range img.Parts {
+		h.shares[part]++
+	}
+}
+
+// drop takes an image away and says how many bytes no other has.
+func (h *holdings) drop(img creelruntime.Held) (freed int64) {
+	for part, n := range img.Parts {
+		if h.shares[part]--; h.shares[part] == 0 {
+			freed += n
+		}
+	}
+	return freed
+}
+
+// rows are the images of each user that the caller may see the disk of.
+func (h *holdings) rows(c peer.Cred) []api.DiskUse {
+	uids := map[uint32]bool{}
+	for _, img := range h.images {
+		if owns(c, img) {
+			uids[img.UID] = true
+		}
+	}
+	var out []api.DiskUse
+	for uid := range uids {
+		r := api.DiskUse{What: "images", UID: uid}
+		parts := map[string]int64{}
+		var dropped []creelruntime.Held
+		for i, img := range h.images {
+			if img.UID != uid {
+				continue
+			}
+			r.Count++
+			for part, n := range img.Parts {
+				parts[part] = n
+			}
+			if !h.used[i] {
+				r.ReclaimableCount++
+				r.ReclaimableBytes += h.drop(img)
+				dropped = append(dropped, img)
+			}
+		}
+		for _, img := range dropped {
+			h.keep(img)
+		}
+		for _, n := range parts {
+			r.Bytes += n
+		}
+		out = append(out, r)
+	}
+	return out
+}
