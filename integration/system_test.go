@@ -156,3 +156,63 @@ func TestSystemPrune(t *testing.T) {
 		t.Errorf("creel system df: %d, %s%s", code, out, errs)
 	}
 }
+
+// TestRetention: the daemon removes what has ended beyond its bounds by
+// itself, also after a crash, and a caller with many does not push out
+// another's.
+func TestRetention(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[retention]\nper_user = 3\nall = 4\n"})
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	running := l.Spawn(api.SpawnRequest{Name: "running"})
+	var theirs string
+	asStranger(t, func() {
+		var res api.SpawnResult
+		_, body := ask(t, l, "POST", "/v1/sandboxes", `{"command":["/bin/true"]}`)
+		if err := json.Unmarshal([]byte(body), &res); err != nil {
+			t.Errorf("%v: %s", err, body)
+		}
+		theirs = res.Sandbox.ID
+	})
+	last := ""
+	for range 5 {
+		last = l.Spawn(api.SpawnRequest{Command: []string{"/bin/true"}}).ID
+		if _, err := l.Wait(t.Context(), last); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := func(want int) {
+		t.Helper()
+		l.Eventually("the bounds hold", 20*time.Second, func() error {
+			all, err := l.List(t.Context(), client.ListOptions{All: true})
+			if err != nil || len(all) != want {
+				return fmt.Errorf("%d sandboxes, %w", len(all), err)
+			}
+			return nil
+		})
+		for _, id := range []string{running.ID, theirs, last} {
+			if _, err := l.Inspect(t.Context(), id); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+	}
+	kept(1 + 1 + 3)
+	l.Kill()
+	text, err := os.ReadFile(filepath.Join(l.Dir, "creeld.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.Dir, "creeld.toml"), []byte(strings.Replace(string(text), "per_user = 3", "per_user = 1", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.Start()
+	kept(1 + 1 + 1)
+	dirs, err := os.ReadDir(filepath.Join(l.Dir, "state/logs"))
+	if err != nil || len(dirs) != 3 {
+		t.Errorf("%d logs are left, %v", len(dirs), err)
+	}
+	if out, res := l.Sh(running.ID, "echo alive"); out != "alive\n" {
+		t.Errorf("what runs: %q, %+v", out, res)
+	}
+}

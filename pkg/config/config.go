@@ -43,6 +43,7 @@ type Config struct {
 	Exec           Exec       `toml:"exec"`
 	Logs           Logs       `toml:"logs"`
 	Evidence       Evidence   `toml:"evidence"`
+	Retention      Retention  `toml:"retention"`
 	Server         Server     `toml:"server"`
 	Log            Log        `toml:"log"`
 }
@@ -105,6 +106,15 @@ type Evidence struct {
 	Interval api.Duration `toml:"interval"`
 }
 
+// Retention bounds what is kept of sandboxes that have ended. Zero is no bound.
+type Retention struct {
+	Age      api.Duration `toml:"age"`
+	PerUser  int          `toml:"per_user"`
+	All      int          `toml:"all"`
+	LogBytes api.Size     `toml:"log_bytes"`
+	Evidence int          `toml:"evidence"`
+}
+
 // Server bounds callers.
 type Server struct {
 	MaxConnections      int          `toml:"max_connections"`
@@ -133,6 +143,9 @@ func Defaults() Config {
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},
+		Retention: Retention{
+			Age: api.Duration(30 * 24 * time.Hour), PerUser: 256, All: 4096, LogBytes: 4 << 30, Evidence: 10_000,
+		},
 		Server: Server{
 			MaxConnections: 256, MaxStreams: 192, MaxTotalConnections: 2048,
 			HeaderTimeout: api.Duration(10 * time.Second), IdleTimeout: api.Duration(2 * time.Minute), StallTimeout: api.Duration(10 * time.Minute),

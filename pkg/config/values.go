@@ -231,6 +231,10 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		{"limits.max.volume_bytes_per_user", float64(cfg.Limits.Max.VolumeBytesPerUser), 0, 1 << 60, " bytes"},
 		{"exec.max_per_sandbox", float64(cfg.Exec.MaxPerSandbox), 1, 4096, ""},
 		{"logs.max_bytes", float64(cfg.Logs.MaxBytes), 64 << 10, 1 << 40, " bytes"},
+		{"retention.per_user", float64(cfg.Retention.PerUser), 0, 32768, ""},
+		{"retention.all", float64(cfg.Retention.All), 0, 1 << 20, ""},
+		{"retention.log_bytes", float64(cfg.Retention.LogBytes), 0, 1 << 50, " bytes"},
+		{"retention.evidence", float64(cfg.Retention.Evidence), 0, 1 << 24, ""},
 		{"server.max_connections", float64(cfg.Server.MaxConnections), 2, 65536, ""},
 		{"server.max_streams", float64(cfg.Server.MaxStreams), 1, float64(cfg.Server.MaxConnections - 1), " (one less than server.max_connections)"},
 		{"server.max_total_connections", float64(cfg.Server.MaxTotalConnections), float64(cfg.Server.MaxConnections), 1 << 20, " (from server.max_connections)"},
@@ -244,6 +248,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		v, lo, hi time.Duration
 	}{
 		{"evidence.interval", cfg.Evidence.Interval.D(), time.Second, 24 * time.Hour},
+		{"retention.age", cfg.Retention.Age.D(), 0, 10 * 365 * 24 * time.Hour},
 		{"server.header_timeout", cfg.Server.HeaderTimeout.D(), time.Second, time.Minute},
 		{"server.idle_timeout", cfg.Server.IdleTimeout.D(), time.Second, time.Hour},
 		{"server.stall_timeout", cfg.Server.StallTimeout.D(), time.Second, 24 * time.Hour},

@@ -27,6 +27,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/mountns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/pkg/server"
@@ -282,7 +283,7 @@ func (d *daemon) state(context.Context) (err error) {
 
 // sandboxes takes over what the last daemon left, before anybody may ask.
 func (d *daemon) sandboxes(ctx context.Context) (err error) {
-	m := d.cfg.Limits.Max
+	m, keep := d.cfg.Limits.Max, d.cfg.Retention
 	d.launcher, err = launcher.New(launcher.Options{
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
@@ -291,6 +292,9 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
 			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids, Disk: m.Disk,
 			VolumesPerUser: m.VolumesPerUser, VolumeBytesPerUser: m.VolumeBytesPerUser,
+		},
+		Retention: retention.Caps{
+			Age: keep.Age.D(), PerUser: keep.PerUser, All: keep.All, LogBytes: int64(keep.LogBytes), Evidence: keep.Evidence,
 		},
 		BlindRuntime: d.blind,
 		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

@@ -3,24 +3,26 @@ package launcher
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/retention"
 )
 
 // kept is what is on disk of one sandbox.
 type kept struct {
-	sb       *sandbox
-	rec      api.Sandbox
-	ended    bool // and nothing but its record and its log is left
-	layer    bool
-	layers   int64 // bytes
-	logs     int64
-	records  int64
-	evidence int // pieces
+	sb      *sandbox
+	rec     api.Sandbox
+	ended   bool // and nothing but its record and its log is left
+	layer   bool
+	layers  int64 // bytes
+	logs    int64
+	records int64
 }
 
 // keptOf measures the sandboxes that a caller may see, oldest end first.
@@ -39,7 +41,7 @@ func (l *Launcher) keptOf(c peer.Cred) ([]kept, error) {
 	}
 	for i := range out {
 		k := &out[i]
-		k.records, k.evidence = records[k.sb.id].Bytes, records[k.sb.id].Evidence
+		k.records = records[k.sb.id].Bytes
 		if err := k.measure(); err != nil {
 			return nil, err
 		}
@@ -61,6 +63,80 @@ func (k *kept) measure() (err error) {
 	}
 	k.logs, err = logs.Usage(sb.l.logDir(sb.id))
 	return err
+}
+
+// retainEvery is how often what is kept is held against its bounds when no
+// sandbox has ended meanwhile: time alone makes things too old.
+const retainEvery = time.Minute
+
+// retainer is when that was done last. The zero value is due.
+type retainer struct {
+	more    atomic.Bool // a sandbox has ended since
+	running atomic.Bool
+	last    time.Time // of the watch alone
+}
+
+// retain removes, when it is time, what is kept beyond the bounds.
+func (l *Launcher) retain(now time.Time) {
+	r := &l.excess
+	if !r.more.Load() && now.Sub(r.last) < retainEvery || !r.running.CompareAndSwap(false, true) {
+		return
+	}
+	r.more.Store(false)
+	r.last = now
+	l.background(func(ctx context.Context) {
+		defer r.running.Store(false)
+		if err := l.removeExcess(ctx, now); err != nil {
+			l.log.ErrorContext(ctx, "what is kept is not within its bounds; will be tried again", slog.Any("error", err))
+		}
+	})
+}
+
+// removeExcess removes ended sandboxes until all bounds hold.
+func (l *Launcher) removeExcess(ctx context.Context, now time.Time) error {
+	byID := map[string]*sandbox{}
+	var all []retention.Ended
+	for _, sb := range l.all() {
+		e, err := sb.leftover()
+		if err != nil {
+			return err
+		}
+		if e != nil {
+			all, byID[e.ID] = append(all, *e), sb
+		}
+	}
+	var errs []error
+	for _, id := range retention.Excess(now, l.Retention, all) {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the daemon stops; it is the next one's to do
+		}
+		l.log.InfoContext(ctx, "ended sandbox is kept no longer", slog.String("sandbox", id))
+		errs = append(errs, byID[id].remove(ctx, false))
+	}
+	return errors.Join(errs...)
+}
+
+// leftover is what is kept of a sandbox that has ended, nil of any other. It
+// is measured once.
+func (sb *sandbox) leftover() (*retention.Ended, error) {
+	sb.mu.Lock()
+	left, over := sb.left, sb.rec.Sandbox.State == api.StateStopped && sb.rec.Clean
+	e := retention.Ended{ID: sb.id, UID: sb.rec.Sandbox.Caller.UID, At: sb.rec.Sandbox.Ended}
+	sb.mu.Unlock()
+	if !over || left != nil {
+		return left, nil
+	}
+	bytes, err := logs.Usage(sb.l.logDir(sb.id))
+	if err != nil {
+		return nil, err
+	}
+	records, err := sb.l.Store.Kept([]string{sb.id})
+	if err != nil {
+		return nil, err
+	}
+	e.LogBytes, e.Evidence = bytes, records[sb.id].Evidence
+	sb.hold(func() { sb.left = &e })
+	return &e, nil
 }
 
 // DiskUse is what the caller's sandboxes take.

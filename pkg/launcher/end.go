@@ -191,6 +191,7 @@ func (sb *sandbox) cleaned() {
 		return
 	}
 	sb.freeIDs()
+	sb.l.excess.more.Store(true)
 	if later {
 		sb.l.background(sb.removeWhenRead)
 	}

@@ -10,6 +10,7 @@
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift
 //	volumes.go    file systems that outlive sandboxes
+//	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
 //	ensure.go     those that give the same sandbox when they come again
 //
@@ -41,6 +42,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -100,7 +102,8 @@ type Options struct {
 	MaxExecs      int           // execs running in one sandbox
 	LogBytes      int64         // of output kept for each sandbox
 	EvidenceEvery time.Duration // between two proofs of a running sandbox
-	Launches      int           // launches at one time; more wait
+	Retention     retention.Caps
+	Launches      int // launches at one time; more wait
 	Log           *slog.Logger
 }
 
@@ -137,6 +140,7 @@ type Launcher struct {
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
+	excess   retainer
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox

@@ -18,6 +18,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/logs"
+	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
 
@@ -74,8 +75,9 @@ type sandbox struct {
 	timeout   *time.Timer    // of the main command
 	hits      map[string]int64
 	files     fullFiles
-	oomTold   map[string]bool // commands of which sandbox.oom was published
-	again     backoff         // of a clean-up that failed
+	oomTold   map[string]bool  // commands of which sandbox.oom was published
+	again     backoff          // of a clean-up that failed
+	left      *retention.Ended // what is kept, once it does not change any more
 }
 
 // hold sets handles of the sandbox.

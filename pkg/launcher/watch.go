@@ -130,6 +130,7 @@ func (l *Launcher) Watch() {
 				if l.broken.Load() {
 					l.prune(ctx)
 				}
+				l.retain(now)
 			}
 		}
 	})
