@@ -42,6 +42,7 @@ func TestOtherCallers(t *testing.T) {
 		{"GET", "/wait", ""},
 		{"GET", "/logs", ""},
 		{"GET", "/stats", ""},
+		{"GET", "/diff", ""},
 		{"GET", "/evidence", ""},
 		{"GET", "/evidence?fresh=true", ""},
 		{"POST", "/exec", `{"command":["/bin/true"]}`},

@@ -34,6 +34,29 @@ type Disk struct {
 	Free  int64 `json:"free"`  // bytes that a program without privilege could write
 }
 
+// Diff is what a sandbox changed in its root since it started.
+type Diff struct {
+	// Rootfs is "readonly", where nothing can change, or "ephemeral".
+	Rootfs  string   `json:"rootfs"`
+	Changes []Change `json:"changes"`
+	// Truncated says that there is more than is listed.
+	Truncated bool `json:"truncated"`
+	// NotCompared are the places where it could write and of which nothing is
+	// known from before: mounted directories and tmpfs.
+	NotCompared []string `json:"not_compared"`
+}
+
+// Change is one path that is not as in the image. The sandbox made the name:
+// it may hold any character, and what is not UTF-8 is U+FFFD.
+type Change struct {
+	Kind string `json:"kind"` // A added, C changed, D deleted
+	Path string `json:"path"`
+	// Type is file, dir, symlink or other; empty of what is deleted.
+	Type string `json:"type,omitempty"`
+	Mode uint32 `json:"mode,omitempty"` // permission bits
+	Size int64  `json:"size,omitempty"` // bytes; of a directory none
+}
+
 // PruneRequest asks to remove what is kept and not in use: the caller's own,
 // for root everybody's. It is a closed schema.
 type PruneRequest struct {

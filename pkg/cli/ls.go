@@ -40,6 +40,47 @@ func lsCommand(a *app) *cobra.Command {
 	return cmd
 }
 
+func diffCommand(a *app) *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "diff SANDBOX",
+		Short: "Show what a sandbox changed in its root: A added, C changed, D deleted",
+		Long: `Show what a sandbox that has not ended changed in its root file system,
+compared with its image: A added, C changed, D deleted.
+
+Mounted directories and tmpfs are not compared, because nothing is known of
+them from before; they are named on standard error.`,
+		Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := a.client().Diff(cmd.Context(), args[0], limit)
+			if err != nil {
+				return err
+			}
+			return a.writeDiff(d)
+		},
+	}
+	cmd.Flags().IntVar(&limit, "limit", 0, "at most this many changes (10000)")
+	return cmd
+}
+
+func (a *app) writeDiff(d *api.Diff) error {
+	if a.json {
+		return a.writeJSON(d)
+	}
+	for _, c := range d.Changes {
+		if _, err := fmt.Fprintf(a.Out, "%s %s\n", printable(c.Kind), printable(c.Path)); err != nil {
+			return err
+		}
+	}
+	if d.Truncated {
+		a.say("there are more")
+	}
+	if len(d.NotCompared) > 0 {
+		a.say("not compared: %s", strings.Join(d.NotCompared, ", "))
+	}
+	return nil
+}
+
 func (a *app) writeList(list []api.FileInfo, truncated bool) error {
 	if a.json {
 		return a.writeJSON(map[string]any{"entries": list, "truncated": truncated})

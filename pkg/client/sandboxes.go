@@ -267,6 +267,20 @@ func (c *Client) Wait(ctx context.Context, ref string) (*api.WaitResult, error) 
 	return &out, nil
 }
 
+// Diff returns at most limit changes of a sandbox to its root, 0 for as many
+// as the daemon gives.
+func (c *Client) Diff(ctx context.Context, ref string, limit int) (*api.Diff, error) {
+	r := request{method: http.MethodGet, path: route("sandboxes", ref, "diff")}
+	if limit > 0 {
+		r.query = url.Values{"limit": {strconv.Itoa(limit)}}
+	}
+	var out api.Diff
+	if err := c.call(ctx, r, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Stats returns what the sandbox uses now.
 func (c *Client) Stats(ctx context.Context, ref string) (*api.Stats, error) {
 	var out api.Stats

@@ -8,10 +8,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/layerdiff"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/retention"
+	"github.com/creel-sandbox/creel/pkg/store"
 )
 
 // kept is what is on disk of one sandbox.
@@ -246,4 +250,92 @@ func problemOf(err error) string {
 		return e.Error()
 	}
 	return "creeld could not remove it; its log says why"
+}
+
+// Bounds on comparisons: each reads the disk, and holds descriptors and an
+// answer in memory.
+const (
+	maxDiffs = 4 // at one time; more wait
+	diffTime = 10 * time.Second
+)
+
+// Diff is what a sandbox changed in its root, at most limit paths.
+func (l *Launcher) Diff(ctx context.Context, c peer.Cred, ref string, limit int) (*api.Diff, error) {
+	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	over := api.Errorf(api.CodeConflict, "sandbox %s has ended, and what it wrote to its root is gone", sb.id).
+		WithHint("ask while it runs")
+	if state := sb.state(); state != api.StateRunning && state != api.StatePaused {
+		return nil, over
+	}
+	sb.mu.Lock()
+	rec := sb.rec
+	sb.mu.Unlock()
+	out := &api.Diff{Rootfs: rec.Sandbox.Rootfs, Changes: []api.Change{}, NotCompared: l.notCompared(&rec)}
+	if rec.RootfsKind == "" {
+		return out, nil
+	}
+	select {
+	case l.diffs <- struct{}{}:
+		defer func() { <-l.diffs }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, diffTime, api.Errorf(api.CodeUnavailable, "the comparison took more than %v", diffTime).
+		WithHint("the disk is slow or the sandbox is writing much; try again"))
+	defer cancel()
+	lower, err := l.Runtime.Lower(ctx, sb.id)
+	if err != nil {
+		return nil, err
+	}
+	changes, complete, err := layerdiff.List(ctx, layerdiff.Options{
+		Upper: l.layers.Upper(sb.id), Lower: lower, HostID: rec.Sandbox.HostUID, Limit: limit,
+	})
+	if err != nil {
+		if ended(sb.state()) {
+			return nil, over
+		}
+		return nil, err
+	}
+	out.Truncated = !complete
+	for _, c := range changes {
+		out.Changes = append(out.Changes, changeOf(c))
+	}
+	return out, nil
+}
+
+// notCompared are the places other than its root where a sandbox can write.
+func (l *Launcher) notCompared(r *store.Record) []string {
+	out := []string{}
+	for _, m := range l.specOf(r).Tmpfs {
+		out = append(out, m.Target)
+	}
+	for _, m := range r.Mounts {
+		if !m.ReadOnly {
+			out = append(out, m.Target)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func changeOf(c layerdiff.Change) api.Change {
+	out := api.Change{Kind: c.Kind, Path: c.Path}
+	if c.Kind == layerdiff.Deleted {
+		return out
+	}
+	out.Mode, out.Size = c.Mode&0o777, c.Size
+	switch c.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		out.Type = "file"
+	case unix.S_IFDIR:
+		out.Type = "dir"
+	case unix.S_IFLNK:
+		out.Type = "symlink"
+	default:
+		out.Type = "other"
+	}
+	return out
 }

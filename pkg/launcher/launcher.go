@@ -62,6 +62,8 @@ type Runtime interface {
 	// PruneMounts removes what creating a task leaves when it is killed. No
 	// task is being created meanwhile.
 	PruneMounts() error
+	// Lower are the directories of the image a sandbox runs from, topmost first.
+	Lower(ctx context.Context, id string) ([]string, error)
 	// IDs is every id of which containerd knows anything.
 	IDs(ctx context.Context) ([]string, error)
 }
@@ -141,6 +143,7 @@ type Launcher struct {
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
 	excess   retainer
+	diffs    chan struct{} // a place for each comparison that may run
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
@@ -182,6 +185,7 @@ func New(o Options) (*Launcher, error) {
 		Options: o, log: o.Log, ctx: ctx, cancel: cancel,
 		launches:  make(chan struct{}, max(o.Launches, 1)),
 		spares:    make(chan string, spareInits),
+		diffs:     make(chan struct{}, maxDiffs),
 		mounts:    mount.New(append(mount.HostDoors(), o.RunDir, o.StateDir)),
 		layers:    layers,
 		volumes:   volumes,

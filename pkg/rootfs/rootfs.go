@@ -278,6 +278,10 @@ func (m *Maker) List() ([]string, error) {
 	return ids, nil
 }
 
+// Upper is the directory with what a sandbox has written, while its layer is
+// mounted.
+func (m *Maker) Upper(id string) string { return filepath.Join(m.dir(id), nameMount, nameUpper) }
+
 // Usage is how many bytes of disk the layer of a sandbox takes: none when it
 // has no layer, or one in memory.
 func (m *Maker) Usage(id string) (int64, error) {

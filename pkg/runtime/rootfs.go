@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,30 +31,48 @@ func checkIDMapped(mounts []mount.Mount, hostUID uint32) error {
 	return nil
 }
 
+// Lower are the directories of the image that a sandbox runs from, the
+// topmost first, as the daemon sees them when containerd is in its mount
+// namespace.
+func (c *Client) Lower(ctx context.Context, id string) ([]string, error) {
+	mounts, err := c.snaps.Mounts(ctx, id)
+	if err != nil {
+		return nil, wrap(err, "snapshot "+id)
+	}
+	if len(mounts) != 1 {
+		return nil, fmt.Errorf("snapshot %s: %d root mounts, want 1", id, len(mounts))
+	}
+	lower := lowerOf(mounts[0])
+	if lower == "" {
+		return nil, fmt.Errorf("snapshot %s: root mount of type %q has no lower layer", id, mounts[0].Type)
+	}
+	return strings.Split(lower, ":"), nil
+}
+
+// lowerOf is overlayfs's lowerdir= of a mount: an image of one layer is a bind.
+func lowerOf(m mount.Mount) string {
+	if m.Type == "bind" {
+		return m.Source
+	}
+	for _, o := range m.Options {
+		if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok && m.Type == "overlay" {
+			return dirs
+		}
+	}
+	return ""
+}
+
 // withUpper turns the mount of a view into an overlay whose writable layer is
 // in dir. containerd id-maps the lower layers by the same two options.
 func withUpper(view []mount.Mount, dir string, hostUID uint32) ([]mount.Mount, error) {
 	m := view[0]
 	opts := []string{"index=off"}
-	lower := ""
-	switch m.Type {
-	case "overlay":
-		for _, o := range m.Options {
-			switch {
-			case strings.HasPrefix(o, "lowerdir="):
-				lower = strings.TrimPrefix(o, "lowerdir=")
-			case strings.HasPrefix(o, "uidmap="), strings.HasPrefix(o, "gidmap="), o == "userxattr":
-				opts = append(opts, o)
-			}
-		}
-	case "bind": // an image of one layer
-		lower = m.Source
-		for _, o := range m.Options {
-			if strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") {
-				opts = append(opts, o)
-			}
+	for _, o := range m.Options {
+		if strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") || o == "userxattr" && m.Type == "overlay" {
+			opts = append(opts, o)
 		}
 	}
+	lower := lowerOf(m)
 	if lower == "" {
 		return nil, fmt.Errorf("root mount of type %q has no lower layer", m.Type)
 	}

@@ -300,6 +300,10 @@ func (f *fake) RemoveVolume(_ context.Context, c server.Caller, name string) err
 	return f.note(c, "RemoveVolume", name)
 }
 
+func (f *fake) Diff(_ context.Context, c server.Caller, ref string, limit int) (*api.Diff, error) {
+	return &api.Diff{Rootfs: "ephemeral"}, f.note(c, "Diff", ref, limit)
+}
+
 func (f *fake) DiskUsage(_ context.Context, c server.Caller) (*api.DiskUsage, error) {
 	return &api.DiskUsage{Rows: []api.DiskUse{}}, f.note(c, "DiskUsage")
 }

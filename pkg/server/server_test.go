@@ -153,6 +153,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/sandboxes/box/files/stat?path=/f", "", 200, call{"StatFile", []any{"box", "/f"}}, `"name":"/f"`},
 		{"POST", "/v1/sandboxes/box/files/mkdir?path=/d&parents=true", "", 204, call{"Mkdir", []any{"box", "/d", true}}, ""},
 		{"POST", "/v1/sandboxes/box/files/rename?from=/a&to=/b", "", 204, call{"RenameFile", []any{"box", "/a", "/b"}}, ""},
+		{"GET", "/v1/sandboxes/x/diff?limit=7", "", 200, call{"Diff", []any{"x", 7}}, `"rootfs":"ephemeral"`},
 		{"GET", "/v1/system/df", "", 200, call{"DiskUsage", nil}, `"rows":[]`},
 		{"POST", "/v1/system/prune", `{"images":true,"until":"7d"}`, 200, call{"Prune", []any{api.PruneRequest{Images: true, Until: api.Duration(168 * time.Hour)}}}, `"items":[]`},
 		{"GET", "/v1/images", "", 200, call{"Images", nil}, `[{"ref":"base"`},

@@ -78,6 +78,8 @@ type Service interface {
 	RemoveFile(ctx context.Context, c Caller, ref, path string, recursive bool) error
 	RenameFile(ctx context.Context, c Caller, ref, from, to string) error
 
+	// Diff is at most limit changes to the root of a sandbox that has not ended.
+	Diff(ctx context.Context, c Caller, ref string, limit int) (*api.Diff, error)
 	Stats(ctx context.Context, c Caller, ref string) (*api.Stats, error)
 	// Events gives the events after sequence number after that are still kept
 	// to emit, then each new one, until ctx ends or emit fails.

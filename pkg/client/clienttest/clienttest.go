@@ -511,6 +511,22 @@ func (d *Daemon) RemoveVolume(ctx context.Context, c server.Caller, name string)
 	return nil
 }
 
+// Diff is a hostile name among others.
+func (d *Daemon) Diff(ctx context.Context, c server.Caller, ref string, limit int) (*api.Diff, error) {
+	if _, err := d.Get(ctx, c, ref); err != nil {
+		return nil, err
+	}
+	out := &api.Diff{Rootfs: "ephemeral", NotCompared: []string{"/tmp", "/work"}, Changes: []api.Change{
+		{Kind: "C", Path: "/etc", Type: "dir", Mode: 0o755},
+		{Kind: "A", Path: "/etc/\x1b[2J\n", Type: "file", Mode: 0o644, Size: 5},
+		{Kind: "D", Path: "/etc/motd"},
+	}}
+	if limit < len(out.Changes) {
+		out.Changes, out.Truncated = out.Changes[:limit], true
+	}
+	return out, nil
+}
+
 // DiskUsage is of one sandbox and the images.
 func (d *Daemon) DiskUsage(context.Context, server.Caller) (*api.DiskUsage, error) {
 	d.mu.Lock()
