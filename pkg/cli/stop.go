@@ -84,15 +84,3 @@ func removeCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also running ones, which are killed")
 	return cmd
 }
-
-func pauseCommand(a *app) *cobra.Command {
-	return a.forEach("pause SANDBOX...", "Freeze a sandbox", func(ctx context.Context, ref string) error {
-		return a.client().Pause(ctx, ref)
-	})
-}
-
-func resumeCommand(a *app) *cobra.Command {
-	return a.forEach("resume SANDBOX...", "Let a frozen sandbox go on", func(ctx context.Context, ref string) error {
-		return a.client().Resume(ctx, ref)
-	})
-}

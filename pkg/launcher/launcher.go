@@ -142,8 +142,8 @@ type Launcher struct {
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
-	excess   retainer
-	diffs    chan struct{} // a place for each comparison that may run
+	excess  retainer
+	diffs   chan struct{} // a place for each comparison that may run
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox

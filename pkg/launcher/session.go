@@ -3,13 +3,17 @@ package launcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+
+	"github.com/creel-sandbox/creel/pkg/pty"
 )
 
 // ID is the exec's.
@@ -133,4 +137,163 @@ func (t ttyOutput) Read(p []byte) (int, error) {
 		err = io.EOF
 	}
 	return n, err
+}
+
+// stdio is both sides of one command's streams. The daemon makes every
+// descriptor in it: none of a caller's ever enters a sandbox, because a
+// directory or a socket as standard input would be a way out (CVE-2024-21626
+// is the class).
+type stdio struct {
+	child   []*os.File // for PID 1: stdin, stdout, stderr; or the terminal
+	stdin   *os.File   // write end, nil when there is no input
+	stdout  *os.File   // read end, nil with a terminal
+	stderr  *os.File
+	master  *os.File // the terminal's master, nil without one
+	size    *os.File // the same, kept to resize it when master is handed over
+	closing sync.Once
+}
+
+// newPipes makes three pipes owned by the agent, so that a program may open
+// /dev/stdout again. Without input, stdin is a pipe that is already at its end.
+func newPipes(hostUID uint32, input bool) (_ *stdio, err error) {
+	s := &stdio{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	var child [3]*os.File
+	for i, name := range []string{"stdin", "stdout", "stderr"} {
+		var fd [2]int
+		if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("pipe for %s: %w", name, err)
+		}
+		r, w := os.NewFile(uintptr(fd[0]), name), os.NewFile(uintptr(fd[1]), name)
+		ours, theirs := r, w
+		if i == 0 {
+			ours, theirs = w, r
+		}
+		child[i] = theirs
+		s.child = append(s.child, theirs)
+		switch {
+		case i == 0 && !input:
+			err = ours.Close()
+		case i == 0:
+			s.stdin = ours
+		case i == 1:
+			s.stdout = ours
+		default:
+			s.stderr = ours
+		}
+		if err == nil {
+			err = unix.Fchown(int(child[i].Fd()), int(hostUID), int(hostUID))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pipe for %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// newTTY makes a terminal in the sandbox's own devpts, so that ttyname(3)
+// works inside and nothing is shared with another terminal.
+func newTTY(pid1 int, hostUID uint32, cols, rows uint16) (*stdio, error) {
+	master, slave, err := pty.Open(pid1, hostUID, hostUID)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	s := &stdio{child: []*os.File{slave}, master: master}
+	if cols != 0 && rows != 0 {
+		if err := resize(master, cols, rows); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func resize(master *os.File, cols, rows uint16) error {
+	if master == nil {
+		return errors.New("the command has no terminal")
+	}
+	return control(master, func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: cols, Row: rows})
+	})
+}
+
+// control runs fn on f's descriptor without making it blocking, as Fd does.
+func control(f *os.File, fn func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := c.Control(func(fd uintptr) { ferr = fn(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// closeChild closes what PID 1 has now.
+func (s *stdio) closeChild() {
+	for _, f := range s.child {
+		_ = f.Close()
+	}
+	s.child = nil
+}
+
+// close closes everything, once: the client's end of a command and that of
+// its sandbox may come at the same time.
+func (s *stdio) close() {
+	s.closing.Do(func() {
+		s.closeChild()
+		for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master, s.size} {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+	})
+}
+
+// nonblocking gives f again as a file that Go's poller waits for, so that a
+// reader of it costs no thread. It closes f.
+func nonblocking(f *os.File) (*os.File, error) {
+	if f == nil {
+		return nil, nil
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("dup %s: %w", f.Name(), err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("set %s nonblocking: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// keepSize keeps the terminal within reach when its master goes to a client.
+func (s *stdio) keepSize() error {
+	if s.master == nil {
+		return nil
+	}
+	return control(s.master, func(master int) error {
+		fd, err := unix.FcntlInt(uintptr(master), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("dup the terminal: %w", err)
+		}
+		s.size = os.NewFile(uintptr(fd), "terminal")
+		return nil
+	})
+}
+
+// pollable makes the daemon's ends wait in Go's poller.
+func (s *stdio) pollable() (err error) {
+	for _, f := range []**os.File{&s.stdin, &s.stdout, &s.stderr, &s.master} {
+		if *f, err = nonblocking(*f); err != nil {
+			return err
+		}
+	}
+	return nil
 }

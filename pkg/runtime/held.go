@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -54,16 +53,6 @@ func (c *Client) Held(ctx context.Context) ([]Held, error) {
 // RemoveHeld forgets one image under one name. It succeeds when it is gone.
 func (c *Client) RemoveHeld(ctx context.Context, h Held) error {
 	return wrap(gone(c.imgs.Delete(ctx, h.name, images.SynchronousDelete())), "remove image "+h.Ref)
-}
-
-// ownerOf is the user behind whose uid an image is kept, see kept.
-func ownerOf(name string) uint32 {
-	if first, _, ok := strings.Cut(name, "/"); ok {
-		if n, err := strconv.ParseUint(strings.TrimPrefix(first, "uid-"), 10, 32); err == nil && strings.HasPrefix(first, "uid-") {
-			return uint32(n)
-		}
-	}
-	return 0
 }
 
 // measure asks containerd for each size once.
