@@ -124,7 +124,7 @@ func (l *Lab) mounts() (out []string) {
 			continue
 		}
 		switch f[4] {
-		case filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"):
+		case l.StateDir(), filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"):
 		default:
 			out = append(out, "mount "+f[4])
 		}
@@ -162,7 +162,7 @@ func (l *Lab) processes() (out []string) {
 func (l *Lab) loops() (out []string) {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
-		if text, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(text), l.Dir) {
+		if text, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(text), l.StateDir()+"/") {
 			out = append(out, "loop "+strings.TrimSpace(string(text)))
 		}
 	}

@@ -56,6 +56,9 @@ type Options struct {
 	// Foreign gives the daemon a containerd that was there before it, started
 	// in the host's mount namespace, and runc.
 	Foreign bool
+	// StateMiB puts the state directory on a file system of its own, of that
+	// size, in place of the host's.
+	StateMiB int
 	// Blind puts that containerd in a mount namespace of its own.
 	Blind bool
 }
@@ -121,6 +124,9 @@ level = "debug"
 	l.write(l.config, text+o.Config)
 	stuck := time.AfterFunc(patience(), l.stuck)
 	tb.Cleanup(func() { l.close(); stuck.Stop() })
+	if o.StateMiB > 0 {
+		l.makeState(o.StateMiB)
+	}
 	if o.Foreign {
 		l.startContainerd(o.Blind)
 	}

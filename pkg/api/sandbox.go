@@ -141,8 +141,8 @@ const (
 	StateUnknown State = "unknown"
 )
 
-// Reason says what ended a sandbox or an exec. It comes from kernel files and
-// the daemon's clock, never from the sandbox.
+// Reason says what ended a sandbox or an exec, or paused a sandbox. It comes
+// from kernel files and the daemon's clock, never from the sandbox.
 type Reason string
 
 // The reasons.
@@ -157,6 +157,7 @@ const (
 	ReasonTimeout Reason = "timeout" // the command's own --timeout
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked
+	ReasonDisk    Reason = "disk"    // paused: it went on writing while the disk was nearly full
 )
 
 // Sandbox is what the daemon knows of a sandbox.

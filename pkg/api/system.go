@@ -32,6 +32,8 @@ type DiskUse struct {
 type Disk struct {
 	Total int64 `json:"total"` // bytes
 	Free  int64 `json:"free"`  // bytes that a program without privilege could write
+	// Reserve is the bytes below which writers are paused; 0 is none.
+	Reserve int64 `json:"reserve"`
 }
 
 // Diff is what a sandbox changed in its root since it started.

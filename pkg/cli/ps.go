@@ -65,6 +65,9 @@ func stateCell(s api.Sandbox) cell {
 		c = green
 	case api.StatePaused:
 		c = yellow
+		if s.Reason != "" {
+			text += " (" + string(s.Reason) + ")"
+		}
 	case api.StateStopped:
 		c = faint
 		if e := ended(s.Reason, s.ExitCode); e != "" {

@@ -40,7 +40,7 @@ memory count as no bytes: they are in their sandbox's memory limit.`,
 			if err := a.writeTable(&t); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(a.Out, "\ndisk: %s of %s free\n", size(u.Disk.Free), size(u.Disk.Total))
+			_, err = fmt.Fprintf(a.Out, "\ndisk: %s of %s free; below %s sandboxes that write are paused\n", size(u.Disk.Free), size(u.Disk.Total), size(u.Disk.Reserve))
 			return err
 		},
 	}

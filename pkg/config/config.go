@@ -44,6 +44,7 @@ type Config struct {
 	Logs           Logs       `toml:"logs"`
 	Evidence       Evidence   `toml:"evidence"`
 	Retention      Retention  `toml:"retention"`
+	Disk           Disk       `toml:"disk"`
 	Server         Server     `toml:"server"`
 	Log            Log        `toml:"log"`
 }
@@ -115,6 +116,11 @@ type Retention struct {
 	Evidence int          `toml:"evidence"`
 }
 
+// Disk keeps a part of the state directory's file system free.
+type Disk struct {
+	Reserve api.Size `toml:"reserve"`
+}
+
 // Server bounds callers.
 type Server struct {
 	MaxConnections      int          `toml:"max_connections"`
@@ -146,6 +152,7 @@ func Defaults() Config {
 		Retention: Retention{
 			Age: api.Duration(30 * 24 * time.Hour), PerUser: 256, All: 4096, LogBytes: 4 << 30, Evidence: 10_000,
 		},
+		Disk: Disk{Reserve: 512 << 20},
 		Server: Server{
 			MaxConnections: 256, MaxStreams: 192, MaxTotalConnections: 2048,
 			HeaderTimeout: api.Duration(10 * time.Second), IdleTimeout: api.Duration(2 * time.Minute), StallTimeout: api.Duration(10 * time.Minute),

@@ -235,6 +235,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		{"retention.all", float64(cfg.Retention.All), 0, 1 << 20, ""},
 		{"retention.log_bytes", float64(cfg.Retention.LogBytes), 0, 1 << 50, " bytes"},
 		{"retention.evidence", float64(cfg.Retention.Evidence), 0, 1 << 24, ""},
+		{"disk.reserve", float64(cfg.Disk.Reserve), 0, 1 << 50, " bytes"},
 		{"server.max_connections", float64(cfg.Server.MaxConnections), 2, 65536, ""},
 		{"server.max_streams", float64(cfg.Server.MaxStreams), 1, float64(cfg.Server.MaxConnections - 1), " (one less than server.max_connections)"},
 		{"server.max_total_connections", float64(cfg.Server.MaxTotalConnections), float64(cfg.Server.MaxConnections), 1 << 20, " (from server.max_connections)"},

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"io"
 	"sync"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -42,6 +43,29 @@ func (i *imports) end(uid uint32) {
 	if i.n[uid]--; i.n[uid] == 0 {
 		delete(i.n, uid)
 	}
+}
+
+// roomEvery is how many bytes of an archive are taken between two looks at
+// the disk.
+const roomEvery = 8 << 20
+
+// roomyReader reads an archive as long as the disk has room for it.
+type roomyReader struct {
+	r    io.Reader
+	room func() error
+	left int64 // until the next look
+}
+
+func (r *roomyReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		if err := r.room(); err != nil {
+			return 0, err
+		}
+		r.left = roomEvery
+	}
+	n, err := r.r.Read(p)
+	r.left -= int64(n)
+	return n, err
 }
 
 // roomForImage is nil if a user may have one more image.

@@ -55,7 +55,7 @@ func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io
 	if err := s.roomForImage(ctx, c.UID); err != nil {
 		return nil, err
 	}
-	img, err := s.rt.Import(ctx, c.UID, r, ref, image.DefaultLimits)
+	img, err := s.rt.Import(ctx, c.UID, &roomyReader{r: r, room: s.RoomOnDisk}, ref, image.DefaultLimits)
 	if err != nil {
 		return nil, err
 	}

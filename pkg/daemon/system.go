@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
@@ -29,11 +27,11 @@ func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, e
 	slices.SortFunc(rows, func(a, b api.DiskUse) int {
 		return cmp.Or(cmp.Compare(a.What, b.What), cmp.Compare(a.UID, b.UID))
 	})
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.d.cfg.StateDir, &st); err != nil {
+	disk, err := s.Disk()
+	if err != nil {
 		return nil, err
 	}
-	return &api.DiskUsage{Rows: rows, Disk: api.Disk{Total: int64(st.Blocks) * st.Frsize, Free: int64(st.Bavail) * st.Frsize}}, nil
+	return &api.DiskUsage{Rows: rows, Disk: disk}, nil
 }
 
 // Prune removes what is kept and not in use: sandboxes first, so that images

@@ -14,6 +14,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/layerdiff"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
@@ -338,4 +339,107 @@ func changeOf(c layerdiff.Change) api.Change {
 		out.Type = "other"
 	}
 	return out
+}
+
+// Disk is the file system of the state directory.
+func (l *Launcher) Disk() (api.Disk, error) {
+	s, err := l.reserve.Space()
+	return api.Disk{Total: s.Total, Free: s.Free, Reserve: l.reserve.Bytes()}, err
+}
+
+// RoomOnDisk is nil if something that takes disk may begin, or go on.
+func (l *Launcher) RoomOnDisk() error {
+	d, err := l.Disk()
+	if err != nil {
+		return err
+	}
+	if d.Free < d.Reserve {
+		return api.Errorf(api.CodeExhausted, "the disk is nearly full: less than disk.reserve (%v) is free", api.Size(d.Reserve)).
+			WithHint("creel system df shows what is yours, creel system prune removes what has ended; or have the operator make room")
+	}
+	return nil
+}
+
+// keepReserve pauses the sandboxes that go on writing while less than the
+// reserve is free, and lets them go on when there is room again.
+func (l *Launcher) keepReserve(ctx context.Context) {
+	state, changed, err := l.reserve.Check()
+	if err != nil {
+		l.log.ErrorContext(ctx, "it is not known how much of the disk is free", slog.Any("error", err))
+		return
+	}
+	if changed {
+		l.tellRoom(ctx, state)
+	}
+	switch state {
+	case reserve.Short:
+		l.pauseWriters(ctx)
+	case reserve.Room:
+		l.resumeWriters(ctx)
+	case reserve.Scarce: // nobody is stopped, and nobody let go on
+	}
+}
+
+func (l *Launcher) tellRoom(ctx context.Context, s reserve.State) {
+	kind := "disk.room"
+	if s == reserve.Short {
+		kind = "disk.short"
+		l.log.WarnContext(ctx, "the disk is nearly full: sandboxes that write are paused", slog.String("reserve", api.Size(l.reserve.Bytes()).String()))
+	} else {
+		l.log.InfoContext(ctx, "the disk has room again")
+	}
+	l.Bus.Publish(api.Event{Time: time.Now(), Type: kind}) // nobody's, so root's to see
+}
+
+func (l *Launcher) pauseWriters(ctx context.Context) {
+	running, sizes := map[string]*sandbox{}, map[string]int64{}
+	for _, sb := range l.all() {
+		if !sb.mayBePaused() {
+			continue
+		}
+		n, err := sb.onDisk()
+		if err != nil {
+			l.log.ErrorContext(ctx, "it is not known what a sandbox has on disk", slog.String("sandbox", sb.id), slog.Any("error", err))
+			continue
+		}
+		running[sb.id], sizes[sb.id] = sb, n
+	}
+	for _, id := range l.reserve.Look(sizes) {
+		if err := running[id].pause(ctx, api.ReasonDisk); err != nil && !ended(running[id].state()) {
+			l.log.WarnContext(ctx, "sandbox that fills the disk is not paused", slog.String("sandbox", id), slog.Any("error", err))
+		}
+	}
+}
+
+// mayBePaused says whether a sandbox runs and was not asked to end: that must
+// not be held up.
+func (sb *sandbox) mayBePaused() bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec.Sandbox.State == api.StateRunning && !sb.ending && sb.askedFor == ""
+}
+
+// onDisk is what a sandbox has written in creel's own directories: what it
+// writes to a mounted directory is its caller's disk, whichever that is.
+func (sb *sandbox) onDisk() (int64, error) {
+	layer, err := sb.l.layers.Usage(sb.id)
+	if err != nil {
+		return 0, err
+	}
+	log, err := logs.Usage(sb.l.logDir(sb.id))
+	return layer + log, err
+}
+
+func (l *Launcher) resumeWriters(ctx context.Context) {
+	for _, sb := range l.all() {
+		sb.mu.Lock()
+		paused := sb.rec.Sandbox.State == api.StatePaused && sb.rec.Sandbox.Reason == api.ReasonDisk
+		sb.mu.Unlock()
+		if !paused {
+			continue
+		}
+		if err := sb.resume(ctx); err != nil && !ended(sb.state()) {
+			l.log.WarnContext(ctx, "sandbox does not go on although the disk has room", slog.String("sandbox", sb.id), slog.Any("error", err))
+		}
+	}
 }

@@ -325,21 +325,33 @@ func (sb *sandbox) kill(sig unix.Signal) error {
 	return sb.signalMain(sig)
 }
 
-func (sb *sandbox) pause(ctx context.Context, idle bool) error {
+// pause freezes the agent's processes. why is ReasonIdle or ReasonDisk, or
+// empty if somebody asked for it.
+func (sb *sandbox) pause(ctx context.Context, why api.Reason) error {
 	if err := checkMove(sb.state(), api.StatePaused); err != nil {
 		return err
 	}
 	if err := sb.cg.Freeze(ctx); err != nil {
 		return err
 	}
-	if err := sb.move(api.StatePaused, func(r *store.Record) { r.IdlePaused = idle }); err != nil {
+	idle := why == api.ReasonIdle
+	if err := sb.move(api.StatePaused, func(r *store.Record) {
+		r.IdlePaused = idle
+		if why == api.ReasonDisk {
+			r.Sandbox.Reason = why
+		}
+	}); err != nil {
 		_ = sb.cg.Thaw(context.WithoutCancel(ctx))
 		return err
 	}
 	sb.mu.Lock()
 	sb.idle = idle
 	sb.mu.Unlock()
-	sb.l.publish("sandbox.paused", sb.identity(), "idle", fmt.Sprint(idle))
+	fields := []string{"idle", fmt.Sprint(idle)}
+	if why == api.ReasonDisk {
+		fields = append(fields, "reason", string(why))
+	}
+	sb.l.publish("sandbox.paused", sb.identity(), fields...)
 	return nil
 }
 
@@ -354,7 +366,7 @@ func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
 	if came {
 		return nil
 	}
-	return sb.pause(ctx, true)
+	return sb.pause(ctx, api.ReasonIdle)
 }
 
 func (sb *sandbox) resume(ctx context.Context) error {
@@ -367,7 +379,7 @@ func (sb *sandbox) resume(ctx context.Context) error {
 	sb.mu.Lock()
 	sb.idle, sb.busy = false, time.Now()
 	sb.mu.Unlock()
-	if err := sb.move(api.StateRunning, func(r *store.Record) { r.IdlePaused = false }); err != nil {
+	if err := sb.move(api.StateRunning, func(r *store.Record) { r.IdlePaused, r.Sandbox.Reason = false, "" }); err != nil {
 		return err
 	}
 	sb.l.publish("sandbox.resumed", sb.identity())

@@ -42,6 +42,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
@@ -105,7 +106,8 @@ type Options struct {
 	LogBytes      int64         // of output kept for each sandbox
 	EvidenceEvery time.Duration // between two proofs of a running sandbox
 	Retention     retention.Caps
-	Launches      int // launches at one time; more wait
+	DiskReserve   int64 // of the state directory's file system, in bytes
+	Launches      int   // launches at one time; more wait
 	Log           *slog.Logger
 }
 
@@ -144,6 +146,7 @@ type Launcher struct {
 	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
 	excess  retainer
 	diffs   chan struct{} // a place for each comparison that may run
+	reserve *reserve.Reserve
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
@@ -189,6 +192,7 @@ func New(o Options) (*Launcher, error) {
 		mounts:    mount.New(append(mount.HostDoors(), o.RunDir, o.StateDir)),
 		layers:    layers,
 		volumes:   volumes,
+		reserve:   reserve.New(o.StateDir, o.DiskReserve),
 		sandboxes: map[string]*sandbox{},
 	}
 	return l, nil

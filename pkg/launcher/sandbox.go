@@ -239,7 +239,7 @@ func (sb *sandbox) active(ctx context.Context) error {
 	sb.waking.Lock() // not while it is being paused for being idle
 	defer sb.waking.Unlock()
 	sb.mu.Lock()
-	state, idle := sb.rec.Sandbox.State, sb.idle
+	state, idle, why := sb.rec.Sandbox.State, sb.idle, sb.rec.Sandbox.Reason
 	sb.busy = time.Now()
 	sb.mu.Unlock()
 	switch {
@@ -247,6 +247,9 @@ func (sb *sandbox) active(ctx context.Context) error {
 		return nil
 	case state == api.StatePaused && idle:
 		return sb.resume(ctx)
+	case state == api.StatePaused && why == api.ReasonDisk:
+		return api.Errorf(api.CodeConflict, "sandbox %s is paused because the disk is nearly full", sb.id).
+			WithHint("it goes on when there is room: creel system df, creel system prune")
 	case state == api.StatePaused:
 		return api.Errorf(api.CodeConflict, "sandbox %s is paused", sb.id).WithHint("creel resume " + sb.fixed.Sandbox.Name)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
 
@@ -33,6 +34,12 @@ func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {
 	if l.BlindRuntime && (len(a.Request.Mounts) > 0 || a.Request.Rootfs == "ephemeral") {
 		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
+	}
+	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}
+	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() {
+		if err := l.RoomOnDisk(); err != nil {
+			return nil, err
+		}
 	}
 	return a, nil
 }
@@ -144,7 +151,7 @@ func (l *Launcher) Pause(ctx context.Context, c peer.Cred, ref string) error {
 	if err != nil {
 		return err
 	}
-	return sb.pause(ctx, false)
+	return sb.pause(ctx, "")
 }
 
 // Resume lets them go on.

@@ -131,6 +131,7 @@ func (l *Launcher) Watch() {
 					l.prune(ctx)
 				}
 				l.retain(now)
+				l.keepReserve(ctx)
 			}
 		}
 	})

@@ -103,6 +103,9 @@ func New(root, mkfs string) (*Maker, error) {
 	return &Maker{root: root, mkfs: mkfs}, nil
 }
 
+// OnDisk says whether a layer of these options takes disk, and not memory.
+func (o Options) OnDisk() bool { return o.Limit > o.Memory/4 }
+
 // Prepare makes the layer of a sandbox that has none. undo takes it away again
 // and can be repeated.
 func (m *Maker) Prepare(ctx context.Context, id string, o Options) (_ Layer, undo func(context.Context) error, err error) {
@@ -127,7 +130,7 @@ func (m *Maker) Prepare(ctx context.Context, id string, o Options) (_ Layer, und
 		}
 	}()
 	l := Layer{Kind: KindTmpfs}
-	if o.Limit > o.Memory/4 {
+	if o.OnDisk() {
 		l.Kind = KindExt4
 	}
 	at := filepath.Join(m.dir(id), nameMount)

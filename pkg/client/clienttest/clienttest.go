@@ -536,7 +536,7 @@ func (d *Daemon) DiskUsage(context.Context, server.Caller) (*api.DiskUsage, erro
 			{What: "images", UID: 1000, Count: len(d.images), Bytes: int64(len(d.images)) << 20},
 			{What: "records", UID: 1000, Count: 2, Bytes: 4096, ReclaimableCount: 1, ReclaimableBytes: 2048},
 		},
-		Disk: api.Disk{Total: 10 << 30, Free: 5 << 30},
+		Disk: api.Disk{Total: 10 << 30, Free: 5 << 30, Reserve: 1 << 30},
 	}, nil
 }
 
