@@ -27,9 +27,11 @@ const (
 	maxText     = 96 << 10 // bytes of arguments and environment together
 	maxLabels   = 64
 	maxLabelLen = 256
-	maxMounts   = 16
-	maxPath     = 1024
-	maxSource   = 4096 // PATH_MAX; it is for people to read
+	// An exec may have fewer: the newest 256 are kept for each sandbox.
+	maxExecLabels = 16
+	maxMounts     = 16
+	maxPath       = 1024
+	maxSource     = 4096 // PATH_MAX; it is for people to read
 )
 
 // Minimums below which an agent cannot start at all.
@@ -141,7 +143,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	if !slices.Contains(p.Rootfs, r.Rootfs) {
 		ps.add("rootfs", r.Rootfs, "one of %s in profile %s", strings.Join(p.Rootfs, ", "), p.Name)
 	}
-	checkLabels(&ps, r.Labels)
+	checkLabels(&ps, r.Labels, maxLabels)
 	checkMounts(&ps, r.Mounts, p)
 	a.Limits = resolveLimits(&ps, r.Limits, p)
 	checkProcess(&ps, r.Command, r.Env, r.Workdir, len(r.Command) == 0)
@@ -170,6 +172,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 func Exec(req api.ExecRequest) error {
 	var ps problems
 	checkProcess(&ps, req.Command, req.Env, req.Workdir, false)
+	checkLabels(&ps, req.Labels, maxExecLabels)
 	if req.IO != "" && req.IO != "fds" && req.IO != "framed" {
 		ps.add("io", req.IO, `"fds" or "framed"`)
 	}
@@ -219,9 +222,9 @@ func Env(add map[string]string, tty bool) map[string]string {
 	return env
 }
 
-func checkLabels(ps *problems, labels map[string]string) {
-	if len(labels) > maxLabels {
-		ps.add("labels", fmt.Sprint(len(labels)), "at most %d", maxLabels)
+func checkLabels(ps *problems, labels map[string]string, most int) {
+	if len(labels) > most {
+		ps.add("labels", fmt.Sprint(len(labels)), "at most %d", most)
 	}
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		if v := labels[k]; k == "" || len(k) > maxLabelLen || len(v) > maxLabelLen || !printable(k) || !printable(v) {

@@ -3,6 +3,8 @@ package admission_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -166,4 +168,29 @@ func FuzzResolve(f *testing.F) {
 			t.Error("an admitted request became privileged")
 		}
 	})
+}
+
+func TestExecProblems(t *testing.T) {
+	labels := map[string]string{}
+	for i := range 16 {
+		labels[fmt.Sprint(i)] = strings.Repeat("v", 256)
+	}
+	ok := api.ExecRequest{Command: []string{"true"}, Labels: labels, IO: "fds"}
+	if err := admission.Exec(ok); err != nil {
+		t.Errorf("Exec(%+v) = %v", ok, err)
+	}
+	more := maps.Clone(labels)
+	more["one more"] = ""
+	for name, req := range map[string]api.ExecRequest{
+		"no command":      {},
+		"too many labels": {Command: []string{"true"}, Labels: more},
+		"a long label":    {Command: []string{"true"}, Labels: map[string]string{"k": strings.Repeat("v", 257)}},
+		"no label's name": {Command: []string{"true"}, Labels: map[string]string{"": "v"}},
+		"control codes":   {Command: []string{"true"}, Labels: map[string]string{"k": "\x1b[2J"}},
+		"io":              {Command: []string{"true"}, IO: "tape"},
+	} {
+		if err := admission.Exec(req); api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -261,6 +261,9 @@ type ExecRequest struct {
 	// error, a one-shot exec answers with, 1 to 4M; 256K when absent. What the
 	// command writes beyond that is read and dropped.
 	MaxOutput Size `json:"max_output,omitzero"`
+
+	// Labels are kept with the exec's record; creel does not interpret them.
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // ExecResult is how a command ended.

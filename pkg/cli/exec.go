@@ -2,7 +2,10 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"syscall"
+	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +16,7 @@ type execFlags struct {
 	req      api.ExecRequest
 	env      []string
 	envFiles []string
+	labels   []string
 }
 
 func execCommand(a *app) *cobra.Command {
@@ -26,7 +30,8 @@ creel exits with the command's own code; 128+n when signal n ended it; 124
 timed out; 125 creel itself failed; 126 not executable; 127 not found. When
 creel goes away, the command is killed with all it started.`,
 		Example: `  creel exec helper -- ls -l
-  creel exec -it helper bash`,
+  creel exec -it helper bash
+  creel exec ls helper`,
 		Annotations: map[string]string{ownExit: "yes"},
 		Args:        args(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,9 +44,81 @@ creel goes away, the command is killed with all it started.`,
 	fl.StringVarP(&f.req.Workdir, "workdir", "w", "", "start in this directory of the sandbox")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
+	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the record of the command")
 	durationVar(fl, &f.req.Timeout, "timeout", "end the command after this long (exit code 124)")
 	fl.SetInterspersed(false) // what follows SANDBOX is the command's
+	cmd.AddCommand(execListCommand(a))
 	return cmd
+}
+
+func execListCommand(a *app) *cobra.Command {
+	var filters []string
+	cmd := &cobra.Command{
+		Use:   "ls SANDBOX",
+		Short: "List the commands that exec runs and ran in a sandbox",
+		Long: `List the commands that exec runs in a sandbox, and the newest 256 that it ran.
+
+OUTPUT is the bytes that passed the daemon. It is - for commands that got pipes
+by descriptor, as creel exec does: their bytes do not pass it. A sandbox that is
+itself called ls is reached by creel exec -- ls COMMAND.`,
+		Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := parseFilters(filters, "label")
+			if err != nil {
+				return err
+			}
+			return a.execList(cmd.Context(), args[0], f.Labels)
+		},
+	}
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those with label=NAME=VALUE")
+	return cmd
+}
+
+func (a *app) execList(ctx context.Context, ref string, labels map[string]string) error {
+	execs, err := a.client().Execs(ctx, ref, labels)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.writeJSON(execs)
+	}
+	var t table
+	t.header("ID", "STARTED", "STATE", "TOOK", "OUTPUT", "LIMITS HIT", "COMMAND")
+	for _, e := range execs {
+		state, took, output := cell{"running", green}, "-", "-"
+		if e.Reason != "" {
+			state = cell{ended(e.Reason, e.ExitCode), plain}
+			if e.Reason != api.ReasonExited {
+				state.color = red
+			}
+		}
+		if !e.Ended.IsZero() && e.ExitCode != nil {
+			took = e.Ended.Sub(e.Started).Round(time.Millisecond).String()
+		}
+		if e.OutputBytes != nil {
+			output = size(*e.OutputBytes)
+		}
+		t.row(e.ID, ago(e.Started, time.Now()), state, took, output, hits(e.LimitsHit), words(e.Command, e.Cut))
+	}
+	return a.writeTable(&t)
+}
+
+// words is a command on one line, for reading: quotes in it are not escaped.
+func words(args []string, cut bool) string {
+	var b strings.Builder
+	for i, arg := range args {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		if arg == "" || strings.ContainsFunc(arg, unicode.IsSpace) {
+			arg = "'" + arg + "'"
+		}
+		b.WriteString(arg)
+	}
+	if cut {
+		b.WriteString("...")
+	}
+	return b.String()
 }
 
 func (a *app) exec(ctx context.Context, f *execFlags, ref string, command []string) error {
@@ -55,6 +132,9 @@ func (a *app) exec(ctx context.Context, f *execFlags, ref string, command []stri
 	req.Command = command
 	var err error
 	if req.Env, err = environment(f.env, f.envFiles); err != nil {
+		return &exitError{exitOwn, err}
+	}
+	if req.Labels, err = parseLabels(f.labels); err != nil {
 		return &exitError{exitOwn, err}
 	}
 	if err := a.streamsOf(req.Stdin, req.TTY); err != nil {

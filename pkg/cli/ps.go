@@ -13,21 +13,34 @@ import (
 
 func psCommand(a *app) *cobra.Command {
 	var all, quiet bool
+	var filters []string
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List sandboxes",
-		Args:  args(0, 0),
+		Long: `List sandboxes.
+
+A filter is label=NAME=VALUE, agent=NAME, status=STATE or image=REFERENCE (or its
+digest). Of several agents, states or images any may be; of several labels all
+must. A status finds ended sandboxes without -a.`,
+		Example: `  creel ps -a -q --filter label=job=7 --filter status=stopped`,
+		Args:    args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ps(cmd.Context(), all, quiet)
+			opts, err := parseFilters(filters, "label", "agent", "status", "image")
+			if err != nil {
+				return err
+			}
+			opts.All = all
+			return a.ps(cmd.Context(), opts, quiet)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those with KEY=VALUE; may be repeated")
 	return cmd
 }
 
-func (a *app) ps(ctx context.Context, all, quiet bool) error {
-	list, err := a.client().List(ctx, client.ListOptions{All: all})
+func (a *app) ps(ctx context.Context, opts client.ListOptions, quiet bool) error {
+	list, err := a.client().List(ctx, opts)
 	switch {
 	case err != nil:
 		return err

@@ -9,11 +9,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
 )
 
 // parseMount reads SRC:DST[:ro|:rw]. DST starts with a slash, so a source may
@@ -84,6 +86,52 @@ func addEnvFile(env map[string]string, name string) error {
 }
 
 // environment joins the files' and the flags' variables; the flags win.
+// parseLabels reads NAME=VALUE.
+func parseLabels(list []string) (map[string]string, error) {
+	var labels map[string]string
+	var errs []error
+	for _, l := range list {
+		k, v, ok := strings.Cut(l, "=")
+		if !ok || k == "" {
+			errs = append(errs, fmt.Errorf("label %q is not NAME=VALUE", l))
+			continue
+		}
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[k] = v
+	}
+	return labels, errors.Join(errs...)
+}
+
+// parseFilters reads KEY=VALUE as ps and exec ls take it; a verb has some of
+// the keys. Values of one key are alternatives, but all labels must be there.
+func parseFilters(list []string, keys ...string) (client.ListOptions, error) {
+	var o client.ListOptions
+	var labels []string
+	for _, f := range list {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok || v == "" || !slices.Contains(keys, k) {
+			return o, misuse("filter %q is not one of %s=VALUE", f, strings.Join(keys, "=VALUE, "))
+		}
+		switch k {
+		case "label":
+			labels = append(labels, v)
+		case "agent":
+			o.Agents = append(o.Agents, v)
+		case "status":
+			o.States = append(o.States, api.State(v))
+		case "image":
+			o.Images = append(o.Images, v)
+		}
+	}
+	var err error
+	if o.Labels, err = parseLabels(labels); err != nil {
+		return o, misuse("filter: %w", err)
+	}
+	return o, nil
+}
+
 func environment(vars, files []string) (map[string]string, error) {
 	if len(vars)+len(files) == 0 {
 		return nil, nil

@@ -124,17 +124,8 @@ func (f *runFlags) sandbox() (api.SpawnRequest, error) {
 	var err error
 	req.Env, err = environment(f.env, f.envFiles)
 	errs = append(errs, err)
-	for _, l := range f.labels {
-		k, v, ok := strings.Cut(l, "=")
-		if !ok || k == "" {
-			errs = append(errs, fmt.Errorf("label %q is not NAME=VALUE", l))
-			continue
-		}
-		if req.Labels == nil {
-			req.Labels = map[string]string{}
-		}
-		req.Labels[k] = v
-	}
+	req.Labels, err = parseLabels(f.labels)
+	errs = append(errs, err)
 	return req, errors.Join(errs...)
 }
 

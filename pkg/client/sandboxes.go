@@ -172,10 +172,13 @@ type ListOptions struct {
 	All bool
 	// Labels must all be there, with these values.
 	Labels map[string]string
-	// State, where not empty, is the only state wanted; it implies All.
-	State api.State
-	// Agent, where not empty, is the only agent wanted.
-	Agent string
+	// States, where there are any, are those wanted; they imply All.
+	States []api.State
+	// Agents, where there are any, are those wanted.
+	Agents []string
+	// Images, where there are any, are those wanted: references as they were
+	// asked for, or digests.
+	Images []string
 }
 
 // List returns the sandboxes that the caller may see, newest first.
@@ -191,17 +194,23 @@ func (c *Client) ListPage(ctx context.Context, opts ListOptions, p Page) (out []
 	if opts.All {
 		q.Set("all", "true")
 	}
-	for k, v := range opts.Labels {
-		q.Add("label", k+"="+v)
+	addLabels(q, opts.Labels)
+	for _, s := range opts.States {
+		q.Add("state", string(s))
 	}
-	if opts.State != "" {
-		q.Set("state", string(opts.State))
-	}
-	if opts.Agent != "" {
-		q.Set("agent", opts.Agent)
+	for name, values := range map[string][]string{"agent": opts.Agents, "image": opts.Images} {
+		for _, v := range values {
+			q.Add(name, v)
+		}
 	}
 	err = c.call(ctx, request{method: http.MethodGet, path: route("sandboxes"), query: q, next: &next}, &out)
 	return out, next, err
+}
+
+func addLabels(q url.Values, labels map[string]string) {
+	for k, v := range labels {
+		q.Add("label", k+"="+v)
+	}
 }
 
 // Inspect returns one sandbox. Like every ref, it is an id, a name, or the
@@ -288,6 +297,16 @@ func (c *Client) Stats(ctx context.Context, ref string) (*api.Stats, error) {
 		return nil, err
 	}
 	return &out, nil
+}
+
+// Execs returns the execs of a sandbox that run or are kept, by their start,
+// also after its end. labels must all be there, with these values.
+func (c *Client) Execs(ctx context.Context, ref string, labels map[string]string) ([]api.Exec, error) {
+	q := url.Values{}
+	addLabels(q, labels)
+	var out []api.Exec
+	err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes", ref, "execs"), query: q}, &out)
+	return out, err
 }
 
 // Evidence returns the proofs of the sandbox's isolation that are kept, newest

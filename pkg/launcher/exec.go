@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,13 @@ type session struct {
 	pidfd    *os.File    // of the command's first process
 	attended func() bool // ends the watch of a file operation's client; nil else
 
+	output  atomic.Int64  // bytes that passed the daemon
+	closed  chan struct{} // closed with the session
+	closing sync.Once
+	keeping sync.Mutex // of commits of the record, with key
+	key     uint64     // the record's in the store, 0 before the first
+	wrote   progress   // what the store has of it
+
 	once   sync.Once
 	kill   sync.Once
 	timer  *time.Timer
@@ -49,6 +57,7 @@ type session struct {
 	reason api.Reason // why we ended it; empty if we did not
 	done   chan struct{}
 	result api.ExecResult
+	record api.Exec // what is kept of it; not of a file operation
 }
 
 // command is what startCommand needs.
@@ -227,7 +236,8 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	if err := sb.active(ctx); err != nil {
 		return nil, err
 	}
-	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{})}
+	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{}), closed: make(chan struct{})}
+	s.record = newRecord(s, req)
 	c.id = s.id
 	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
 	if c.tty {
@@ -284,6 +294,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	sb.ready(s)
 	if !s.internal {
 		sb.l.publish("exec.started", sb.identity(), "exec", s.id)
+		sb.l.background(func(context.Context) { s.keep() }) // a commit to disk, which the client need not wait for
 	}
 	sb.l.background(s.wait)
 	return s, nil
@@ -340,6 +351,9 @@ func (sb *sandbox) leave(s *session) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	delete(sb.execs, s.id)
+	if !s.record.Ended.IsZero() && !s.internal {
+		sb.unkept[s.id] = s
+	}
 	sb.busy = time.Now()
 }
 
@@ -386,6 +400,7 @@ func (s *session) finish(r api.ExecResult) {
 			r.ExitCode, r.Signal = exitTimeout, int(unix.SIGKILL)
 		}
 		s.result = r
+		s.settleLocked(r)
 		s.mu.Unlock()
 		s.sb.leave(s)
 		s.sb.count(r)
@@ -432,9 +447,7 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 	if s.internal {
 		return
 	}
-	if err := sb.l.Store.AddExec(sb.id, r); err != nil && api.CodeOf(err) != api.CodeNotFound {
-		sb.l.log.Warn("exec result not kept", slog.String("sandbox", sb.id), slog.String("exec", s.id), slog.Any("error", err))
-	}
+	s.keep()
 	fields := []string{"exec", s.id, "exit_code", fmt.Sprint(r.ExitCode), "reason", string(r.Reason)}
 	for _, k := range slices.Sorted(maps.Keys(r.LimitsHit)) {
 		fields = append(fields, "limits_hit."+k, fmt.Sprint(r.LimitsHit[k]))

@@ -6,6 +6,7 @@
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
+//	execs.go      what is remembered of them
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift

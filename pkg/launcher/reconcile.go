@@ -29,6 +29,10 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	if err := l.dropSpares(); err != nil {
 		return err
 	}
+	// Their clients were the last daemon's, and went away with it.
+	if err := l.Store.LoseExecs(time.Now()); err != nil {
+		return err
+	}
 	var recs []store.Record
 	if err := l.Store.Sandboxes(func(r store.Record) error {
 		recs = append(recs, r)

@@ -59,6 +59,7 @@ type sandbox struct {
 	rec     store.Record
 	dropped bool // the record is deleted and must not come back
 	execs   map[string]*session
+	unkept  map[string]*session // ended, and not yet on disk as such
 	// lingering are the cgroups of execs that ended and left processes behind.
 	lingering []*cgroup.Exec
 	clients   int       // attached and listening
@@ -117,7 +118,7 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 	sb := &sandbox{
 		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
 		done: make(chan struct{}), gone: make(chan struct{}), detached: make(chan struct{}, 1),
-		execs: map[string]*session{}, busy: time.Now(),
+		execs: map[string]*session{}, unkept: map[string]*session{}, busy: time.Now(),
 		hits:    map[string]int64{},
 		files:   fullFiles{},
 		oomTold: map[string]bool{}, idle: rec.IdlePaused,

@@ -98,15 +98,22 @@ func wanted(v api.Sandbox, o server.ListOptions) bool {
 	switch {
 	case v.State == api.StateRemoving:
 		return false
-	case o.State != "" && v.State != o.State:
+	case len(o.States) > 0 && !slices.Contains(o.States, v.State):
 		return false
-	case o.State == "" && !o.All && ended(v.State):
+	case len(o.States) == 0 && !o.All && ended(v.State):
 		return false
-	case o.Agent != "" && v.Agent != o.Agent:
+	case len(o.Agents) > 0 && !slices.Contains(o.Agents, v.Agent):
+		return false
+	case len(o.Images) > 0 && !slices.Contains(o.Images, v.Image) && !slices.Contains(o.Images, v.ImageDigest):
 		return false
 	}
-	for k, want := range o.Labels {
-		if have, ok := v.Labels[k]; !ok || have != want {
+	return hasLabels(v.Labels, o.Labels)
+}
+
+// hasLabels says whether all of want are there.
+func hasLabels(have, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := have[k]; !ok || got != v {
 			return false
 		}
 	}

@@ -53,9 +53,9 @@ func (s *session) Stdout() io.Reader {
 	case s.fds:
 		return nil
 	case s.io.master != nil:
-		return ttyOutput{s.io.master}
+		return counted{ttyOutput{s.io.master}, &s.output}
 	}
-	return s.io.stdout
+	return counted{s.io.stdout, &s.output}
 }
 
 // Stderr is the command's errors, nil with a terminal.
@@ -63,7 +63,7 @@ func (s *session) Stderr() io.Reader {
 	if s.fds || s.io.stderr == nil {
 		return nil
 	}
-	return s.io.stderr
+	return counted{s.io.stderr, &s.output}
 }
 
 // Resize sets the terminal's size.
@@ -114,6 +114,12 @@ func (s *session) Close() error {
 	} else if s.io.size != nil {
 		_ = s.io.size.Close()
 	}
+	s.closing.Do(func() {
+		close(s.closed)
+		if !s.internal && !s.fds {
+			s.sb.l.background(func(context.Context) { s.keep() }) // with all that it wrote
+		}
+	})
 	return nil
 }
 

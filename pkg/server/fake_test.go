@@ -237,6 +237,10 @@ func (f *fake) Stats(_ context.Context, c server.Caller, ref string) (*api.Stats
 	return &api.Stats{ID: ref}, f.note(c, "Stats", ref)
 }
 
+func (f *fake) Execs(_ context.Context, c server.Caller, ref string, labels map[string]string) ([]api.Exec, error) {
+	return nil, f.note(c, "Execs", ref, labels)
+}
+
 func (f *fake) Events(ctx context.Context, c server.Caller, after uint64, emit func(api.Event) error) error {
 	if err := f.note(c, "Events", after); err != nil {
 		return err

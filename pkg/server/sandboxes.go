@@ -118,11 +118,14 @@ func closeFiles(files []*os.File) {
 
 func (s *Server) list(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
-	opts := ListOptions{All: q.flag("all"), Labels: q.labels("label"), State: api.State(q.str("state")), Agent: q.str("agent")}
-	switch opts.State {
-	case "", api.StateCreating, api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateRemoving, api.StateUnknown:
-	default:
-		q.bad("state", string(opts.State), "creating, running, paused, stopping, stopped, removing or unknown")
+	opts := ListOptions{All: q.flag("all"), Labels: q.labels("label"), Agents: q.list("agent"), Images: q.list("image")}
+	for _, v := range q.list("state") {
+		switch state := api.State(v); state {
+		case api.StateCreating, api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateRemoving, api.StateUnknown:
+			opts.States = append(opts.States, state)
+		default:
+			q.bad("state", v, "creating, running, paused, stopping, stopped, removing or unknown")
+		}
 	}
 	p := q.page()
 	if err := q.done(); err != nil {
@@ -238,6 +241,16 @@ func (s *Server) stats(w http.ResponseWriter, r *http.Request, c Caller) error {
 		return err
 	}
 	return answerOne(w)(s.svc.Stats(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) execs(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	labels := q.labels("label")
+	if err := q.done(); err != nil {
+		return err
+	}
+	execs, err := s.svc.Execs(r.Context(), c, r.PathValue("ref"), labels)
+	return answerList(w)(execs, err)
 }
 
 func (s *Server) evidence(w http.ResponseWriter, r *http.Request, c Caller) error {

@@ -129,9 +129,10 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"POST", "/v1/sandboxes", `{"name":"n"}`, 201, call{"Spawn", []any{api.SpawnRequest{Name: "n"}, 0}}, `"id":"s1"`},
 		{"GET", "/v1/sandboxes", "", 200, call{"List", []any{server.ListOptions{}}}, "[]"},
-		{"GET", "/v1/sandboxes?all=1&label=a=b&label=c=d=e&state=paused&agent=x", "", 200, call{"List", []any{server.ListOptions{
-			All: true, Labels: map[string]string{"a": "b", "c": "d=e"}, State: api.StatePaused, Agent: "x",
+		{"GET", "/v1/sandboxes?all=1&label=a=b&label=c=d=e&state=paused&state=stopped&agent=x&image=i&image=j", "", 200, call{"List", []any{server.ListOptions{
+			All: true, Labels: map[string]string{"a": "b", "c": "d=e"}, States: []api.State{api.StatePaused, api.StateStopped}, Agents: []string{"x"}, Images: []string{"i", "j"},
 		}}}, "[]"},
+		{"GET", "/v1/sandboxes/box/execs?label=a=b", "", 200, call{"Execs", []any{"box", map[string]string{"a": "b"}}}, "[]"},
 		{"GET", "/v1/sandboxes/box", "", 200, call{"Get", []any{"box"}}, `"id":"box"`},
 		{"DELETE", "/v1/sandboxes/box?force=true", "", 204, call{"Remove", []any{"box", true}}, ""},
 		{"POST", "/v1/sandboxes/box/stop", "", 200, call{"Stop", []any{"box", 10 * time.Second}}, `"id":"box"`},
@@ -232,8 +233,8 @@ func TestMistakes(t *testing.T) {
 		{name: "not UTF-8", method: "POST", target: "/v1/sandboxes", body: "{\"name\":\"\xff\"}", status: 400, message: "the body is not UTF-8"},
 		{name: "large", method: "POST", target: "/v1/sandboxes", body: `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, status: 413, message: "the body is larger than 1M"},
 		{
-			name: "query", method: "GET", target: "/v1/sandboxes?al=1&state=gone&all=maybe&label=x&agent=a&agent=b", status: 400,
-			message: `the query is not valid: agent: given once; al: no such parameter; there are after, agent, all, label, limit, state; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`,
+			name: "query", method: "GET", target: "/v1/sandboxes?al=1&state=gone&all=maybe&all=1&label=x&agent=a&agent=b", status: 400,
+			message: `the query is not valid: al: no such parameter; there are after, agent, all, image, label, limit, state; all: given once; all = "maybe": true or false; label = "x": name=value; state = "gone": creating, running, paused, stopping, stopped, removing or unknown`,
 		},
 		{name: "no query here", method: "GET", target: "/v1/version?x=1", status: 400, message: "the query is not valid: x: no such parameter; this route has none"},
 		{name: "relative path", method: "GET", target: "/v1/sandboxes/a/files?path=etc", status: 400, message: `the query is not valid: path = "etc": an absolute path in the sandbox`},

@@ -81,6 +81,9 @@ type Service interface {
 	// Diff is at most limit changes to the root of a sandbox that has not ended.
 	Diff(ctx context.Context, c Caller, ref string, limit int) (*api.Diff, error)
 	Stats(ctx context.Context, c Caller, ref string) (*api.Stats, error)
+	// Execs are the execs that run or are kept, also of an ended sandbox, by
+	// their start. labels must all be there with these values.
+	Execs(ctx context.Context, c Caller, ref string, labels map[string]string) ([]api.Exec, error)
 	// Events gives the events after sequence number after that are still kept
 	// to emit, then each new one, until ctx ends or emit fails.
 	Events(ctx context.Context, c Caller, after uint64, emit func(api.Event) error) error
@@ -129,10 +132,13 @@ type ListOptions struct {
 	All bool
 	// Labels must all be there with these values.
 	Labels map[string]string
-	// State, where not empty, is the only state wanted; it implies All.
-	State api.State
-	// Agent, where not empty, is the only agent wanted.
-	Agent string
+	// States, where there are any, are those wanted; they imply All.
+	States []api.State
+	// Agents, where there are any, are those wanted.
+	Agents []string
+	// Images, where there are any, are those wanted: references as they were
+	// asked for, or digests.
+	Images []string
 }
 
 // AttachOptions say what of the main command is wanted.

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"time"
+
 	"github.com/creel-sandbox/creel/pkg/api"
 
 	bolt "go.etcd.io/bbolt"
@@ -59,16 +61,28 @@ func (s *Store) Evidence(id string) (es []api.Evidence, err error) {
 	return es, err
 }
 
-// AddExec is [Tx.AddExec] in a commit that it shares with others of the next
-// 10 ms: nobody waits for it, and many execs must not wait for the disk in turn.
-func (s *Store) AddExec(id string, r api.ExecResult) error {
-	return s.db.Batch(func(tx *bolt.Tx) error { return (&Tx{tx}).AddExec(id, r) })
+// PutExec is [Tx.PutExec] in a commit that it shares with others of the next
+// 10 ms: no client waits for it, and many execs must not wait for the disk in
+// turn.
+func (s *Store) PutExec(id string, n uint64, e api.Exec) (key uint64, err error) {
+	err = s.db.Batch(func(tx *bolt.Tx) (err error) {
+		key, err = (&Tx{tx}).PutExec(id, n, e) // the last of its tries counts
+		return err
+	})
+	return key, err
 }
 
 // Execs is [Tx.Execs].
-func (s *Store) Execs(id string) (rs []api.ExecResult, err error) {
-	err = s.View(func(t *Tx) error { rs, err = t.Execs(id); return err })
-	return rs, err
+func (s *Store) Execs(id string) (es []api.Exec, err error) {
+	err = s.View(func(t *Tx) error { es, err = t.Execs(id); return err })
+	return es, err
+}
+
+// LoseExecs is [Tx.LoseExecs] for every sandbox with a record, in one commit.
+func (s *Store) LoseExecs(at time.Time) error {
+	return s.Update(func(t *Tx) error {
+		return t.Sandboxes(func(r Record) error { return t.LoseExecs(r.Sandbox.ID, at) })
+	})
 }
 
 // Kept is [Tx.Kept] of several sandboxes, at one moment.

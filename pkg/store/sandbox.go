@@ -1,10 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 
@@ -177,7 +179,7 @@ func (t *Tx) ByName(uid uint32, name string) (string, error) {
 	return string(v), nil
 }
 
-// DeleteSandbox removes a record, its name, its evidence and its exec results.
+// DeleteSandbox removes a record, its name, its evidence and its execs.
 // It succeeds when there is none. Events about it stay.
 func (t *Tx) DeleteSandbox(id string) error {
 	r, err := t.Sandbox(id)
@@ -219,18 +221,61 @@ func (t *Tx) Evidence(id string) ([]api.Evidence, error) {
 	return list[api.Evidence](t.tx.Bucket(bucketEvidence).Bucket([]byte(id)))
 }
 
-// AddExec keeps the result of an exec in a sandbox that has a record.
-func (t *Tx) AddExec(id string, r api.ExecResult) error {
+// PutExec keeps an exec of a sandbox that has a record. n is 0 for a new one,
+// which gets the number that is returned, and that number to write it again.
+// One that was pushed out by newer ones meanwhile is the newest then.
+func (t *Tx) PutExec(id string, n uint64, e api.Exec) (uint64, error) {
 	b, err := t.perSandbox(bucketExecs, id)
+	if err != nil {
+		return 0, err
+	}
+	if n != 0 && b.Get(number(n)) != nil {
+		return n, putJSON(b, number(n), e)
+	}
+	if err := appendBounded(b, e, MaxExecs, 0); err != nil {
+		return 0, err
+	}
+	return b.Sequence(), nil
+}
+
+// Execs are those kept of a sandbox, in the order in which they were first put.
+func (t *Tx) Execs(id string) ([]api.Exec, error) {
+	return list[api.Exec](t.tx.Bucket(bucketExecs).Bucket([]byte(id)))
+}
+
+// LoseExecs ends, with reason lost, the execs that are kept as running: the
+// daemon that would have seen their end was killed.
+func (t *Tx) LoseExecs(id string, at time.Time) error {
+	b := t.tx.Bucket(bucketExecs).Bucket([]byte(id))
+	if b == nil {
+		return nil
+	}
+	// A bucket must not be written while it is walked.
+	type open struct {
+		key  []byte
+		exec api.Exec
+	}
+	var lost []open
+	err := b.ForEach(func(k, v []byte) error {
+		var e api.Exec
+		if err := json.Unmarshal(v, &e); err != nil {
+			return fmt.Errorf("read %T: %w", e, err)
+		}
+		if e.Ended.IsZero() && e.Reason == "" {
+			e.Ended, e.Reason = at, api.ReasonLost
+			lost = append(lost, open{bytes.Clone(k), e})
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	return appendBounded(b, r, MaxExecs, 0)
-}
-
-// Execs are the results kept of a sandbox, oldest first.
-func (t *Tx) Execs(id string) ([]api.ExecResult, error) {
-	return list[api.ExecResult](t.tx.Bucket(bucketExecs).Bucket([]byte(id)))
+	for _, o := range lost {
+		if err := putJSON(b, o.key, o.exec); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Kept is how much is remembered of a sandbox.

@@ -14,7 +14,7 @@
 //	    └── <n, 8 bytes>        → JSON api.Evidence; the first and the newest 15
 //	execs
 //	└── <id>
-//	    └── <n, 8 bytes>        → JSON api.ExecResult; the newest 256
+//	    └── <n, 8 bytes>        → JSON api.Exec; the newest 256
 //	volumes
 //	└── <uid, 4 bytes><name>    → JSON Volume; a name is unique among a caller's volumes
 //	events
@@ -45,7 +45,7 @@ const Schema uint64 = 1
 // The bounds that keep the file from growing without end.
 const (
 	MaxEvents   = 10_000
-	MaxExecs    = 256 // results per sandbox
+	MaxExecs    = 256 // per sandbox
 	MaxEvidence = 16  // per sandbox
 )
 

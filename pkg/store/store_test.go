@@ -61,8 +61,12 @@ func TestRoundTrip(t *testing.T) {
 	if err := s.AddEvidence(api.Evidence{Sandbox: "aaaa", OK: true, Controls: []api.Control{{Name: "n", OK: true}}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.AddExec("aaaa", api.ExecResult{ID: "x", ExitCode: 5, Reason: api.ReasonExited}); err != nil {
+	n, err := s.PutExec("aaaa", 0, api.Exec{ID: "x"})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if again, err := s.PutExec("aaaa", n, api.Exec{ID: "x", Reason: api.ReasonExited}); err != nil || again != n {
+		t.Fatalf("PutExec again = %d, %v, want %d", again, err, n)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -79,7 +83,7 @@ func TestRoundTrip(t *testing.T) {
 	if es, err := s.Evidence("aaaa"); err != nil || len(es) != 1 || !es[0].OK || es[0].Controls[0].Name != "n" {
 		t.Errorf("Evidence = %+v, %v", es, err)
 	}
-	if rs, err := s.Execs("aaaa"); err != nil || len(rs) != 1 || rs[0].ExitCode != 5 {
+	if rs, err := s.Execs("aaaa"); err != nil || len(rs) != 1 || rs[0].Reason != api.ReasonExited {
 		t.Errorf("Execs = %+v, %v", rs, err)
 	}
 
@@ -97,7 +101,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"evidence": s.AddEvidence(api.Evidence{Sandbox: "aaaa"}),
-		"exec":     s.AddExec("aaaa", api.ExecResult{}),
+		"exec":     second(s.PutExec("aaaa", 1, api.Exec{})),
 	} {
 		if api.CodeOf(err) != api.CodeNotFound {
 			t.Errorf("%s for a deleted sandbox = %v, want not found", what, err)
@@ -196,6 +200,36 @@ func TestUpdateIsAtomic(t *testing.T) {
 	}
 }
 
+func second[T any](_ T, err error) error { return err }
+
+func TestLoseExecs(t *testing.T) {
+	s, _ := temp(t)
+	if err := s.PutSandbox(record("a", "n", 1)); err != nil {
+		t.Fatal(err)
+	}
+	then := time.Unix(1000, 0).UTC()
+	five := 5
+	ended := api.Exec{ID: "ended", Ended: then, Reason: api.ReasonExited, ExitCode: &five}
+	for _, e := range []api.Exec{{ID: "running", Started: then}, ended, {ID: "older", Reason: api.ReasonExited}} {
+		if _, err := s.PutExec("a", 0, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, now := range []time.Time{then.Add(time.Hour), then.Add(2 * time.Hour)} { // another start changes nothing
+		if err := s.LoseExecs(now); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Execs("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []api.Exec{{ID: "running", Started: then, Ended: then.Add(time.Hour), Reason: api.ReasonLost}, ended, {ID: "older", Reason: api.ReasonExited}}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("after a restart (-want +got):\n%s", diff)
+		}
+	}
+}
+
 func TestBounds(t *testing.T) {
 	s, _ := temp(t)
 	if err := s.PutSandbox(record("a", "n", 1)); err != nil {
@@ -203,7 +237,7 @@ func TestBounds(t *testing.T) {
 	}
 	err := s.Update(func(tx *store.Tx) error {
 		for i := range 400 {
-			if err := tx.AddExec("a", api.ExecResult{ExitCode: i}); err != nil {
+			if _, err := tx.PutExec("a", 0, api.Exec{Signal: i}); err != nil {
 				return err
 			}
 			if err := tx.AddEvidence(api.Evidence{Sandbox: "a", Why: fmt.Sprint(i)}); err != nil {
@@ -216,8 +250,15 @@ func TestBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	rs, err := s.Execs("a")
-	if err != nil || len(rs) != store.MaxExecs || rs[0].ExitCode != 400-store.MaxExecs || rs[len(rs)-1].ExitCode != 399 {
-		t.Errorf("%d exec results, %v; want the newest %d", len(rs), err, store.MaxExecs)
+	if err != nil || len(rs) != store.MaxExecs || rs[0].Signal != 400-store.MaxExecs || rs[len(rs)-1].Signal != 399 {
+		t.Errorf("%d execs, %v; want the newest %d", len(rs), err, store.MaxExecs)
+	}
+	// One that was pushed out and is put again does not stay for ever.
+	if n, err := s.PutExec("a", 1, api.Exec{Signal: 1000}); err != nil || n != 401 {
+		t.Errorf("PutExec of one that was pushed out = %d, %v, want 401", n, err)
+	}
+	if rs, err := s.Execs("a"); err != nil || len(rs) != store.MaxExecs || rs[len(rs)-1].Signal != 1000 {
+		t.Errorf("then %d execs, %v", len(rs), err)
 	}
 	es, err := s.Evidence("a")
 	if err != nil || len(es) != store.MaxEvidence || es[0].Why != "0" || es[1].Why != fmt.Sprint(400-store.MaxEvidence+1) || es[len(es)-1].Why != "399" {
@@ -237,7 +278,7 @@ func TestKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.AddExec("a", api.ExecResult{Error: strings.Repeat("x", 1000)}); err != nil {
+	if _, err := s.PutExec("a", 0, api.Exec{Error: strings.Repeat("x", 1000)}); err != nil {
 		t.Fatal(err)
 	}
 	k, err := s.Kept([]string{"a", "b", "none"})

@@ -6,6 +6,7 @@
 package clienttest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -52,7 +53,8 @@ type Daemon struct {
 
 type box struct {
 	api.Sandbox
-	proc *process
+	proc  *process
+	execs []api.Exec
 }
 
 // New starts one; it ends with the test.
@@ -165,9 +167,8 @@ func (d *Daemon) Spawn(_ context.Context, _ server.Caller, req api.SpawnRequest,
 	n := len(d.requests) - 1 // so that no id is used twice
 	id := strings.Repeat(string(alphabet[n%32]), 20)
 	b := &box{Sandbox: api.Sandbox{
-		ID: id, Name: req.Name, Agent: "default", Profile: "default", Image: "base", State: api.StateRunning,
-		Command: req.Command, TTY: req.TTY, Stdin: req.Stdin, Created: time.Now(), Limits: req.Limits,
-		Labels: req.Labels,
+		ID: id, Name: req.Name, Agent: cmp.Or(req.Agent, "default"), Profile: "default", Image: cmp.Or(req.Image, "base"), State: api.StateRunning,
+		Labels: req.Labels, Command: req.Command, TTY: req.TTY, Stdin: req.Stdin, Created: time.Now(), Limits: req.Limits,
 	}}
 	if b.Name == "" {
 		b.Name = "box-" + itoa(n)
@@ -202,7 +203,7 @@ func (d *Daemon) Ensure(ctx context.Context, c server.Caller, name string, req a
 	return res, true, err
 }
 
-// List returns those with the labels.
+// List returns those wanted.
 func (d *Daemon) List(_ context.Context, _ server.Caller, o server.ListOptions) ([]api.Sandbox, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -216,18 +217,26 @@ func (d *Daemon) List(_ context.Context, _ server.Caller, o server.ListOptions) 
 			b.State, b.Reason = api.StateStopped, api.ReasonExited
 			code := b.proc.result.ExitCode
 			b.ExitCode = &code
-			if !o.All {
+			if !o.All && len(o.States) == 0 {
 				continue
 			}
+		}
+		if !oneOf(o.States, b.State) || !oneOf(o.Agents, b.Agent) || !oneOf(o.Images, b.Image) || !hasAll(b.Labels, o.Labels) {
+			continue
 		}
 		list = append(list, b.Sandbox)
 	}
 	return list, nil
 }
 
-func hasAll(labels, want map[string]string) bool {
+// oneOf says whether v is one of wanted, where there are any.
+func oneOf[T comparable](wanted []T, v T) bool {
+	return len(wanted) == 0 || slices.Contains(wanted, v)
+}
+
+func hasAll(have, want map[string]string) bool {
 	for k, v := range want {
-		if got, ok := labels[k]; !ok || got != v {
+		if got, ok := have[k]; !ok || got != v {
 			return false
 		}
 	}
@@ -329,9 +338,13 @@ func (d *Daemon) Logs(_ context.Context, _ server.Caller, ref string, o server.L
 
 // Exec runs a command.
 func (d *Daemon) Exec(_ context.Context, _ server.Caller, ref string, req api.ExecRequest) (server.Session, error) {
-	if _, err := d.get(ref); err != nil {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b, err := d.find(ref)
+	if err != nil {
 		return nil, err
 	}
+	b.execs = append(b.execs, api.Exec{ID: "exec" + itoa(len(b.execs)), Command: req.Command, Labels: req.Labels, IO: req.IO, Started: time.Now()})
 	return startExec(req)
 }
 
@@ -351,6 +364,17 @@ func (d *Daemon) Stats(_ context.Context, _ server.Caller, ref string) (*api.Sta
 		return nil, err
 	}
 	return &api.Stats{ID: b.ID, Name: b.Name, Read: time.Now(), MemoryBytes: 5 << 20, MemoryLimit: 512 << 20, Pids: 3, PidsLimit: 256}, nil
+}
+
+// Execs are those that were started.
+func (d *Daemon) Execs(_ context.Context, _ server.Caller, ref string, labels map[string]string) ([]api.Exec, error) {
+	b, err := d.get(ref)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(b.execs), func(e api.Exec) bool { return !hasAll(e.Labels, labels) }), nil
 }
 
 // Events gives one of the past and waits.
