@@ -148,17 +148,14 @@ func TestExecListAfterKill(t *testing.T) {
 	sb := l.Spawn(api.SpawnRequest{Name: "box"})
 	_, res := l.Sh(sb.ID, "exit 4")
 	p := starting(t, l, sb.ID, api.ExecRequest{Command: sh("sleep 1000"), Labels: map[string]string{"job": "7"}})
-	l.Eventually("both are on disk", 10*time.Second, func() error {
-		if n := len(execsOf(t, l, sb.ID, nil)); n != 2 {
-			return fmt.Errorf("%d execs", n)
-		}
-		return nil
-	})
-	time.Sleep(100 * time.Millisecond) // the commit that nobody waits for
+	// No client waits for the commits, but the event of an end comes after
+	// that end's, and the start before it was committed with it or before.
+	_, last := l.Sh(sb.ID, "exit 0")
+	event(t, l, sb.ID, "exec.ended", func(e api.Event) bool { return e.Fields["exec"] == last.ID })
 	l.Kill()
 	l.State(func(s *store.Store) error {
 		kept, err := s.Execs(sb.ID)
-		if err == nil && len(kept) != 2 {
+		if err == nil && len(kept) != 3 {
 			err = fmt.Errorf("%d execs on disk: %+v", len(kept), kept)
 		}
 		return err
@@ -201,6 +198,134 @@ func TestExecListBound(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+func TestTop(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Name: "box", Command: sh("sleep 1001 & sleep 1002; :")})
+	p := starting(t, l, sb.ID, api.ExecRequest{Command: sh("sleep 1003 & sleep 1004; :")})
+	// A daemon of an exec that has ended stays that exec's.
+	_, left := l.Sh(sb.ID, "(setsid sleep 1005 </dev/null >/dev/null 2>&1 &)")
+
+	var top *api.Top
+	find := func(arg string) (found api.Process) {
+		for _, p := range top.Processes {
+			if slices.ContainsFunc(p.Args, func(s string) bool { return strings.HasPrefix(s, arg) }) {
+				found = p
+			}
+		}
+		return found
+	}
+	l.Eventually("all processes run", 10*time.Second, func() (err error) {
+		if top, err = l.Top(t.Context(), "box"); err != nil {
+			return err
+		}
+		if n := len(top.Processes); n != 8 {
+			return fmt.Errorf("%d processes, want 8: %+v", n, top.Processes)
+		}
+		for _, arg := range []string{"1001", "1002", "1003", "1004", "1005"} {
+			if find(arg).Comm != "sleep" {
+				return fmt.Errorf("sleep %s is not there: %+v", arg, top.Processes)
+			}
+		}
+		return nil
+	})
+	if top.ID != sb.ID || top.Name != "box" || top.Truncated {
+		t.Errorf("%+v", top)
+	}
+	one := top.Processes[0]
+	if one.PID != 1 || one.PPID != 0 || one.Exec != "" || one.Threads < 1 || one.MemoryBytes == 0 || one.State == "" || time.Since(one.Started) > time.Minute {
+		t.Errorf("PID 1: %+v", one)
+	}
+	byPID := map[int]api.Process{}
+	for _, p := range top.Processes {
+		byPID[p.PID] = p
+	}
+	for arg, exec := range map[string]string{"1001": "main", "1002": "main", "1003": p.ID(), "1004": p.ID(), "1005": left.ID} {
+		got := find(arg)
+		if got.Exec != exec || got.Comm != "sleep" {
+			t.Errorf("sleep %s is %+v, want it of exec %s", arg, got, exec)
+		}
+		parent := byPID[got.PPID]
+		if arg == "1005" && parent.PID != 1 || arg != "1005" && parent.Exec != exec {
+			t.Errorf("the parent of sleep %s is %+v", arg, parent)
+		}
+	}
+
+	// A process may call itself anything; a terminal gets none of it raw.
+	h := starting(t, l, sb.ID, api.ExecRequest{Command: []string{"/bin/sh", "-c", "sleep 1007; :", "1006\x1b[2J\n\u202e"}})
+	l.Eventually("the hostile name is seen", 10*time.Second, func() (err error) {
+		if top, err = l.Top(t.Context(), "box"); err == nil && find("1006").Exec != h.ID() {
+			err = fmt.Errorf("%+v", top.Processes)
+		}
+		return err
+	})
+	out, _, code := l.Creel("top", "box")
+	if code != 0 || strings.ContainsFunc(out, func(r rune) bool { return r < ' ' && r != '\n' }) || !strings.Contains(out, "    sleep 1003") || !strings.Contains(out, left.ID) {
+		t.Errorf("creel top: %d\n%s", code, out)
+	}
+
+	// Frozen processes are shown too; ended ones are not.
+	if err := l.Pause(t.Context(), "box"); err != nil {
+		t.Fatal(err)
+	}
+	if top, err := l.Top(t.Context(), "box"); err != nil || len(top.Processes) < 10 {
+		t.Errorf("of a paused sandbox: %+v, %v", top, err)
+	}
+	if err := l.Client.Kill(t.Context(), "box", "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Wait(t.Context(), "box"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Top(t.Context(), "box"); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("of an ended sandbox: %v", err)
+	}
+}
+
+// TestTopWhileTheyCome reads while processes come and go by the hundred: no
+// error, nothing of the host's, and every one of the right exec.
+func TestTopWhileTheyCome(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Limits: api.Limits{Pids: 200}})
+	other := l.Spawn(api.SpawnRequest{Command: sh("sleep 31415")})
+	p := starting(t, l, sb.ID, api.ExecRequest{Command: sh("while :; do for i in 1 2 3 4 5 6 7 8 9; do (sleep 0) & done; wait; done")})
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		top, err := l.Top(t.Context(), sb.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, proc := range top.Processes {
+			if proc.PID == 1 != (proc.Exec == "") || proc.Exec != "" && proc.Exec != p.ID() || proc.PID > 1<<22 || slices.Contains(proc.Args, "31415") {
+				t.Fatalf("%+v", proc)
+			}
+		}
+	}
+	if err := l.Remove(t.Context(), other.ID, true); err != nil {
+		t.Error(err)
+	}
+	_ = p.Close()
+	onlyInit(t, l, sb.ID)
+}
+
+// TestTopMany has more processes than are shown.
+func TestTopMany(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{Limits: api.Limits{Pids: 1100, Memory: 512 << 20}})
+	p := starting(t, l, sb.ID, api.ExecRequest{Command: sh("i=0; while [ $i -lt 1010 ]; do sleep 1000 & i=$((i+1)); done; wait")})
+	l.Eventually("they run", 60*time.Second, func() error {
+		st, err := l.Stats(t.Context(), sb.ID)
+		if err == nil && st.Pids < 1011 {
+			err = fmt.Errorf("%d processes", st.Pids)
+		}
+		return err
+	})
+	top, err := l.Top(t.Context(), sb.ID)
+	if err != nil || len(top.Processes) != 1000 || !top.Truncated || top.Processes[0].PID != 1 {
+		t.Errorf("%d processes, truncated: %v, %v", len(top.Processes), top.Truncated, err)
+	}
+	_ = p.Close()
+	onlyInit(t, l, sb.ID)
 }
 
 func TestFilters(t *testing.T) {
@@ -291,7 +416,7 @@ func TestDidIsTheCallers(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{Name: "roots", Labels: map[string]string{"job": "secret"}})
 	l.Sh(sb.ID, "exit 0")
-	for _, args := range [][]string{{"exec", "ls"}} {
+	for _, args := range [][]string{{"exec", "ls"}, {"top"}} {
 		var said [2]string
 		for i, ref := range []string{sb.ID, strings.Repeat("a", 20)} {
 			out, errOut, code := l.CreelAs(caller, "", append(slices.Clone(args), ref)...)

@@ -30,3 +30,36 @@ type Exec struct {
 	// there with IO "fds": those bytes do not pass it.
 	OutputBytes *int64 `json:"output_bytes,omitempty"`
 }
+
+// Top is the processes of a sandbox.
+type Top struct {
+	ID   string    `json:"id"`
+	Name string    `json:"name"`
+	Read time.Time `json:"read"`
+	// Processes are at most 1,000, PID 1 first, then by exec and pid;
+	// Truncated says that there are more.
+	Processes []Process `json:"processes"`
+	Truncated bool      `json:"truncated,omitempty"`
+}
+
+// Process is one process of a sandbox. Comm and Args are what it calls itself,
+// whatever that may be; everything else is the kernel's word.
+type Process struct {
+	PID int `json:"pid"` // in the sandbox
+	// PPID is the parent's pid in the sandbox; 0 when that is not in the list.
+	PPID int `json:"ppid"`
+	// Exec is the exec that started it, or whose descendant did: "main" for
+	// the main command. Empty for PID 1 and children it has just forked.
+	Exec string `json:"exec,omitempty"`
+	// State is the kernel's letter: R, S, D, T, Z and so on (proc(5)).
+	State       string    `json:"state"`
+	Started     time.Time `json:"started"` // to about 10 ms
+	CPUSeconds  float64   `json:"cpu_seconds"`
+	MemoryBytes int64     `json:"memory_bytes"` // resident
+	Threads     int64     `json:"threads"`
+	Comm        string    `json:"comm"` // at most 15 bytes
+	// Args are the first 512 bytes of its arguments, empty when it has none
+	// or their memory could not be read at once.
+	Args []string `json:"args,omitempty"`
+	Cut  bool     `json:"cut,omitempty"`
+}

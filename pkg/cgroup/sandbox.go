@@ -136,11 +136,16 @@ func (s *Sandbox) limitAgent() error {
 // ID is the sandbox's id.
 func (s *Sandbox) ID() string { return s.id }
 
+// Init is the pids in PID 1's cgroup: PID 1 and what is [Sandbox.Pending].
+func (s *Sandbox) Init() ([]int, error) {
+	hr := s.host.by["pids"]
+	return hr.procs(s.host.initAt(hr, s.id))
+}
+
 // Pending is the pids in PID 1's cgroup that are not PID 1: children that have
 // been forked for an exec and not been placed yet.
 func (s *Sandbox) Pending() ([]int, error) {
-	hr := s.host.by["pids"]
-	pids, err := hr.procs(s.host.initAt(hr, s.id))
+	pids, err := s.Init()
 	return slices.DeleteFunc(pids, func(p int) bool { return p == s.pid1 }), err
 }
 

@@ -108,3 +108,89 @@ func cpu(s, before api.Stats) string {
 	}
 	return fmt.Sprintf("%.0f%%", 100*(s.CPUSeconds-before.CPUSeconds)/span)
 }
+
+func topCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "top SANDBOX",
+		Short: "Show a sandbox's processes and the exec each came from",
+		Long: `Show a sandbox's processes as a tree, and the exec that each came from: main is
+the main command, and creel exec ls tells of the others. Names in brackets are
+those of processes that show no arguments. Names and arguments are what the
+processes say of themselves; the rest is the kernel's word.`,
+		Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.top(cmd.Context(), args[0])
+		},
+	}
+}
+
+func (a *app) top(ctx context.Context, ref string) error {
+	top, err := a.client().Top(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.writeJSON(top)
+	}
+	var t table
+	t.header("PID", "EXEC", "STATE", "STARTED", "CPU", "MEMORY", "THREADS", "COMMAND")
+	for _, n := range tree(top.Processes) {
+		p := n.Process
+		text := "[" + p.Comm + "]"
+		if len(p.Args) > 0 {
+			text = words(p.Args, p.Cut)
+		}
+		t.row(p.PID, p.Exec, p.State, ago(p.Started, top.Read), fmt.Sprintf("%.1fs", p.CPUSeconds), size(p.MemoryBytes), p.Threads,
+			strings.Repeat("  ", min(n.depth, maxDepth))+text)
+	}
+	if top.Truncated {
+		a.say("there are more processes")
+	}
+	return a.writeTable(&t)
+}
+
+// maxDepth is how far the tree is indented: what is deeper stands below that.
+const maxDepth = 16
+
+// branch is a process and how many ancestors of it are shown.
+type branch struct {
+	api.Process
+	depth int
+}
+
+// tree puts every process once, after its parent where that is there. The
+// list is a moment's, read one by one: it need not be a tree.
+func tree(list []api.Process) []branch {
+	children := map[int][]int{} // indices of the list, by the parent's pid
+	known := map[int]bool{}
+	for _, p := range list {
+		known[p.PID] = true
+	}
+	for i, p := range list {
+		parent := p.PPID
+		if !known[parent] {
+			parent = 0
+		}
+		children[parent] = append(children[parent], i)
+	}
+	out := make([]branch, 0, len(list))
+	seen := make([]bool, len(list))
+	var walk func(i, depth int)
+	walk = func(i, depth int) {
+		if seen[i] {
+			return
+		}
+		seen[i] = true
+		out = append(out, branch{list[i], depth})
+		for _, c := range children[list[i].PID] {
+			walk(c, depth+1)
+		}
+	}
+	for _, i := range children[0] {
+		walk(i, 0)
+	}
+	for i := range list {
+		walk(i, 0) // what is in a ring
+	}
+	return out
+}

@@ -325,3 +325,33 @@ func TestDetachKeys(t *testing.T) {
 		}
 	}
 }
+
+func TestTree(t *testing.T) {
+	p := func(pid, ppid int) api.Process { return api.Process{PID: pid, PPID: ppid} }
+	deep := make([]api.Process, 1000)
+	for i := range deep {
+		deep[i] = p(i+1, i)
+	}
+	for name, tt := range map[string]struct {
+		list []api.Process
+		want [][2]int // pid, depth
+	}{
+		"empty":            {nil, nil},
+		"children follow":  {[]api.Process{p(1, 0), p(5, 1), p(9, 1), p(2, 5)}, [][2]int{{1, 0}, {5, 1}, {2, 2}, {9, 1}}},
+		"unknown parent":   {[]api.Process{p(1, 0), p(5, 77)}, [][2]int{{1, 0}, {5, 0}}},
+		"its own parent":   {[]api.Process{p(1, 0), p(5, 5)}, [][2]int{{1, 0}, {5, 0}}},
+		"a ring":           {[]api.Process{p(5, 6), p(6, 5)}, [][2]int{{5, 0}, {6, 1}}},
+		"a pid used again": {[]api.Process{p(1, 0), p(5, 1), p(5, 1)}, [][2]int{{1, 0}, {5, 1}, {5, 1}}},
+	} {
+		var got [][2]int
+		for _, b := range tree(tt.list) {
+			got = append(got, [2]int{b.PID, b.depth})
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if got := tree(deep); len(got) != len(deep) || got[999].depth != 999 {
+		t.Errorf("%d of a chain of 1000", len(got))
+	}
+}

@@ -299,6 +299,15 @@ func (c *Client) Stats(ctx context.Context, ref string) (*api.Stats, error) {
 	return &out, nil
 }
 
+// Top returns the processes of a running or paused sandbox.
+func (c *Client) Top(ctx context.Context, ref string) (*api.Top, error) {
+	var out api.Top
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("sandboxes", ref, "top")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Execs returns the execs of a sandbox that run or are kept, by their start,
 // also after its end. labels must all be there, with these values.
 func (c *Client) Execs(ctx context.Context, ref string, labels map[string]string) ([]api.Exec, error) {

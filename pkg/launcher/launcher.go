@@ -6,7 +6,7 @@
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
-//	execs.go      what is remembered of them
+//	session.go    their clients, and what is remembered of them
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift
@@ -43,6 +43,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
@@ -138,6 +139,7 @@ type Launcher struct {
 	mounts   *mount.Stager
 	layers   *rootfs.Maker
 	volumes  *rootfs.Volumes
+	procs    *proctree.Reader
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
 	turns    turns
@@ -194,6 +196,7 @@ func New(o Options) (*Launcher, error) {
 		layers:    layers,
 		volumes:   volumes,
 		reserve:   reserve.New(o.StateDir, o.DiskReserve),
+		procs:     proctree.New(),
 		sandboxes: map[string]*sandbox{},
 	}
 	return l, nil

@@ -2,7 +2,10 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
@@ -261,6 +265,78 @@ func (l *Launcher) Stats(_ context.Context, c peer.Cred, ref string) (*api.Stats
 	}
 	st.Name = sb.view().Name
 	return &st, nil
+}
+
+// maxProcesses is how many processes of a sandbox are shown.
+const maxProcesses = 1000
+
+// Top is the processes of a sandbox. Which exec one came from its cgroup says,
+// whatever it was re-parented to since.
+func (l *Launcher) Top(ctx context.Context, c peer.Cred, ref string) (*api.Top, error) {
+	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if ended(sb.state()) {
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	groups := []proctree.Group{{Pids: sb.cg.Init}}
+	execs := sb.cg.Execs()
+	if i := slices.Index(execs, mainID); i > 0 {
+		execs = slices.Insert(slices.Delete(execs, i, i+1), 0, mainID)
+	}
+	for _, id := range execs {
+		cg, err := sb.cg.Exec(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		groups = append(groups, proctree.Group{Exec: id, Pids: cg.Pids})
+	}
+	top := &api.Top{ID: sb.id, Name: sb.view().Name, Read: time.Now()}
+	top.Processes, top.Truncated, err = l.procs.Read(ctx, groups, maxProcesses)
+	return top, err
+}
+
+// Execs are the execs of a sandbox that run or are kept, by their start.
+func (l *Launcher) Execs(_ context.Context, c peer.Cred, ref string, labels map[string]string) ([]api.Exec, error) {
+	sb, err := l.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	// Memory first: what ends between the two reads is then still in it.
+	now := map[string]api.Exec{}
+	sb.mu.Lock()
+	for _, s := range sb.execs {
+		if s.ready && !s.internal {
+			now[s.id] = s.view()
+		}
+	}
+	for _, s := range sb.unkept {
+		now[s.id] = s.view()
+	}
+	sb.mu.Unlock()
+	kept, err := l.Store.Execs(sb.id)
+	if err != nil {
+		return nil, err
+	}
+	all := []api.Exec{}
+	for _, e := range kept {
+		if _, newer := now[e.ID]; !newer {
+			all = append(all, e)
+		}
+	}
+	all = slices.AppendSeq(all, maps.Values(now))
+	all = slices.DeleteFunc(all, func(e api.Exec) bool { return !hasLabels(e.Labels, labels) })
+	for i := range all {
+		if all[i].Command == nil {
+			all[i].Command = []string{} // written by a creel that did not keep it
+		}
+	}
+	slices.SortStableFunc(all, func(a, b api.Exec) int { return a.Started.Compare(b.Started) })
+	return all, nil
 }
 
 // Events gives the events that the caller may see.

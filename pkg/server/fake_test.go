@@ -237,6 +237,10 @@ func (f *fake) Stats(_ context.Context, c server.Caller, ref string) (*api.Stats
 	return &api.Stats{ID: ref}, f.note(c, "Stats", ref)
 }
 
+func (f *fake) Top(_ context.Context, c server.Caller, ref string) (*api.Top, error) {
+	return &api.Top{ID: ref}, f.note(c, "Top", ref)
+}
+
 func (f *fake) Execs(_ context.Context, c server.Caller, ref string, labels map[string]string) ([]api.Exec, error) {
 	return nil, f.note(c, "Execs", ref, labels)
 }

@@ -31,6 +31,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/wait", Stream: true, handle: (*Server).wait},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/logs", Stream: true, handle: (*Server).logs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/stats", handle: (*Server).stats},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/top", handle: (*Server).top},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/execs", handle: (*Server).execs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/evidence", handle: (*Server).evidence},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/diff", handle: (*Server).diff},

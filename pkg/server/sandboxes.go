@@ -243,6 +243,13 @@ func (s *Server) stats(w http.ResponseWriter, r *http.Request, c Caller) error {
 	return answerOne(w)(s.svc.Stats(r.Context(), c, r.PathValue("ref")))
 }
 
+func (s *Server) top(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Top(r.Context(), c, r.PathValue("ref")))
+}
+
 func (s *Server) execs(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
 	labels := q.labels("label")

@@ -132,6 +132,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/sandboxes?all=1&label=a=b&label=c=d=e&state=paused&state=stopped&agent=x&image=i&image=j", "", 200, call{"List", []any{server.ListOptions{
 			All: true, Labels: map[string]string{"a": "b", "c": "d=e"}, States: []api.State{api.StatePaused, api.StateStopped}, Agents: []string{"x"}, Images: []string{"i", "j"},
 		}}}, "[]"},
+		{"GET", "/v1/sandboxes/box/top", "", 200, call{"Top", []any{"box"}}, `"id":"box"`},
 		{"GET", "/v1/sandboxes/box/execs?label=a=b", "", 200, call{"Execs", []any{"box", map[string]string{"a": "b"}}}, "[]"},
 		{"GET", "/v1/sandboxes/box", "", 200, call{"Get", []any{"box"}}, `"id":"box"`},
 		{"DELETE", "/v1/sandboxes/box?force=true", "", 204, call{"Remove", []any{"box", true}}, ""},

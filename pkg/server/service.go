@@ -81,6 +81,8 @@ type Service interface {
 	// Diff is at most limit changes to the root of a sandbox that has not ended.
 	Diff(ctx context.Context, c Caller, ref string, limit int) (*api.Diff, error)
 	Stats(ctx context.Context, c Caller, ref string) (*api.Stats, error)
+	// Top is the processes of a running or paused sandbox.
+	Top(ctx context.Context, c Caller, ref string) (*api.Top, error)
 	// Execs are the execs that run or are kept, also of an ended sandbox, by
 	// their start. labels must all be there with these values.
 	Execs(ctx context.Context, c Caller, ref string, labels map[string]string) ([]api.Exec, error)

@@ -366,6 +366,20 @@ func (d *Daemon) Stats(_ context.Context, _ server.Caller, ref string) (*api.Sta
 	return &api.Stats{ID: b.ID, Name: b.Name, Read: time.Now(), MemoryBytes: 5 << 20, MemoryLimit: 512 << 20, Pids: 3, PidsLimit: 256}, nil
 }
 
+// Top is a made-up process with a hostile name.
+func (d *Daemon) Top(_ context.Context, _ server.Caller, ref string) (*api.Top, error) {
+	b, err := d.get(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Top{ID: b.ID, Name: b.Name, Read: time.Now(), Processes: []api.Process{
+		{PID: 1, State: "S", Comm: "creel-init", Args: []string{"/.creel/init"}},
+		{PID: 7, PPID: 1, Exec: "main", State: "S", Comm: "sh", Args: []string{"sh", "-c", "x"}, Cut: true},
+		{PID: 9, PPID: 7, Exec: "main", State: "R", Comm: "a\x1b[2Jb"},
+		{PID: 8, Exec: "other", State: "Z", Comm: "orphan"},
+	}}, nil
+}
+
 // Execs are those that were started.
 func (d *Daemon) Execs(_ context.Context, _ server.Caller, ref string, labels map[string]string) ([]api.Exec, error) {
 	b, err := d.get(ref)
