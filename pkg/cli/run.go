@@ -169,8 +169,9 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 			return &exitError{exitOwn, err}
 		}
 	}
-	// The daemon could be done with a short command before creel has joined it.
-	req.Attach = req.Remove && foreground
+	// The daemon could be done with a short command, or drop the start of a
+	// long output, before creel has joined it.
+	req.Attach = foreground
 	res, err := a.spawn(ctx, req, f.ensure)
 	if err != nil {
 		return a.spawnFailed(ctx, req, err)

@@ -313,6 +313,9 @@ func (s *launch) main(ctx context.Context) error {
 	if len(s.Request.Command) == 0 {
 		return nil
 	}
+	if s.Request.Attach {
+		s.sb.log.Expect(attachWait) // who is told that it can attach misses nothing
+	}
 	stamp, err := s.sb.startMain(ctx, s.Admitted)
 	if err != nil {
 		return err

@@ -228,16 +228,22 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 	}
 	e.StartTime = sb.rec.InitStart
 	e.PID = sb.rec.InitPID
+	inode := sb.rec.NetNS
 	sb.proven = time.Now()
 	sb.mu.Unlock()
-	// By the pid, which the pidfd holds, and the inode: it is that namespace.
-	ns, err := netns.Open(e.PID, e.OwnNS["net"])
+	e.Extra = append(e.Extra, wire(e.PID, inode)...)
+	return readSettled(ctx, e), nil
+}
+
+// wire is what the sandbox's network namespace holds. By the pid, which the
+// pidfd holds, and the inode it is that namespace.
+func wire(pid int, inode uint64) []api.Control {
+	ns, err := netns.Open(pid, inode)
 	if err != nil {
-		return api.Evidence{}, err
+		return []api.Control{{Name: "netns", Expected: "can be read", Observed: err.Error()}}
 	}
 	defer func() { _ = ns.Close() }()
-	e.Extra = append(e.Extra, netns.Check(ns)...)
-	return readSettled(ctx, e), nil
+	return netns.Check(ns)
 }
 
 // oldRecord is said of a sandbox that an older creeld started.

@@ -3,6 +3,7 @@ package logs
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // errHeld means that a new generation would take the oldest from a reader
@@ -14,6 +15,10 @@ func (r *reader) hold(gen uint64) {
 	r.l.mu.Lock()
 	defer r.l.mu.Unlock()
 	r.l.holds[r] = gen
+	if r != r.l.expected && r.l.expected != nil { // this is the one
+		delete(r.l.holds, r.l.expected)
+		r.l.expected = nil
+	}
 	r.l.freeLocked()
 }
 
@@ -29,6 +34,17 @@ func (r *reader) letGo() {
 func (l *Log) freeLocked() {
 	close(l.freed)
 	l.freed = make(chan struct{})
+}
+
+// Expect holds everything for a reader with ReadOptions.Hold that is about to
+// come, for at most that long.
+func (l *Log) Expect(within time.Duration) {
+	r := &reader{l: l}
+	r.hold(0)
+	l.mu.Lock()
+	l.expected = r
+	l.mu.Unlock()
+	time.AfterFunc(within, r.letGo)
 }
 
 // heldLocked says whether a reader holds what the next generation would drop:

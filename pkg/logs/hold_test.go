@@ -121,3 +121,56 @@ func TestHoldEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestExpect keeps the start of an output for a reader that comes late.
+func TestExpect(t *testing.T) {
+	l := open(t, t.TempDir()+"/log", 4<<10)
+	l.Expect(time.Minute)
+	r, w := pipe(t)
+	captured := make(chan error, 1)
+	go func() { captured <- l.Capture(t.Context(), logs.Stdout, r) }()
+	go func() {
+		for range 50 {
+			_, _ = w.WriteString(strings.Repeat("x", 3000))
+		}
+		_ = w.Close()
+	}()
+	for last := uint64(0); ; { // until the writer is stopped
+		time.Sleep(50 * time.Millisecond)
+		n := l.Bytes()
+		if n == last && n > 0 {
+			break
+		}
+		last = n
+	}
+	var got int
+	read := make(chan error, 1)
+	go func() {
+		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(stream byte, _ time.Time, p []byte) error {
+			if stream == logs.Lost {
+				return errors.New(string(p))
+			}
+			got += len(p)
+			return nil
+		})
+	}()
+	if err := <-captured; err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if err := <-read; err != nil || got != 50*3000 {
+		t.Errorf("%d bytes, %v", got, err)
+	}
+}
+
+// TestNobodyComes has a log that expects a reader go on without one.
+func TestNobodyComes(t *testing.T) {
+	l := open(t, t.TempDir()+"/log", 4<<10)
+	l.Expect(20 * time.Millisecond)
+	for range 5 {
+		put(t, l, logs.Stdout, strings.Repeat("x", 3000))
+	}
+	if n := l.Bytes(); n != 15000 {
+		t.Errorf("%d bytes, want 15000", n)
+	}
+}

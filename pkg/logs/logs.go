@@ -60,17 +60,18 @@ type Log struct {
 	max  int64
 	rate rate
 
-	mu      sync.Mutex
-	gen     uint64 // the generation written to
-	files   [3]*os.File
-	sizes   [3]int64      // what the index has of each stream; [0] is the index's own size
-	pending [3]record     // pieces in their file whose record could not be written
-	base    uint64        // bytes of the generations before gen
-	changed chan struct{} // closed and replaced when there is more
-	closed  bool
-	holds   map[*reader]uint64 // readers that must not miss anything, and the generation each is in
-	freed   chan struct{}      // closed and replaced when one has gone on
-	ending  bool               // no hold counts any more
+	mu       sync.Mutex
+	gen      uint64 // the generation written to
+	files    [3]*os.File
+	sizes    [3]int64      // what the index has of each stream; [0] is the index's own size
+	pending  [3]record     // pieces in their file whose record could not be written
+	base     uint64        // bytes of the generations before gen
+	changed  chan struct{} // closed and replaced when there is more
+	closed   bool
+	holds    map[*reader]uint64 // readers that must not miss anything, and the generation each is in
+	expected *reader            // stands for one that is about to come
+	freed    chan struct{}      // closed and replaced when one has gone on
+	ending   bool               // no hold counts any more
 }
 
 const (
