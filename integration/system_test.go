@@ -2,11 +2,13 @@ package integration_test
 
 import (
 	"archive/tar"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,5 +216,86 @@ func TestRetention(t *testing.T) {
 	}
 	if out, res := l.Sh(running.ID, "echo alive"); out != "alive\n" {
 		t.Errorf("what runs: %q, %+v", out, res)
+	}
+}
+
+// TestPruneRaces: prunes by several callers, while sandboxes start, end and
+// are removed, disturb nothing that runs; also when the daemon is killed among
+// them. A sandbox that two find at one time may be in both answers.
+func TestPruneRaces(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	running := l.Spawn(api.SpawnRequest{Name: "running", Rootfs: "ephemeral", Limits: api.Limits{Memory: 64 << 20, Disk: 64 << 20}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	round := func(during func()) {
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		loop := func(what string, fn func() error) {
+			wg.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					// A daemon that is killed and one that starts are no answer.
+					if err := fn(); err != nil && during == nil && api.CodeOf(err) == api.CodeInternal {
+						t.Errorf("%s: %v", what, err)
+						return
+					}
+				}
+			})
+		}
+		for range 3 {
+			loop("prune", func() error {
+				res, err := l.Prune(ctx, api.PruneRequest{Images: true})
+				if err != nil {
+					return err
+				}
+				for _, i := range res.Items {
+					if i.ID == running.ID || i.What != "sandbox" || i.Problem != "" {
+						t.Errorf("pruned: %+v", i)
+					}
+				}
+				return nil
+			})
+		}
+		loop("df", func() error { _, err := l.DiskUsage(ctx); return err })
+		loop("diff", func() error { _, err := l.Diff(ctx, "running", 0); return err })
+		loop("write", func() error {
+			_, err := l.Exec(ctx, running.ID, api.ExecRequest{Command: []string{"/bin/sh", "-c", "mkdir -p $HOME/d/e; touch $HOME/d/e/f; rm -r $HOME/d"}}, client.Stdio{})
+			return err
+		})
+		if during != nil {
+			during()
+		} else {
+			for range 6 {
+				res, err := l.Client.Spawn(ctx, api.SpawnRequest{Command: []string{"/bin/true"}})
+				if err != nil {
+					t.Errorf("spawn: %v", err)
+					break
+				}
+				if _, err := l.Wait(ctx, res.Sandbox.ID); err != nil && api.CodeOf(err) != api.CodeNotFound {
+					t.Errorf("wait: %v", err)
+				}
+			}
+		}
+		close(done)
+		wg.Wait()
+	}
+	round(nil)
+	for range 8 {
+		l.Spawn(api.SpawnRequest{Command: []string{"/bin/true"}})
+	}
+	round(func() { l.Kill(); l.Start() })
+	if _, err := l.Prune(ctx, api.PruneRequest{Images: true}); err != nil {
+		t.Error(err)
+	}
+	all, err := l.List(ctx, client.ListOptions{All: true})
+	if err != nil || len(all) != 1 || all[0].State != api.StateRunning {
+		t.Errorf("left: %+v, %v", all, err)
+	}
+	if out, _ := l.Sh(running.ID, "echo alive"); out != "alive\n" {
+		t.Errorf("what runs says %q", out)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -146,9 +147,7 @@ func (h *holdings) rows(c peer.Cred) []api.DiskUse {
 				continue
 			}
 			r.Count++
-			for part, n := range img.Parts {
-				parts[part] = n
-			}
+			maps.Copy(parts, img.Parts)
 			if !h.used[i] {
 				r.ReclaimableCount++
 				r.ReclaimableBytes += h.drop(img)
