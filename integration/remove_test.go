@@ -2,7 +2,6 @@ package integration_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -115,7 +114,7 @@ func TestRunRemoves(t *testing.T) {
 		gone(t)
 	})
 	t.Run("not without a command", func(t *testing.T) {
-		_, err := l.Client.Spawn(context.Background(), api.SpawnRequest{Attach: true})
+		_, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Attach: true})
 		var e *api.Error
 		if !errors.As(err, &e) || e.Code != api.CodeInvalid || len(e.Problems) != 1 || e.Problems[0].Field != "attach" {
 			t.Errorf("%+v", err)

@@ -84,7 +84,7 @@ func TestReadVersions(t *testing.T) {
 func TestReadVersionsAsksWhatIsUsed(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, script string) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // a program
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
