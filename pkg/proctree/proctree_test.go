@@ -3,6 +3,7 @@ package proctree
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -92,7 +93,14 @@ func sleeper(t *testing.T, args ...string) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return cmd.Process.Pid
+	// Start returns when execve has closed its pipe, a moment before the
+	// arguments are where /proc shows them.
+	for {
+		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid)); err != nil || len(text) > 0 {
+			return cmd.Process.Pid
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // A process of the test has no pid namespace of its own, which is refused;
