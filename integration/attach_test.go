@@ -3,6 +3,8 @@ package integration_test
 import (
 	"bytes"
 	"io"
+	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,7 +20,12 @@ import (
 // TestAttach joins a command that creel has left: killed, hung up, or asked to.
 func TestAttach(t *testing.T) {
 	l := lab.New(t, lab.Options{})
-	start := func(t *testing.T, wait string, args ...string) (stdin io.WriteCloser, signal func(syscall.Signal), end func() (string, int)) {
+	// Under nohup(1) a program would inherit that hang-ups are ignored; a
+	// signal that is caught is at its default after execve.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP)
+	defer signal.Stop(caught)
+	start := func(t *testing.T, wait string, args ...string) (stdin io.WriteCloser, send func(syscall.Signal), end func() (string, int)) {
 		t.Helper()
 		cmd := l.Command(nil, args...)
 		in, err := cmd.StdinPipe()
@@ -47,18 +54,18 @@ func TestAttach(t *testing.T) {
 			return out.buf.String() + errOut.String(), cmd.ProcessState.ExitCode()
 		}
 	}
-	_, signal, end := start(t, "ready", "run", "-i", "--rm", "--name", "main", "--", "/bin/sh", "-c",
+	_, send, end := start(t, "ready", "run", "-i", "--rm", "--name", "main", "--", "/bin/sh", "-c",
 		`trap 'echo hup' HUP; echo ready; while read x; do echo got $x; done; echo end; exit 9`)
-	signal(unix.SIGKILL)
+	send(unix.SIGKILL)
 	end()
 	// One that only watches, for all of the time, with Ctrl-C of its own.
 	_, stop, watched := start(t, "ready", "attach", "--no-stdin", "--replay", "main")
-	in, signal, end := start(t, "", "attach", "main")
+	in, send, end := start(t, "", "attach", "main")
 	if _, err := io.WriteString(in, "one\n"); err != nil {
 		t.Fatal(err)
 	}
 	l.Eventually("the input is there", 30*time.Second, func() error { return contains(output(t, l, "main"), "got one") })
-	signal(unix.SIGHUP) // its terminal is gone
+	send(unix.SIGHUP) // its terminal is gone
 	if out, code := end(); code != -int(unix.SIGHUP) {
 		t.Errorf("hung up: %d, %q", code, out)
 	}
@@ -79,16 +86,16 @@ func TestAttach(t *testing.T) {
 	l.Eventually("it is removed", 30*time.Second, func() error { return noRecord(l) })
 
 	sb := l.Spawn(api.SpawnRequest{Command: sh("trap 'echo int; exit 7' INT; echo ready; sleep 600 & wait")})
-	_, signal, end = start(t, "ready", "attach", "--no-stdin", "--replay", sb.ID)
-	signal(unix.SIGINT)
+	_, send, end = start(t, "ready", "attach", "--no-stdin", "--replay", sb.ID)
+	send(unix.SIGINT)
 	if out, code := end(); code != -int(unix.SIGINT) {
 		t.Errorf("watching, interrupted: %d, %q", code, out)
 	}
 	if got, err := l.Inspect(t.Context(), sb.ID); err != nil || got.State != api.StateRunning {
 		t.Errorf("after the watcher's Ctrl-C: %+v, %v", got, err)
 	}
-	_, signal, end = start(t, "ready", "attach", "--replay", sb.ID)
-	signal(unix.SIGINT)
+	_, send, end = start(t, "ready", "attach", "--replay", sb.ID)
+	send(unix.SIGINT)
 	if out, code := end(); code != 7 || !strings.HasSuffix(out, "int\n") {
 		t.Errorf("interrupted: %d, %q", code, out)
 	}
