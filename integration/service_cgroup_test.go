@@ -82,15 +82,15 @@ func TestServiceOOM(t *testing.T) {
 	}
 	defer neighbour.Close()
 	hungry, err := s.StartExec(t.Context(), sb.ID, api.ExecRequest{Command: []string{
-		"/bin/sh", "-c", "sleep 600 & sleep 600 & dd if=/dev/zero of=/dev/null bs=200M count=1",
-	}})
+		"/bin/sh", "-c", "sleep 600 & sleep 600 & read go && dd if=/dev/zero of=/dev/null bs=200M count=1",
+	}, Stdin: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := s.control(sb.ID, "agent/exec-"+hungry.ID()+"/memory.oom.group"); got != "1" {
 		t.Errorf("memory.oom.group is %q", got)
 	}
-	res, err := hungry.Run(client.Stdio{Out: io.Discard})
+	res, err := hungry.Run(client.Stdio{In: strings.NewReader("go\n"), Out: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}

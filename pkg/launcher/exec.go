@@ -389,7 +389,9 @@ func (s *session) finish(r api.ExecResult) {
 		s.mu.Lock()
 		r.ID, r.Took = s.id, api.Duration(time.Since(s.began))
 		if s.cg != nil {
-			if s.cg.OOMKills() > 0 && r.Signal == int(unix.SIGKILL) {
+			// A shell whose child the kernel has killed can still say so and
+			// leave before its own turn comes.
+			if r.ExitCode == exitSignaled+int(unix.SIGKILL) && s.cg.OOMKills() > 0 {
 				r.Reason = api.ReasonOOM
 			}
 		}
