@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -53,6 +54,14 @@ func TestSharedDirectory(t *testing.T) {
 	}
 	try("one beside it", "two", other+":/w", 0)
 	try("one in it", "two", sub+":/w", 125)
+	// What is another user's alone is nobody's but its own, beside all that.
+	private := workspace(t)
+	if err := errors.Join(os.Chown(private, callerUID+2, callerUID+2), os.Chmod(private, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut, code := l.CreelAs(&syscall.Credential{Uid: callerUID + 2, Gid: callerUID + 2}, "", "run", "--rm", "-v", private+":/w", "--", "/bin/touch", "/w/new"); code != 0 {
+		t.Errorf("another user's private directory: %d, %q", code, errOut)
+	}
 	// Nor another user, who is not told whose it is.
 	another := &syscall.Credential{Uid: callerUID + 1, Gid: callerUID + 1}
 	if _, errOut, code := l.CreelAs(another, "", "run", "--rm", "--agent", "one", "-v", dir+":/w", "--", "/bin/true"); code != 125 ||

@@ -18,6 +18,7 @@ import (
 type entry struct {
 	id          uint64
 	device      string // major:minor
+	root        string // what of its file system it shows
 	point       string
 	options     []string
 	propagation []string // shared:N, master:N
@@ -107,7 +108,7 @@ func parseLine(line []byte) (entry, error) {
 	if err != nil {
 		return entry{}, fmt.Errorf("unexpected line %q", line)
 	}
-	e := entry{id: id, device: f[2], point: unescape(f[4]), options: strings.Split(f[5], ","), fsType: g[0]}
+	e := entry{id: id, device: f[2], root: unescape(f[3]), point: unescape(f[4]), options: strings.Split(f[5], ","), fsType: g[0]}
 	for _, tag := range f[6:] {
 		if tag != "" {
 			e.propagation = append(e.propagation, tag)

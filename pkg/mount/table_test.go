@@ -16,9 +16,9 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []entry{
-		{id: 22, device: "0:21", point: "/proc", options: []string{"rw", "relatime"}, fsType: "proc"},
-		{id: 36, device: "98:0", point: `/mnt 2\x`, options: []string{"rw", "noatime", "idmapped"}, propagation: []string{"master:1", "shared:2"}, fsType: "ext3"},
-		{id: 40, device: "0:50", point: "/", options: []string{"ro"}, fsType: "fuse.sshfs"},
+		{id: 22, device: "0:21", root: "/", point: "/proc", options: []string{"rw", "relatime"}, fsType: "proc"},
+		{id: 36, device: "98:0", root: "/mnt1", point: `/mnt 2\x`, options: []string{"rw", "noatime", "idmapped"}, propagation: []string{"master:1", "shared:2"}, fsType: "ext3"},
+		{id: 40, device: "0:50", root: "/", point: "/", options: []string{"ro"}, fsType: "fuse.sshfs"},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(entry{})); diff != "" {
 		t.Errorf("parse (-want +got):\n%s", diff)

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/api"
 )
 
 // Volume is the root directory of a file system of the daemon's own, to be
@@ -79,15 +81,80 @@ func Related(a, b string) (bool, error) {
 	if ida == idb {
 		return true, nil
 	}
-	in, err := within(int(da.Fd()), ida, int(db.Fd()), idb)
+	in, err := isIn(da, ida, db, idb)
 	if in || err != nil {
 		return in, err
 	}
-	return within(int(db.Fd()), idb, int(da.Fd()), ida)
+	return isIn(db, idb, da, ida)
+}
+
+// isIn says whether one staged directory is in another. It looks on a mount
+// that shows the whole file system if there is one: staged mounts are
+// id-mapped, and on those even root may not look into a directory that is its
+// owner's alone and whose owner the map leaves out.
+func isIn(in *os.File, inID fileID, top *os.File, topID fileID) (bool, error) {
+	on, err := wholeMount(topID.dev)
+	if err == nil && on == nil {
+		on, err = reopen(top)
+	}
+	if err != nil {
+		return false, untold(err)
+	}
+	defer on.Close()
+	is, err := within(int(in.Fd()), inID, int(on.Fd()), topID)
+	return is, untold(err)
+}
+
+func reopen(dir *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a staged directory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), dir.Name()), nil
+}
+
+// wholeMount is the top of a mount that shows all of a file system as it is,
+// nil if the thread's namespace has none.
+func wholeMount(dev uint64) (*os.File, error) {
+	proc, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	var found []entry
+	device := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
+	err = scan(proc, "thread-self", func(e entry) {
+		if e.device == device && e.root == "/" && !e.has("idmapped") {
+			found = append(found, e)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range found {
+		f, err := os.OpenFile(e.point, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue // something is mounted over it
+		}
+		if id, err := mountID(int(f.Fd())); err == nil && id == e.id {
+			return f, nil
+		}
+		_ = f.Close()
+	}
+	return nil, nil
+}
+
+// untold makes an answer of the kernel's refusal to look.
+func untold(err error) error {
+	if !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	return api.Errorf(api.CodeConflict, "it cannot be told whether another agent can write the directory: its file system is not mounted whole where creeld could look").
+		WithHint("mount it read-only, or let others search it (chmod o+x)")
 }
 
 func openStaged(path string) (*os.File, fileID, error) {
-	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fileID{}, nil
 	}

@@ -63,8 +63,15 @@ func TestStageVolume(t *testing.T) {
 // whatever names they were shared.
 func TestRelated(t *testing.T) {
 	w := newWorld(t)
-	for _, d := range []string{"a/b/c", "d"} {
+	for _, d := range []string{"a/b/c", "d", "e/f"} {
 		if err := os.MkdirAll(filepath.Join(w.work, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Somebody's alone, whom the id map of the other mounts does not know.
+	for _, d := range []string{"e/f", "e"} {
+		private := filepath.Join(w.work, d)
+		if err := errors.Join(os.Chown(private, callerUID+1, callerUID+1), os.Chmod(private, 0o700)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,6 +105,7 @@ func TestRelated(t *testing.T) {
 		return target
 	}
 	work, a, b, c, d := stage(w.work), stage(filepath.Join(w.work, "a")), stage(alias), stage(filepath.Join(w.work, "a", "b", "c")), stage(filepath.Join(w.work, "d"))
+	e, f := stage(filepath.Join(w.work, "e")), stage(filepath.Join(w.work, "e", "f"))
 	for _, tt := range []struct {
 		x, y string
 		want bool
@@ -108,7 +116,10 @@ func TestRelated(t *testing.T) {
 		{a, c, true},
 		{work, d, true},
 		{work, c, true},
+		{work, f, true},
 		{a, d, false},
+		{e, d, false},
+		{f, d, false},
 		{b, d, false},
 		{c, d, false},
 		{a, filepath.Join(w.run, "gone"), false},
