@@ -141,7 +141,7 @@ UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 test: ## All that CI runs, in order, with the time of each stage (as root)
 	@test "$$(id -u)" = 0 || { echo "make test: must run as root; make test-unit does not" >&2; exit 1; }
 	@CREEL_TEST_REQUIRE=$${CREEL_TEST_REQUIRE-$(PROMISED)} hack/stages.sh $(MAKE) \
-		deps! deps-test! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-vm
+		deps! deps-test! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-caller test-vm
 
 .PHONY: test-unit
 test-unit: ## Unit and golden tests, no cgo; any user
@@ -166,7 +166,11 @@ fuzz: ## Fuzz each target for FUZZTIME (60s)
 
 .PHONY: test-integration
 test-integration: deps-test tools build build-failpoint image ## Tests against a real containerd; T=Name runs one (as root)
-	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') ./integration/...
+	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') $$($(GO) list ./integration/... | grep -v /hostile-caller)
+
+.PHONY: test-caller
+test-caller: deps-test tools build build-failpoint ## An ordinary user with the socket tries to become more (as root)
+	@CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m ./integration/hostile-caller $(if $(UPDATE),-update)
 
 .PHONY: test-vm
 test-vm: tools build build-failpoint image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine

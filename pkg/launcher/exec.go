@@ -55,9 +55,11 @@ type session struct {
 	timer  *time.Timer
 	mu     sync.Mutex
 	reason api.Reason // why we ended it; empty if we did not
-	done   chan struct{}
-	result api.ExecResult
-	record api.Exec // what is kept of it; not of a file operation
+	// dropped means that its sandbox ended under it.
+	dropped bool
+	done    chan struct{}
+	result  api.ExecResult
+	record  api.Exec // what is kept of it; not of a file operation
 }
 
 // command is what startCommand needs.
@@ -363,7 +365,7 @@ func (s *session) wait(ctx context.Context) {
 	if err != nil {
 		// The sandbox has ended, or the daemon is stopping: the command's end
 		// is known from its pidfd only.
-		s.finish(api.ExecResult{ExitCode: exitSignaled + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: api.ReasonKilled, Error: "the sandbox ended"})
+		s.finish(sandboxEnded())
 		return
 	}
 	s.finish(resultOf(status.WaitStatus))
@@ -387,6 +389,11 @@ func (s *session) finish(r api.ExecResult) {
 			r.LimitsHit = s.limitsHit()
 		}
 		s.mu.Lock()
+		if s.dropped {
+			hit := r.LimitsHit
+			r = sandboxEnded()
+			r.LimitsHit = hit
+		}
 		r.ID, r.Took = s.id, api.Duration(time.Since(s.began))
 		if s.cg != nil {
 			// A shell whose child the kernel has killed can still say so and

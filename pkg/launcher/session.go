@@ -111,7 +111,9 @@ func (s *session) Close() error {
 	select {
 	case <-s.done:
 	default:
-		s.end(api.ReasonLost)
+		if !s.drop() {
+			s.end(api.ReasonLost)
+		}
 	}
 	if !s.fds {
 		s.io.close()
@@ -125,6 +127,27 @@ func (s *session) Close() error {
 		}
 	})
 	return nil
+}
+
+// drop ends the command if its sandbox is ending, and says so. What it wrote
+// may then be unread, so it does not count as a success even if it was one.
+func (s *session) drop() bool {
+	s.sb.mu.Lock()
+	ending := s.sb.ending
+	s.sb.mu.Unlock()
+	if !ending {
+		return false
+	}
+	s.mu.Lock()
+	s.dropped = true
+	s.mu.Unlock()
+	s.end(api.ReasonKilled)
+	return true
+}
+
+// sandboxEnded is the result of a command that ended with its sandbox.
+func sandboxEnded() api.ExecResult {
+	return api.ExecResult{ExitCode: exitSignaled + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: api.ReasonKilled, Error: "the sandbox ended"}
 }
 
 // ttyInput writes to a terminal; its end is Ctrl-D, not a closed descriptor.

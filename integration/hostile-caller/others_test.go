@@ -1,0 +1,209 @@
+package hostilecaller
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// routes are all that can be asked of one sandbox.
+var routes = []struct{ name, method, path, body string }{
+	{"inspect", "GET", "", ""},
+	{"remove", "DELETE", "?force=true", ""},
+	{"stop", "POST", "/stop", "{}"},
+	{"kill", "POST", "/kill", "{}"},
+	{"pause", "POST", "/pause", "{}"},
+	{"resume", "POST", "/resume", "{}"},
+	{"wait", "GET", "/wait", ""},
+	{"logs", "GET", "/logs", ""},
+	{"stats", "GET", "/stats", ""},
+	{"top", "GET", "/top", ""},
+	{"execs", "GET", "/execs", ""},
+	{"diff", "GET", "/diff", ""},
+	{"evidence", "GET", "/evidence", ""},
+	{"prove", "GET", "/evidence?fresh=true", ""},
+	{"exec", "POST", "/exec", `{"command":["/bin/cat","/data/secret"]}`},
+	{"attach", "POST", "/attach", ""},
+	{"read", "GET", "/files?path=/data/secret", ""},
+	{"write", "PUT", "/files?path=/tmp/x", "x"},
+	{"delete", "DELETE", "/files?path=/data/secret", ""},
+	{"list", "GET", "/files/list?path=/data", ""},
+	{"stat", "GET", "/files/stat?path=/data/secret", ""},
+	{"mkdir", "POST", "/files/mkdir?path=/tmp/d", ""},
+	{"rename", "POST", "/files/rename?from=/data/secret&to=/data/gone", ""},
+}
+
+// othersSandbox goes through every route with ids of others. The answer must
+// be that for an id that does not exist, to the letter.
+func othersSandbox() []attempt {
+	var list []attempt
+	for _, rt := range routes {
+		list = append(list, attempt{
+			name: "others-" + rt.name, tries: rt.method + " " + strings.SplitN(rt.path+"?", "?", 2)[0] + " of another user's and of root's sandbox, by id, name and prefix",
+			fails: "not_found", do: func(a *attacker) string {
+				headers := "Content-Type: application/json\r\n"
+				if rt.name == "attach" {
+					headers += "Connection: Upgrade\r\nUpgrade: creel-stream\r\n"
+				}
+				plain := func(ref string) string {
+					r := a.askWith(rt.method, "/v1/sandboxes/"+ref+rt.path, headers, rt.body)
+					body, id, _ := strings.Cut(r.body, `"request_id":"`)
+					_, rest, _ := strings.Cut(id, `"`)
+					return strings.ReplaceAll(fmt.Sprint(r.way(), " ", body, rest), ref, "REF")
+				}
+				none := plain(strings.Repeat("a", 20))
+				for _, ref := range []string{a.VictimSandbox, a.VictimName, a.VictimSandbox[:6], a.RootSandbox, a.RootName, a.RootSandbox[:6]} {
+					if got := plain(ref); got != none {
+						return fmt.Sprintf("told %s from what does not exist: %s", ref, got)
+					}
+				}
+				return none
+			},
+		})
+	}
+	return append(list,
+		attempt{name: "others-listed", tries: "find others' sandboxes in the list", fails: "not shown", do: func(a *attacker) string {
+			return a.hides(a.ask("GET", "/v1/sandboxes?all=true", ""))
+		}},
+		attempt{name: "others-filtered", tries: "find them by a filter", fails: "not shown", do: func(a *attacker) string {
+			return a.hides(a.ask("GET", "/v1/sandboxes?all=true&agent=default", ""))
+		}},
+		attempt{name: "others-paged", tries: "page past the end of the own list into others'", fails: "not shown", do: func(a *attacker) string {
+			return a.hides(a.ask("GET", "/v1/sandboxes?all=true&limit=1000&after="+a.VictimSandbox, ""))
+		}},
+		attempt{name: "others-events", tries: "hear others' events", fails: "not shown", do: func(a *attacker) string {
+			c := a.dial()
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+			fmt.Fprint(c, "GET /v1/events HTTP/1.1\r\nHost: creel\r\nLast-Event-ID: 0\r\n\r\n")
+			return a.hides(a.read(c, "GET"))
+		}},
+		attempt{name: "others-name", tries: "take the name of another's sandbox over by ensuring it", fails: "another sandbox", do: func(a *attacker) string {
+			r := a.ask("PUT", "/v1/sandboxes/"+a.VictimName, js(obj{"agent": "default"}))
+			defer a.ask("DELETE", "/v1/sandboxes/"+a.VictimName+"?force=true", "")
+			if a.hides(r) == "not shown" && (r.status == http.StatusCreated || r.status == http.StatusOK) {
+				return "it is another sandbox, of the attacker's"
+			}
+			return r.way()
+		}},
+		attempt{name: "others-parent-namespace", tries: "share the PID namespace of another's sandbox", fails: "invalid_argument", do: func(a *attacker) string {
+			way, _ := a.spawn(obj{"pid": "container:" + a.VictimSandbox}, "ps")
+			return way
+		}},
+		attempt{name: "others-idempotency-key", tries: "get another's answer by its key", fails: "own answer", do: func(a *attacker) string {
+			r := a.askWith("POST", "/v1/sandboxes", "Content-Type: application/json\r\nIdempotency-Key: victims\r\n", js(obj{}))
+			if r.status != http.StatusCreated || a.hides(r) != "not shown" {
+				return r.way()
+			}
+			a.removeAll("own")
+			return "own answer"
+		}},
+	)
+}
+
+// hides says whether an answer is one, without anything of others' in it.
+func (a *attacker) hides(r answer) string {
+	for _, s := range []string{a.VictimSandbox, a.RootSandbox, a.VictimExec, `"` + a.VictimName + `"`, `"` + a.RootName + `"`} {
+		if strings.Contains(r.body, s) && s != `"`+a.VictimName+`"` {
+			return "shows " + s
+		}
+	}
+	if r.status >= http.StatusBadRequest || r.status == 0 {
+		return r.way()
+	}
+	return "not shown"
+}
+
+// imagesAndVolumes are other people's bytes, and names that others trust.
+func imagesAndVolumes() []attempt {
+	importOf := func(ref string, archive func(*attacker) string) func(*attacker) string {
+		return func(a *attacker) string {
+			b, err := os.ReadFile(archive(a))
+			if err != nil {
+				return err.Error()
+			}
+			path := "/v1/images"
+			if ref != "" {
+				path += "?ref=" + ref
+			}
+			return a.askWith("POST", path, "Content-Type: application/x-tar\r\n", string(b)).way()
+		}
+	}
+	img := func(name string) func(*attacker) string { return func(a *attacker) string { return a.Images[name] } }
+	ask := func(method, path, body string) func(*attacker) string {
+		return func(a *attacker) string {
+			r := strings.NewReplacer("DIGEST", a.VictimDigest)
+			return a.ask(method, r.Replace(path), r.Replace(body)).way()
+		}
+	}
+	spawn := func(req func(*attacker) obj, script string) func(*attacker) string {
+		return func(a *attacker) string { way, _ := a.spawn(req(a), script); return way }
+	}
+	return []attempt{
+		{name: "image-victims", tries: "look at another's image", fails: "not_found", do: ask("GET", "/v1/images/tool:1", "")},
+		{name: "image-victims-digest", tries: "look at it by its digest", fails: "not_found", do: ask("GET", "/v1/images/DIGEST", "")},
+		{name: "image-victims-save", tries: "copy it out", fails: "not_found", do: ask("GET", "/v1/archives/DIGEST", "")},
+		{name: "image-victims-tag", tries: "give it an own name", fails: "not_found", do: ask("PUT", "/v1/images/mine:1", `{"source":"DIGEST"}`)},
+		{name: "image-victims-remove", tries: "remove it", fails: "not_found", do: ask("DELETE", "/v1/images/tool:1", "")},
+		{name: "image-victims-run", tries: "run it by its digest", fails: "not_found", do: spawn(func(a *attacker) obj { return obj{"image": a.VictimDigest} }, "cat /etc/secret")},
+		{name: "image-list", tries: "find it in the list", fails: "not shown", do: func(a *attacker) string {
+			r := a.ask("GET", "/v1/images", "")
+			if strings.Contains(r.body, "tool:1") || strings.Contains(r.body, a.VictimDigest) {
+				return "shown"
+			}
+			return "not shown"
+		}},
+		{name: "image-box-remove", tries: "remove the box's image", fails: "permission_denied", do: ask("DELETE", "/v1/images/base", "")},
+		{name: "image-squat-import", tries: "import under the box's name", fails: "conflict", do: importOf("base", img("plain"))},
+		{name: "image-squat-latest", tries: "import under the box's name with its default tag", fails: "conflict", do: importOf("base:latest", img("plain"))},
+		{name: "image-squat-tag", tries: "tag an own image with the box's name", fails: "conflict", do: func(a *attacker) string {
+			if way := importOf("own:1", img("plain"))(a); way != "201" {
+				return "no image of its own: " + way
+			}
+			return a.ask("PUT", "/v1/images/base", `{"source":"own:1"}`).way()
+		}},
+		{name: "image-name-path", tries: "name an image like a file", fails: "invalid_argument", do: importOf("../../etc/passwd", img("plain"))},
+		{name: "image-climbs", tries: "unpack a file above the root", fails: "invalid_argument", do: importOf("x:1", img("climbs"))},
+		{name: "image-dev-link", tries: "have /dev be a link to the host's /etc", fails: "invalid_argument", do: importOf("x:1", img("absolute"))},
+		{name: "image-hard-link", tries: "link to the host's password file", fails: "invalid_argument", do: importOf("x:1", img("hard-link"))},
+		{name: "image-device", tries: "bring a disk's device", fails: "invalid_argument", do: importOf("x:1", img("device"))},
+		{name: "image-below-link", tries: "unpack a file below a link that leads out", fails: "invalid_argument", do: importOf("x:1", img("below-link"))},
+		{name: "image-no-archive", tries: "import noise", fails: "invalid_argument", do: func(a *attacker) string {
+			return a.askWith("POST", "/v1/images?ref=x:1", "Content-Type: application/x-tar\r\n", strings.Repeat("noise", 100_000)).way()
+		}},
+		{name: "volume-victims", tries: "look at another's volume", fails: "not_found", do: ask("GET", "/v1/volumes/data", "")},
+		{name: "volume-roots", tries: "look at root's volume", fails: "not_found", do: ask("GET", "/v1/volumes/roots-data", "")},
+		{name: "volume-remove", tries: "remove it", fails: "not_found", do: ask("DELETE", "/v1/volumes/roots-data", "")},
+		{name: "volume-mount", tries: "mount it, to read", fails: "not_found", do: spawn(func(*attacker) obj {
+			return obj{"mounts": []obj{{"volume": "roots-data", "target": "/data", "readonly": true}}}
+		}, "ls /data")},
+		{name: "volume-mount-victims", tries: "mount another's volume by the agent's name", fails: "not_found", do: spawn(func(*attacker) obj {
+			return obj{"agent": "default", "mounts": []obj{{"volume": "data", "target": "/data"}}}
+		}, "cat /data/secret")},
+		{name: "volume-name-path", tries: "name a volume like a file", fails: "invalid_argument", do: ask("POST", "/v1/volumes", `{"name":"../../state.db","agent":"own","size":"16M"}`)},
+		{name: "volume-and-directory", tries: "give a mount two sources", fails: "invalid_argument", do: func(a *attacker) string {
+			f, err := open(a.Own, unix.O_DIRECTORY)
+			if err != nil {
+				return errnoName(err)
+			}
+			defer f.Close()
+			way, _ := a.spawn(obj{"mounts": []obj{{"volume": "roots-data", "fd": 0, "target": "/data"}}}, "ls /data", f)
+			return way
+		}},
+	}
+}
+
+// removeAll removes the attacker's sandboxes but one.
+func (a *attacker) removeAll(but string) {
+	r := a.ask("GET", "/v1/sandboxes?all=true", "")
+	for _, part := range strings.Split(r.body, `"id":"`)[1:] {
+		id, _, _ := strings.Cut(part, `"`)
+		if id != a.sandbox || but == "" {
+			a.ask("DELETE", "/v1/sandboxes/"+id+"?force=true", "")
+		}
+	}
+}
