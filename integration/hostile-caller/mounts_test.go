@@ -160,9 +160,16 @@ func byDescriptor() []attempt {
 func byRequest() []attempt {
 	var list []attempt
 	for _, t := range []struct{ name, target string }{
-		{"target-slash", "/"}, {"target-proc", "/proc/sys"}, {"target-sys", "/sys/kernel"}, {"target-dev", "/dev/pts"},
-		{"target-init", "/dev/creel-init"}, {"target-relative", "mnt/x"}, {"target-dots", "/mnt/../proc"}, {"target-nul", "/mnt/\x00x"},
-		{"target-newline", "/mnt/a\nb"}, {"target-cgroup", "/sys/fs/cgroup"},
+		{"target-slash", "/"},
+		{"target-proc", "/proc/sys"},
+		{"target-sys", "/sys/kernel"},
+		{"target-dev", "/dev/pts"},
+		{"target-init", "/dev/creel-init"},
+		{"target-relative", "mnt/x"},
+		{"target-dots", "/mnt/../proc"},
+		{"target-nul", "/mnt/\x00x"},
+		{"target-newline", "/mnt/a\nb"},
+		{"target-cgroup", "/sys/fs/cgroup"},
 	} {
 		list = append(list, attempt{name: t.name, tries: fmt.Sprintf("mount over %q", t.target), fails: "invalid_argument", do: func(a *attacker) string {
 			f, err := open(a.Own, unix.O_DIRECTORY)
@@ -179,15 +186,25 @@ func byRequest() []attempt {
 		field string
 		value any
 	}{
-		{"field-privileged", "privileged", true}, {"field-capabilities", "capabilities", []string{"CAP_SYS_ADMIN"}},
-		{"field-user", "user", "0:0"}, {"field-hooks", "hooks", obj{"prestart": []obj{{"path": "/bin/sh"}}}},
-		{"field-devices", "devices", []string{"/dev/sda"}}, {"field-annotations", "annotations", obj{"run.oci.handler": "x"}},
-		{"field-namespaces", "namespaces", obj{"pid": "host"}}, {"field-seccomp", "seccomp", "unconfined"},
-		{"field-apparmor", "apparmor", "unconfined"}, {"field-cgroup-parent", "cgroup_parent", "/"},
-		{"field-sysctls", "sysctls", obj{"kernel.core_pattern": "|/bin/sh"}}, {"field-host-uid", "host_uid", 0},
-		{"field-id", "id", "aaaaaaaaaaaaaaaaaaaa"}, {"field-caller", "caller", obj{"uid": 0}},
-		{"network-host", "network", "host"}, {"network-container", "network", "container:roots"},
-		{"rootfs-host", "rootfs", "/"}, {"runtime-shell", "runtime", "/bin/sh"}, {"profile-path", "profile", "../../etc/passwd"},
+		{"field-privileged", "privileged", true},
+		{"field-capabilities", "capabilities", []string{"CAP_SYS_ADMIN"}},
+		{"field-user", "user", "0:0"},
+		{"field-hooks", "hooks", obj{"prestart": []obj{{"path": "/bin/sh"}}}},
+		{"field-devices", "devices", []string{"/dev/sda"}},
+		{"field-annotations", "annotations", obj{"run.oci.handler": "x"}},
+		{"field-namespaces", "namespaces", obj{"pid": "host"}},
+		{"field-seccomp", "seccomp", "unconfined"},
+		{"field-apparmor", "apparmor", "unconfined"},
+		{"field-cgroup-parent", "cgroup_parent", "/"},
+		{"field-sysctls", "sysctls", obj{"kernel.core_pattern": "|/bin/sh"}},
+		{"field-host-uid", "host_uid", 0},
+		{"field-id", "id", "aaaaaaaaaaaaaaaaaaaa"},
+		{"field-caller", "caller", obj{"uid": 0}},
+		{"network-host", "network", "host"},
+		{"network-container", "network", "container:roots"},
+		{"rootfs-host", "rootfs", "/"},
+		{"runtime-shell", "runtime", "/bin/sh"},
+		{"profile-path", "profile", "../../etc/passwd"},
 	} {
 		list = append(list, attempt{name: t.name, tries: fmt.Sprintf("ask for %s: %s", t.field, strings.ReplaceAll(js(t.value), "|", "pipe ")), fails: "invalid_argument", do: func(a *attacker) string {
 			way, _ := a.spawn(obj{t.field: t.value}, "id")

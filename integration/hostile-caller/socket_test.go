@@ -389,8 +389,8 @@ func share() []attempt {
 func races() []attempt {
 	return []attempt{
 		{name: "race-swap", tries: "swap an own directory for a link to root's while it is opened and mounted, 300 times", fails: "never root's", do: func(a *attacker) string {
-			real, spare := filepath.Join(a.Own, "real"), filepath.Join(a.Own, "spare")
-			if err := errors.Join(os.Mkdir(real, 0o700), os.Symlink(a.RootsOpen, spare)); err != nil {
+			dir, spare := filepath.Join(a.Own, "real"), filepath.Join(a.Own, "spare")
+			if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink(a.RootsOpen, spare)); err != nil {
 				return err.Error()
 			}
 			stop := make(chan struct{})
@@ -401,25 +401,25 @@ func races() []attempt {
 					case <-stop:
 						return
 					default:
-						_ = unix.Renameat2(unix.AT_FDCWD, real, unix.AT_FDCWD, spare, unix.RENAME_EXCHANGE)
+						_ = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, spare, unix.RENAME_EXCHANGE)
 					}
 				}
 			})
 			defer func() { close(stop); wg.Wait() }()
 			for range 300 {
-				f, err := open(real, unix.O_DIRECTORY)
+				f, err := open(dir, unix.O_DIRECTORY)
 				if err != nil {
 					continue
 				}
 				// Writable: root's directory is refused, the own one is shown.
-				r := a.ask("POST", "/v1/sandboxes", js(obj{"mounts": []obj{{"source": real, "fd": 0, "target": "/mnt/x"}}, "profile": "none-such"}), f)
+				r := a.ask("POST", "/v1/sandboxes", js(obj{"mounts": []obj{{"source": dir, "fd": 0, "target": "/mnt/x"}}, "profile": "none-such"}), f)
 				_ = f.Close()
 				if r.status == http.StatusCreated {
 					return "spawned"
 				}
 			}
 			for range 5 {
-				f, err := open(real, unix.O_DIRECTORY)
+				f, err := open(dir, unix.O_DIRECTORY)
 				if err != nil {
 					continue
 				}

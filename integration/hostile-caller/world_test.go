@@ -108,7 +108,7 @@ func TestHostileCaller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(program, self, 0o755); err != nil { //nolint:gosec // the attacker runs it
+	if err := os.WriteFile(program, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), program)
@@ -206,7 +206,7 @@ func build(t *testing.T, l *lab.Lab) (world, []string) {
 		}
 		return p
 	}
-	if err := os.Chmod(top, 0o755); err != nil { //nolint:gosec // users must reach it
+	if err := os.Chmod(top, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	w.RootOnly, w.RootsOpen = dir("root-only", 0, 0o700), dir("roots-open", 0, 0o755)
@@ -271,7 +271,7 @@ func build(t *testing.T, l *lab.Lab) (world, []string) {
 		to := filepath.Join(top, name+".tar")
 		b, err := os.ReadFile(path)
 		if err == nil {
-			err = os.WriteFile(to, b, 0o644) //nolint:gosec // the attacker reads it
+			err = os.WriteFile(to, b, 0o644)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -307,6 +307,7 @@ func serveOthers(t *testing.T, l *lab.Lab, w world) (stop func()) {
 
 // hostileImages are archives that want more than files.
 func hostileImages(t *testing.T) map[string]string {
+	t.Helper()
 	entry := func(hs ...tar.Header) string {
 		return lab.Archive(t, func(w *tar.Writer) {
 			for _, h := range hs {
@@ -394,7 +395,7 @@ func noPrivilege(t *testing.T, dir string) {
 		if err != nil {
 			return err
 		}
-		st := fi.Sys().(*syscall.Stat_t) //nolint:errcheck,forcetypeassert // on Linux it is
+		st := fi.Sys().(*syscall.Stat_t) //nolint:forcetypeassert // on Linux it is
 		if fi.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeDevice) != 0 || st.Uid != attackerUID {
 			t.Errorf("the attacker has made %s: %v of uid %d", p, fi.Mode(), st.Uid)
 		}
@@ -437,7 +438,7 @@ func TestListIsDocumented(t *testing.T) {
 	}
 	const page = "../../docs/hostile-caller.md"
 	if *update {
-		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil { //nolint:gosec // a document
+		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
