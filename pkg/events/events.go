@@ -34,6 +34,10 @@ const batch = 256
 // the store, missed. Fields["count"] is their number.
 const TypeDropped = "dropped"
 
+// CallerField is the field of an event that says whose it is, as a uid: a
+// caller sees only its own, also after what it is about is forgotten.
+const CallerField = "caller_uid"
+
 // ErrClosed means that the bus has ended.
 var ErrClosed = errors.New("the event stream has ended: the daemon is stopping")
 

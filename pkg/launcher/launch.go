@@ -117,13 +117,20 @@ func (s *launch) reserve(ctx context.Context) error {
 	}
 	s.trace.end("image", began)
 	began = time.Now()
+	return s.l.volumes.Use(s.caller.UID, s.Request, func(volumes []store.VolumeUse) error {
+		if err := s.intend(digest, volumes); err != nil {
+			return err
+		}
+		s.trace.end("intent", began)
+		return nil
+	})
+}
+
+// intend puts a record of the sandbox where everybody finds it.
+func (s *launch) intend(digest string, volumes []store.VolumeUse) error {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	if err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits); err != nil {
-		return err
-	}
-	volumes, err := s.l.resolveVolumes(s.caller.UID, s.Request)
-	if err != nil {
 		return err
 	}
 	first, err := s.l.IDs.Take()
@@ -155,7 +162,6 @@ func (s *launch) reserve(ctx context.Context) error {
 	}
 	s.sb = s.l.newSandbox(rec)
 	s.l.sandboxes[s.id] = s.sb
-	s.trace.end("intent", began)
 	return nil
 }
 

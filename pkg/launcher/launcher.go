@@ -2,7 +2,7 @@
 // read from start to end (Launch, in launch.go), and it owns what lives after.
 //
 //	launch.go     request -> proven, running sandbox
-//	mounts.go     the caller's directories, and who may write them
+//	mounts.go     the caller's directories and volumes, and who may write them
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
@@ -10,7 +10,6 @@
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift
-//	volumes.go    file systems that outlive sandboxes
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
 //	ensure.go     those that give the same sandbox when they come again
@@ -48,7 +47,9 @@ import (
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
 // Runtime makes and removes containers; pkg/runtime's Client with containerd.
@@ -138,7 +139,7 @@ type Launcher struct {
 	launches chan struct{} // a place for each launch that may run
 	mounts   *mount.Stager
 	layers   *rootfs.Maker
-	volumes  *rootfs.Volumes
+	volumes  *volume.Keeper
 	procs    *proctree.Reader
 	spares   chan string // ready-made private copies of creel-init
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
@@ -146,7 +147,6 @@ type Launcher struct {
 	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
-	volMu   sync.Mutex // volumes are added and removed one at a time; before mu
 	excess  retainer
 	diffs   chan struct{} // a place for each comparison that may run
 	reserve *reserve.Reserve
@@ -182,7 +182,7 @@ func New(o Options) (*Launcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := rootfs.NewVolumes(filepath.Join(o.StateDir, "volumes"), "")
+	files, err := rootfs.NewVolumes(filepath.Join(o.StateDir, "volumes"), "")
 	if err != nil {
 		return nil, err
 	}
@@ -194,11 +194,15 @@ func New(o Options) (*Launcher, error) {
 		diffs:     make(chan struct{}, maxDiffs),
 		mounts:    mount.New(append(mount.HostDoors(), o.RunDir, o.StateDir)),
 		layers:    layers,
-		volumes:   volumes,
 		reserve:   reserve.New(o.StateDir, o.DiskReserve),
 		procs:     proctree.New(),
 		sandboxes: map[string]*sandbox{},
 	}
+	l.volumes = volume.New(volume.Options{
+		Store: o.Store, Files: files, Bus: o.Bus, Log: o.Log,
+		Owner: spec.AgentUID, NewID: newID, Users: l.usersOf,
+		PerUser: o.Totals.VolumesPerUser, BytesPerUser: o.Totals.VolumeBytesPerUser,
+	})
 	return l, nil
 }
 
@@ -262,14 +266,10 @@ func randomText(n int) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))[:n]
 }
 
-// callerField is the field of an event that says whose it is: a caller sees
-// only its own, also after the sandbox is forgotten.
-const callerField = "caller_uid"
-
 // publish sends an event about a sandbox; fields are pairs of key and value.
 func (l *Launcher) publish(kind string, r *store.Record, fields ...string) {
 	e := api.Event{Time: time.Now(), Type: kind, Sandbox: r.Sandbox.ID, Name: r.Sandbox.Name}
-	e.Fields = map[string]string{callerField: fmt.Sprint(r.Sandbox.Caller.UID)}
+	e.Fields = map[string]string{events.CallerField: fmt.Sprint(r.Sandbox.Caller.UID)}
 	for i := 0; i+1 < len(fields); i += 2 {
 		e.Fields[fields[i]] = fields[i+1]
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -12,6 +14,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
 // stageMounts turns the caller's directory descriptors and volumes into
@@ -162,3 +165,65 @@ func (s *launch) tryClaim(ms []store.Mount) (holder *sandbox, i int, err error) 
 // claims says whether a mount is a directory that the agent can write. A
 // volume has its own agent.
 func claims(m store.Mount) bool { return !m.ReadOnly && m.Volume == "" }
+
+// stageVolume shows a volume below the sandbox's directory. Of the image only
+// the kernel's own ext4 ever reads or writes a byte: the sandbox gets a clone
+// of the mount, and neither the file nor its loop device.
+func (s *launch) stageVolume(ctx context.Context, m api.Mount, staged string) (store.Mount, error) {
+	uses := s.sb.fixed.Volumes
+	use := uses[slices.IndexFunc(uses, func(u store.VolumeUse) bool { return u.Name == m.Volume })] // as the intent has it
+	dir, device, err := s.l.volumes.Open(use)
+	if err != nil {
+		return store.Mount{}, err
+	}
+	defer dir.Close()
+	first := s.sb.fixed.Sandbox.HostUID
+	ids := []idmap.Map{{ID: 0, Host: first, Count: spec.RangeSize}}
+	users, err := idmap.UserNS(ctx, ids, ids)
+	if err != nil {
+		return store.Mount{}, err
+	}
+	defer users.Close()
+	_, err = mount.StageVolume(ctx, mount.Volume{Dir: dir, Target: staged, ReadOnly: m.ReadOnly, First: first, UserNS: users})
+	if err != nil {
+		return store.Mount{}, err
+	}
+	s.l.volumes.Touch(s.caller.UID, use)
+	return store.Mount{Staged: staged, Target: m.Target, ReadOnly: m.ReadOnly, Volume: use.ID, Device: device}, nil
+}
+
+// releaseVolumes unmounts the volumes that only this sandbox used.
+func (l *Launcher) releaseVolumes(id string) error {
+	l.mu.Lock()
+	sb := l.sandboxes[id]
+	l.mu.Unlock()
+	if sb == nil {
+		return nil // what no record knows used none that a record knows: see volume.Settle
+	}
+	return l.volumes.Release(id, sb.fixed.Sandbox.Caller.UID, sb.fixed.Volumes)
+}
+
+// usersOf are the sandboxes that use a volume or may still have it mounted, by
+// name. A record lists its volumes from the intent on.
+func (l *Launcher) usersOf(id string) []volume.User {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []volume.User
+	for _, sb := range l.sandboxes {
+		if sb.isGone() {
+			continue
+		}
+		r := sb.identity()
+		i := slices.IndexFunc(r.Volumes, func(u store.VolumeUse) bool { return u.ID == id })
+		if i < 0 {
+			continue
+		}
+		u := volume.User{VolumeUse: api.VolumeUse{Sandbox: sb.id, Name: r.Sandbox.Name, Agent: r.Sandbox.Agent, ReadOnly: r.Volumes[i].ReadOnly}}
+		if ended(sb.state()) {
+			u.Gone = sb.gone
+		}
+		out = append(out, u)
+	}
+	slices.SortFunc(out, func(a, b volume.User) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}

@@ -56,7 +56,7 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(l.removeStrangers(ctx), l.settleVolumes(ctx), l.Runtime.PruneMounts())
+	return errors.Join(l.removeStrangers(ctx), l.volumes.Settle(ctx), l.Runtime.PruneMounts())
 }
 
 // prune tidies up after launches that failed in the runtime, in a moment in

@@ -14,6 +14,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/events"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/proctree"
@@ -343,7 +344,7 @@ func (l *Launcher) Execs(_ context.Context, c peer.Cred, ref string, labels map[
 func (l *Launcher) Events(ctx context.Context, c peer.Cred, after uint64, emit func(api.Event) error) error {
 	own := fmt.Sprint(c.UID)
 	return l.Bus.Follow(ctx, after, func(e api.Event) error {
-		if c.UID != 0 && e.Fields[callerField] != own {
+		if c.UID != 0 && e.Fields[events.CallerField] != own {
 			return nil
 		}
 		return emit(e)
@@ -374,3 +375,33 @@ func (l *Launcher) Evidence(ctx context.Context, c peer.Cred, ref string, fresh 
 	slices.Reverse(kept)
 	return kept, nil
 }
+
+// CreateVolume makes a volume.
+func (l *Launcher) CreateVolume(ctx context.Context, c peer.Cred, req api.VolumeRequest) (*api.Volume, error) {
+	// Formatting is work for the host as a launch is.
+	select {
+	case l.launches <- struct{}{}:
+		defer func() { <-l.launches }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return l.volumes.Create(ctx, c, req)
+}
+
+// Volumes are the caller's, by name.
+func (l *Launcher) Volumes(_ context.Context, c peer.Cred) ([]api.Volume, error) {
+	return l.volumes.List(c)
+}
+
+// Volume is one of them.
+func (l *Launcher) Volume(_ context.Context, c peer.Cred, name string) (*api.Volume, error) {
+	return l.volumes.Get(c, name)
+}
+
+// RemoveVolume removes a volume that no sandbox uses.
+func (l *Launcher) RemoveVolume(ctx context.Context, c peer.Cred, name string) error {
+	return l.volumes.Remove(ctx, c, name)
+}
+
+// StrayVolumes are the ids of volumes that no record knows.
+func (l *Launcher) StrayVolumes() ([]string, error) { return l.volumes.Strays() }
