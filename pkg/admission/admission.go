@@ -124,6 +124,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	a.Profile = p
 	r.Image = or(or(r.Image, p.Image), pol.DefaultImage)
 	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
+	r.Home = or(r.Home, p.Home[0])
 
 	if r.Name != "" && !nameRE.MatchString(r.Name) {
 		ps.add("name", r.Name, wantName)
@@ -143,8 +144,14 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	if !slices.Contains(p.Rootfs, r.Rootfs) {
 		ps.add("rootfs", r.Rootfs, "one of %s in profile %s", strings.Join(p.Rootfs, ", "), p.Name)
 	}
+	if !slices.Contains(p.Home, r.Home) {
+		ps.add("home", r.Home, "one of %s in profile %s", strings.Join(p.Home, ", "), p.Name)
+	}
 	checkLabels(&ps, r.Labels, maxLabels)
 	checkMounts(&ps, r.Mounts, p)
+	if r.Home == "persistent" {
+		checkHome(&ps, r.Mounts)
+	}
 	a.Limits = resolveLimits(&ps, r.Limits, p)
 	checkProcess(&ps, r.Command, r.Env, r.Workdir, len(r.Command) == 0)
 	if len(r.Command) == 0 {
@@ -164,7 +171,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		}
 	}
 	a.Env = Env(r.Env, r.TTY)
-	a.Tmpfs = spec.TmpfsOf(a.Limits, r.Rootfs == "readonly")
+	a.Tmpfs = spec.TmpfsOf(a.Limits, r.Rootfs == "readonly", r.Home == "persistent")
 	return a, nil
 }
 
@@ -182,9 +189,9 @@ func Exec(req api.ExecRequest) error {
 // defaultVolume is the size of a volume whose request names none.
 const defaultVolume = 1 << 30
 
-// Volume checks a request for a volume of least to most bytes and fills in its
-// defaults; the error lists every problem.
-func Volume(req *api.VolumeRequest, least, most api.Size) error {
+// Volume checks a request for a volume and fills in its defaults; the error
+// lists every problem.
+func Volume(req *api.VolumeRequest) error {
 	var ps problems
 	req.Agent = or(req.Agent, "default")
 	if req.Size == 0 {
@@ -196,8 +203,8 @@ func Volume(req *api.VolumeRequest, least, most api.Size) error {
 	if !nameRE.MatchString(req.Agent) {
 		ps.add("agent", req.Agent, wantName)
 	}
-	if req.Size < least || req.Size > most {
-		ps.add("size", req.Size.String(), "from %s to %s", least, most)
+	if req.Size < api.MinVolume || req.Size > api.MaxVolume {
+		ps.add("size", req.Size.String(), "from %s to %s", api.MinVolume, api.MaxVolume)
 	}
 	req.Size = req.Size >> 20 << 20
 	return ps.err()
@@ -262,6 +269,17 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 			if within(m.Target, o.Target) || within(o.Target, m.Target) {
 				ps.add(field+"target", m.Target, "not in, over or equal to mounts[%d].target", j)
 			}
+		}
+	}
+}
+
+// checkHome keeps mounts out of a persistent home. What is there is the agent's
+// work, and it could have left a link where the runtime, as root, will look for
+// the mount point.
+func checkHome(ps *problems, mounts []api.Mount) {
+	for i, m := range mounts {
+		if within(m.Target, spec.Home) {
+			ps.add(fmt.Sprintf("mounts[%d].target", i), m.Target, "not in a persistent home; /workspace, for instance")
 		}
 	}
 }

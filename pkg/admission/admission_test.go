@@ -74,6 +74,10 @@ func TestResolveProblems(t *testing.T) {
 		{"mount without a descriptor", api.SpawnRequest{Mounts: []api.Mount{{Source: "/x", Target: "/w"}}}, []string{"mounts[0].fd"}},
 		{"a volume and a directory", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", FD: new(0), Target: "/w"}, {Volume: "v", Source: "/x", Target: "/y"}}}, []string{"mounts[0].volume", "mounts[1].volume"}},
 		{"no volume's name", api.SpawnRequest{Mounts: []api.Mount{{Volume: "../v", Target: "/w"}}}, []string{"mounts[0].volume"}},
+		{"no such home", api.SpawnRequest{Home: "shared"}, []string{"home"}},
+		{"strict keeps nothing", api.SpawnRequest{Profile: "strict", Home: "persistent"}, []string{"home"}},
+		{"mounts in a persistent home", api.SpawnRequest{Home: "persistent", Mounts: []api.Mount{{Volume: "v", Target: "/home/agent/v"}, {Volume: "w", Target: "/w"}}}, []string{"mounts[0].target"}},
+		{"another's home as a volume", api.SpawnRequest{Mounts: []api.Mount{{Volume: "other.home", Target: "/w", ReadOnly: true}}}, []string{"mounts[0].volume"}},
 		{"volume over home", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", Target: "/home/agent"}}}, []string{"mounts[0].target"}},
 		{"strict writes no volume", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{Volume: "v", Target: "/w"}}}, []string{"mounts[0].readonly"}},
 		{"mount over root", mount("/"), []string{"mounts[0].target"}},
@@ -122,15 +126,15 @@ func TestResolveProblems(t *testing.T) {
 
 func TestVolume(t *testing.T) {
 	req := api.VolumeRequest{Name: "work"}
-	if err := admission.Volume(&req, 16<<20, 8<<40); err != nil || req.Agent != "default" || req.Size != 1<<30 {
+	if err := admission.Volume(&req); err != nil || req.Agent != "default" || req.Size != 1<<30 {
 		t.Errorf("defaults are %+v, %v", req, err)
 	}
 	req = api.VolumeRequest{Name: "work", Agent: "a", Size: 17<<20 + 5}
-	if err := admission.Volume(&req, 16<<20, 8<<40); err != nil || req.Agent != "a" || req.Size != 17<<20 {
+	if err := admission.Volume(&req); err != nil || req.Agent != "a" || req.Size != 17<<20 {
 		t.Errorf("resolved to %+v, %v", req, err)
 	}
 	var e *api.Error
-	err := admission.Volume(&api.VolumeRequest{Name: "A", Agent: "-", Size: 1}, 16<<20, 8<<40)
+	err := admission.Volume(&api.VolumeRequest{Name: "A", Agent: "-", Size: 1})
 	if !errors.As(err, &e) || e.Code != api.CodeInvalid || len(e.Problems) != 3 {
 		t.Errorf("error is %v", err)
 	}

@@ -48,6 +48,11 @@ type SpawnRequest struct {
 	// Limits.Disk bytes). The profile's when empty.
 	Rootfs string `json:"rootfs,omitempty"`
 
+	// Home is "ephemeral" (discarded with the sandbox) or "persistent": a volume
+	// of the agent's, called AGENT.home, that all its sandboxes which ask for it
+	// share. The profile's when empty.
+	Home string `json:"home,omitempty"`
+
 	// Network is "none": the sandbox has its own namespace with lo only.
 	Network string `json:"network,omitempty"`
 
@@ -173,6 +178,7 @@ type Sandbox struct {
 	ImageMoved bool              `json:"image_moved,omitempty"`
 	Runtime    string            `json:"runtime"`
 	Rootfs     string            `json:"rootfs"`
+	Home       string            `json:"home,omitempty"` // "ephemeral" or "persistent"; empty when an older daemon made it
 	Network    string            `json:"network"`
 	State      State             `json:"state"`
 	Reason     Reason            `json:"reason,omitempty"`

@@ -2,6 +2,12 @@ package api
 
 import "time"
 
+// The bounds of a volume's size. A smaller one would have no journal.
+const (
+	MinVolume Size = 16 << 20
+	MaxVolume Size = 8 << 40
+)
+
 // VolumeRequest makes a volume. It is a closed schema.
 type VolumeRequest struct {
 	// Name is 1 to 63 of [a-z0-9-], starting with a letter or digit. Unique

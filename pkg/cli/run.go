@@ -80,6 +80,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringVar(&r.Profile, "profile", "", "isolation profile")
 	fl.StringVar(&r.Image, "image", "", "image")
 	fl.StringVar(&r.Rootfs, "rootfs", "", "readonly or ephemeral")
+	fl.StringVar(&r.Home, "home", "", "ephemeral, or persistent: a volume of the agent's")
 	fl.StringVar(&r.Runtime, "runtime", "", "crun or runc")
 	fl.StringVar(&r.Network, "network", "", "none")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the sandbox")

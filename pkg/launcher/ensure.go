@@ -92,6 +92,9 @@ func (sb *sandbox) resolved() admission.Spec {
 	defer sb.mu.Unlock()
 	r := &sb.rec
 	s := admission.Spec{Request: r.Request, Limits: r.Sandbox.Limits, Digest: r.Sandbox.ImageDigest, Dirs: map[string]admission.Dir{}}
+	if s.Request.Home == "" {
+		s.Request.Home = "ephemeral" // made by a daemon that knew no other
+	}
 	for _, m := range r.Mounts {
 		if m.Volume != "" {
 			continue

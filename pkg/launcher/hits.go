@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
 // limitsHit is what limits refused an exec that has just ended: the counts of
@@ -169,10 +170,10 @@ func (sb *sandbox) fullPlaces() (n int64) {
 	if !ro {
 		places = append(places, "/")
 	}
-	for _, t := range spec.TmpfsOf(sb.fixed.Sandbox.Limits, ro) {
+	for _, t := range spec.TmpfsOf(sb.fixed.Sandbox.Limits, ro, sb.fixed.Request.Home == "persistent") {
 		places = append(places, t.Target)
 	}
-	for _, m := range sb.fixed.Request.Mounts {
+	for _, m := range volume.Mounts(sb.fixed.Request) {
 		if m.Volume != "" && !m.ReadOnly {
 			places = append(places, m.Target)
 		}

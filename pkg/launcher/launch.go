@@ -117,6 +117,13 @@ func (s *launch) reserve(ctx context.Context) error {
 	}
 	s.trace.end("image", began)
 	began = time.Now()
+	if s.Request.Home == "persistent" {
+		if err := s.makeHome(ctx); err != nil {
+			return err
+		}
+		s.trace.end("home", began)
+		began = time.Now()
+	}
 	return s.l.volumes.Use(s.caller.UID, s.Request, func(volumes []store.VolumeUse) error {
 		if err := s.intend(digest, volumes); err != nil {
 			return err
@@ -124,6 +131,18 @@ func (s *launch) reserve(ctx context.Context) error {
 		s.trace.end("intent", began)
 		return nil
 	})
+}
+
+// makeHome sees that the agent has its persistent home. That is no part of the
+// sandbox: a launch that fails leaves it.
+func (s *launch) makeHome(ctx context.Context) error {
+	s.l.mu.Lock()
+	err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits)
+	s.l.mu.Unlock()
+	if err != nil {
+		return err // before the work
+	}
+	return s.l.volumes.Home(ctx, s.caller, s.Request.Agent, s.Profile.HomeSize)
 }
 
 // intend puts a record of the sandbox where everybody finds it.
@@ -146,7 +165,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) error {
 		Volumes:     volumes,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, Profile: r.Profile,
-			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Network: r.Network,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Limits: s.Limits, Labels: r.Labels,
 			Caller:  api.Caller{UID: s.caller.UID, GID: s.caller.GID},

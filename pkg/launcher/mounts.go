@@ -20,7 +20,8 @@ import (
 // stageMounts turns the caller's directory descriptors and volumes into
 // id-mapped trees below the sandbox's directory.
 func (s *launch) stageMounts(ctx context.Context) error {
-	if len(s.Request.Mounts) == 0 {
+	mounts := volume.Mounts(s.Request)
+	if len(mounts) == 0 {
 		return nil
 	}
 	if len(s.sb.fixed.Volumes) > 0 {
@@ -38,7 +39,7 @@ func (s *launch) stageMounts(ctx context.Context) error {
 	}
 	defer users.Close()
 	var all []store.Mount
-	for i, m := range s.Request.Mounts {
+	for i, m := range mounts {
 		var rec store.Mount
 		staged := filepath.Join(base, fmt.Sprint(i))
 		if m.Volume != "" {

@@ -23,6 +23,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/verify"
+	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
 // channel has PID 1 install the system call filter and try what must fail.
@@ -325,7 +326,7 @@ func weaker(r api.SpawnRequest, isolated bool) []string {
 	if !isolated {
 		out = append(out, agentinit.Isolation+": a command of this sandbox can read the memory, the environment and the open files of another; boot with landlock in lsm=")
 	}
-	if len(r.Mounts) == 0 {
+	if len(volume.Mounts(r)) == 0 {
 		return out
 	}
 	return append(out, "unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume; mount no directory that holds one")

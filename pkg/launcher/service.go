@@ -20,6 +20,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
 // Spawn admits a request and launches it.
@@ -36,12 +37,12 @@ func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.BlindRuntime && (len(a.Request.Mounts) > 0 || a.Request.Rootfs == "ephemeral") {
+	if l.BlindRuntime && (len(volume.Mounts(a.Request)) > 0 || a.Request.Rootfs == "ephemeral") {
 		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
 	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}
-	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() {
+	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() || a.Request.Home == "persistent" {
 		if err := l.RoomOnDisk(); err != nil {
 			return nil, err
 		}

@@ -29,6 +29,8 @@ type Profile struct {
 	Image          string   `toml:"image"`
 	Seccomp        string   `toml:"seccomp"`
 	Rootfs         []string `toml:"rootfs"` // the first is the default
+	Home           []string `toml:"home"`   // the first is the default; "ephemeral" alone when not given
+	HomeSize       api.Size `toml:"home_size"`
 	WritableMounts bool     `toml:"writable_mounts"`
 	ExecIsolation  string   `toml:"exec_isolation"` // "required", also when not given, or "preferred"
 	Limits         Limits   `toml:"limits"`
@@ -59,6 +61,9 @@ func Parse(text []byte) (*Profile, error) {
 	dec := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	if err := dec.Decode(&p); err != nil {
 		return nil, explain(err)
+	}
+	if p.Home == nil {
+		p.Home = []string{"ephemeral"}
 	}
 	if err := p.check(); err != nil {
 		return nil, err
@@ -105,6 +110,7 @@ func (p *Profile) check() error {
 			bad("rootfs", `%q must be "readonly" or "ephemeral"`, r)
 		}
 	}
+	p.checkHome(bad)
 	if e := p.ExecIsolation; e != "" && e != "required" && e != "preferred" {
 		bad("exec_isolation", `%q must be "required" or "preferred"`, e)
 	}
@@ -143,6 +149,22 @@ func (p *Profile) check() error {
 		bad("limits.on_idle", `%q must be "pause" or "stop"`, l.OnIdle)
 	}
 	return errors.Join(errs...)
+}
+
+func (p *Profile) checkHome(bad func(field, format string, args ...any)) {
+	if len(p.Home) == 0 {
+		bad("home", `must list at least one of "ephemeral", "persistent"`)
+	}
+	for _, h := range p.Home {
+		if h != "ephemeral" && h != "persistent" {
+			bad("home", `%q must be "ephemeral" or "persistent"`, h)
+		}
+	}
+	if want := slices.Contains(p.Home, "persistent"); want && (p.HomeSize < api.MinVolume || p.HomeSize > api.MaxVolume) {
+		bad("home_size", "%s must be from %s to %s, since home lists \"persistent\"", p.HomeSize, api.MinVolume, api.MaxVolume)
+	} else if !want && p.HomeSize != 0 {
+		bad("home_size", `has no meaning unless home lists "persistent"`)
+	}
 }
 
 // Set is the profiles of a daemon by name.

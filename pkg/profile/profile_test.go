@@ -37,12 +37,17 @@ func TestParseErrors(t *testing.T) {
 		return s
 	}
 	for name, tt := range map[string]struct{ text, want string }{
-		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 26, column 1: unknown key "limits.swap"`},
+		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 33, column 1: unknown key "limits.swap"`},
 		"syntax":        {edit("version = 1", "version ="), "line 2"},
 		"version":       {edit("version = 1", "version = 2"), "version: is 2"},
 		"no seccomp":    {edit(`seccomp = "default"`, `seccomp = ""`), "seccomp:"},
 		"climbing":      {edit(`seccomp = "default"`, `seccomp = "../x"`), "seccomp:"},
 		"rootfs":        {edit(`["readonly", "ephemeral"]`, `["shared"]`), "rootfs:"},
+		"home":          {edit(`home = ["ephemeral", "persistent"]`, `home = ["shared"]`), `home: "shared" must be`},
+		"no home":       {edit(`home = ["ephemeral", "persistent"]`, `home = []`), "home: must list"},
+		"home's size":   {edit(`home_size = "4G"`, `home_size = "4K"`), "home_size: 4K must be from 16M to 8T"},
+		"no home size":  {edit(`home_size = "4G"`, ``), "home_size: 0 must be from"},
+		"size alone":    {edit(`home = ["ephemeral", "persistent"]`, ``), "home_size: has no meaning"},
 		"above its max": {edit(`memory = "2G"`, `memory = "32G"`), "limits.memory: is above"},
 		"no pids":       {edit("pids = 512", "pids = 0"), "limits.pids: must be more than zero"},
 		"shm":           {edit(`# shm_size = ""`, `shm_size = "1025M"`), "limits.shm_size: must be at most half"},

@@ -14,12 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bounds of a volume's size. A smaller one would have no journal.
-const (
-	MinVolume api.Size = 16 << 20
-	MaxVolume api.Size = 8 << 40
-)
-
 // pendingPrefix marks the directory of a volume that is being made or removed.
 const pendingPrefix = "pending-"
 
@@ -66,8 +60,8 @@ func (v *Volumes) Make(ctx context.Context, id string, size api.Size, uid uint32
 		return 0, err
 	}
 	size = size >> 20 << 20
-	if size < MinVolume || size > MaxVolume {
-		return 0, api.Errorf(api.CodeInvalid, "a volume of %s is not from %s to %s", size, MinVolume, MaxVolume)
+	if size < api.MinVolume || size > api.MaxVolume {
+		return 0, api.Errorf(api.CodeInvalid, "a volume of %s is not from %s to %s", size, api.MinVolume, api.MaxVolume)
 	}
 	dir := v.pending(id)
 	if err := os.Mkdir(dir, 0o700); err != nil {

@@ -180,7 +180,7 @@ func TestVolumeOneDevice(t *testing.T) {
 
 func TestVolumeRefused(t *testing.T) {
 	v, root := newVolumes(t)
-	for _, size := range []api.Size{0, -1, rootfs.MinVolume - 1, rootfs.MaxVolume + 1<<20} {
+	for _, size := range []api.Size{0, -1, api.MinVolume - 1, api.MaxVolume + 1<<20} {
 		if _, err := v.Make(t.Context(), "abc", size, 1000); api.CodeOf(err) != api.CodeInvalid {
 			t.Errorf("Make of %d bytes = %v", size, err)
 		}

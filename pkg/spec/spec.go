@@ -162,8 +162,8 @@ func tmpfs(t Tmpfs) specs.Mount {
 
 // TmpfsOf is a sandbox's /dev/shm, and its tmpfs bytes divided among its
 // writable places. Home is left out when the root is writable, because then it
-// is on the root.
-func TmpfsOf(l api.Limits, readonlyRoot bool) []Tmpfs {
+// is on the root, and when it is a volume.
+func TmpfsOf(l api.Limits, readonlyRoot, homeIsVolume bool) []Tmpfs {
 	part := func(n api.Size) api.Size { return max(l.Tmp*n/16/4096*4096, 64<<10) }
 	ts := []Tmpfs{
 		{Target: "/dev/shm", Size: max(l.ShmSize/4096*4096, 64<<10), Mode: 0o1777, NoExec: true},
@@ -171,9 +171,10 @@ func TmpfsOf(l api.Limits, readonlyRoot bool) []Tmpfs {
 		{Target: "/tmp", Size: part(8), Mode: 0o1777},
 	}
 	if readonlyRoot {
-		ts = append(ts,
-			Tmpfs{Target: "/var/tmp", Size: part(1), Mode: 0o1777},
-			Tmpfs{Target: Home, Size: part(6), Mode: 0o755, Agent: true})
+		ts = append(ts, Tmpfs{Target: "/var/tmp", Size: part(1), Mode: 0o1777})
+	}
+	if readonlyRoot && !homeIsVolume {
+		ts = append(ts, Tmpfs{Target: Home, Size: part(6), Mode: 0o755, Agent: true})
 	}
 	return ts
 }

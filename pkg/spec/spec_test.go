@@ -24,7 +24,7 @@ func base() spec.Sandbox {
 		ID: "aaaabbbbccccddddeeee", HostUID: 0x7800_0000, Profile: "default", Runtime: "crun",
 		CgroupsPath: "/creel/aaaabbbbccccddddeeee", NetNS: "/proc/1/fd/9",
 		InitSource: "/run/creel/sandboxes/aaaabbbbccccddddeeee/init", Hostname: "web",
-		Limits: lim, ReadonlyRoot: true, Tmpfs: spec.TmpfsOf(lim, true),
+		Limits: lim, ReadonlyRoot: true, Tmpfs: spec.TmpfsOf(lim, true, false),
 	}
 }
 
@@ -36,7 +36,7 @@ func TestBuild(t *testing.T) {
 	}
 	ephemeral := base()
 	ephemeral.ReadonlyRoot = false
-	ephemeral.Tmpfs = spec.TmpfsOf(ephemeral.Limits, false)
+	ephemeral.Tmpfs = spec.TmpfsOf(ephemeral.Limits, false, false)
 	v2 := base()
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
 	for name, sb := range map[string]spec.Sandbox{
@@ -87,7 +87,7 @@ func TestTmpfsIsBelowItsTotal(t *testing.T) {
 	for _, ro := range []bool{true, false} {
 		for _, total := range []api.Size{1 << 20, 5 << 20, 512 << 20, 8 << 30} {
 			var sum api.Size
-			for _, m := range spec.TmpfsOf(api.Limits{Tmp: total, ShmSize: total + 5}, ro) {
+			for _, m := range spec.TmpfsOf(api.Limits{Tmp: total, ShmSize: total + 5}, ro, false) {
 				if m.Size%4096 != 0 || m.Size == 0 {
 					t.Errorf("%s of %s: %d bytes is not a whole number of pages", m.Target, total, m.Size)
 				}

@@ -17,7 +17,7 @@ import (
 // on record of a sandbox that Users tells of from then on. None of them is
 // removed between.
 func (k *Keeper) Use(uid uint32, r api.SpawnRequest, begin func([]store.VolumeUse) error) error {
-	if !slices.ContainsFunc(r.Mounts, func(m api.Mount) bool { return m.Volume != "" }) {
+	if !slices.ContainsFunc(Mounts(r), func(m api.Mount) bool { return m.Volume != "" }) {
 		return begin(nil)
 	}
 	k.mu.Lock()
@@ -31,11 +31,14 @@ func (k *Keeper) Use(uid uint32, r api.SpawnRequest, begin func([]store.VolumeUs
 
 func (k *Keeper) resolve(uid uint32, r api.SpawnRequest) ([]store.VolumeUse, error) {
 	var out []store.VolumeUse
-	for _, m := range r.Mounts {
+	for _, m := range Mounts(r) {
 		if m.Volume == "" {
 			continue
 		}
 		v, err := k.Store.Volume(uid, m.Volume)
+		if api.CodeOf(err) == api.CodeNotFound && m.Volume == HomeName(r.Agent) {
+			return nil, api.Errorf(api.CodeUnavailable, "agent %s's home was removed a moment ago", r.Agent).WithHint("try again")
+		}
 		if api.CodeOf(err) == api.CodeNotFound {
 			return nil, api.Errorf(api.CodeNotFound, "no volume %q", m.Volume).
 				WithHint("creel volume create " + m.Volume + "; for the directory of that name write ./" + m.Volume)

@@ -68,9 +68,13 @@ func New(o Options) *Keeper { return &Keeper{Options: o} }
 // Create makes a volume. Until its record is written it is pending, and a
 // daemon that finds it removes it.
 func (k *Keeper) Create(ctx context.Context, c peer.Cred, req api.VolumeRequest) (*api.Volume, error) {
-	if err := admission.Volume(&req, rootfs.MinVolume, rootfs.MaxVolume); err != nil {
+	if err := admission.Volume(&req); err != nil {
 		return nil, err
 	}
+	return k.create(ctx, c, req)
+}
+
+func (k *Keeper) create(ctx context.Context, c peer.Cred, req api.VolumeRequest) (*api.Volume, error) {
 	v := store.Volume{ID: k.NewID(), Volume: api.Volume{
 		Name: req.Name, Agent: req.Agent, Size: req.Size,
 		Caller: api.Caller{UID: c.UID, GID: c.GID}, Created: time.Now().UTC(),
