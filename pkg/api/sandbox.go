@@ -188,6 +188,7 @@ type Sandbox struct {
 	TTY        bool              `json:"tty,omitempty"`
 	Stdin      bool              `json:"stdin,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
+	Shares     []Share           `json:"shares,omitempty"`
 	Limits     Limits            `json:"limits"`
 	LimitsHit  map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
 	Labels     map[string]string `json:"labels,omitempty"`
@@ -199,6 +200,14 @@ type Sandbox struct {
 	Ended      time.Time         `json:"ended,omitzero"`
 	Execs      int               `json:"execs"` // running now
 	Problem    string            `json:"problem,omitempty"`
+}
+
+// Share says that, by the operator's grant, sandboxes of other agents may write
+// a mounted directory at the same time.
+type Share struct {
+	Target string   `json:"target"` // of the mount
+	Path   string   `json:"path"`   // of the grant
+	With   []string `json:"with"`   // the other agents, such as "uid:1001/tester"
 }
 
 // Caller is what the kernel said of the process that connected.

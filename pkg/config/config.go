@@ -2,7 +2,7 @@
 //
 // A file is read over the defaults, then every *.toml of the directory
 // config.d beside it, in the order of their names; a later value replaces an
-// earlier one, arrays as a whole. An unknown key, a value of the wrong type
+// earlier one, arrays (the [[share]] tables, too) as a whole. An unknown key, a value of the wrong type
 // and a value out of bounds are errors, all reported at once with file, line
 // and column.
 package config
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/share"
 )
 
 // DefaultPath is where creeld looks for its configuration.
@@ -47,6 +48,8 @@ type Config struct {
 	Disk           Disk       `toml:"disk"`
 	Server         Server     `toml:"server"`
 	Log            Log        `toml:"log"`
+	// Share are grants of directories to several agents.
+	Share []share.Grant `toml:"share"`
 }
 
 // Containerd chooses the containerd.

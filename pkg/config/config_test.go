@@ -10,6 +10,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
+	"github.com/creel-sandbox/creel/pkg/share"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -69,6 +70,22 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+func TestGrants(t *testing.T) {
+	got, err := config.Load(write(t, map[string]string{
+		"creeld.toml": "version = 1\n[[share]]\npath = '/srv/x'\nagents = ['uid:1/a', 'uid:0/b']\n[[share]]\npath = '/srv/y'\nagents = ['uid:1/a', 'uid:1/c', 'uid:2/a']\n",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []share.Grant{
+		{Path: "/srv/x", Agents: []share.Agent{{UID: 1, Name: "a"}, {UID: 0, Name: "b"}}},
+		{Path: "/srv/y", Agents: []share.Agent{{UID: 1, Name: "a"}, {UID: 1, Name: "c"}, {UID: 2, Name: "a"}}},
+	}
+	if diff := cmp.Diff(want, got.Share); diff != "" {
+		t.Errorf("grants (-want +got):\n%s", diff)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -97,6 +114,20 @@ DIR/creeld.toml:10:1: ids.last: 0x80000000 is not a multiple of 65536, less one,
 DIR/config.d/a.toml:4:1: exec.max_per_sandbox: 0 is not from 1 to 4096
 DIR/config.d/a.toml:6:1: server.max_streams: 256 is not from 1 to 255 (one less than server.max_connections)`},
 		{"cgroup root", map[string]string{"creeld.toml": "version = 1\n[cgroup]\nroot = '/a/../b'\n"}, `DIR/creeld.toml:3:1: cgroup.root: "/a/../b" is not a cgroup such as "/creel": names of letters, digits, "_", "-", ".", ":" and "@", each after a slash and not starting with a dot`},
+		{"grants", map[string]string{
+			"creeld.toml":     "version = 1\n[[share]]\npath = '/ignored'\n",
+			"config.d/a.toml": "[[share]]\npath = '/srv/x'\nagents = ['uid:1/a', 'uid:2/b']\n\n[[share]]\n  path = 'srv/../y'\n  agents = ['uid:1/a', '2/b', 'uid:1/A']\n  mode = 'rw'\n[[share]]\nagents = ['uid:1/a', 'uid:1/a']\n[[share]]\npath = '/'\nagents = 'uid:1/a'\n[[share]]\npath = '/z'\nagents = ['uid:1/a']\n",
+		}, `DIR/config.d/a.toml:8:3: share[1].mode: unknown key; a grant has path and agents
+DIR/config.d/a.toml:6:3: share[1].path: "srv/../y" is not an absolute path without ".." or a slash at its end
+DIR/config.d/a.toml:7:3: share[1].agents: "2/b" is not a caller's uid and an agent, such as "uid:1000/coder"
+DIR/config.d/a.toml:7:3: share[1].agents: "uid:1/A" is not a caller's uid and an agent, such as "uid:1000/coder"
+DIR/config.d/a.toml:9:1: share[2].path: "" is not an absolute path without ".." or a slash at its end
+DIR/config.d/a.toml:10:1: share[2].agents: uid:1/a is there twice
+DIR/config.d/a.toml:12:1: share[3].path: "/" is not an absolute path without ".." or a slash at its end
+DIR/config.d/a.toml:13:1: share[3].agents: there is no array such as ["uid:1000/coder", "uid:1001/tester"]
+DIR/config.d/a.toml:16:1: share[4].agents: two agents or more share a directory: [uid:1/a] are not`},
+		{"no grants", map[string]string{"creeld.toml": "version = 1\nshare = [1]\n"}, "DIR/creeld.toml:2:1: share[0]: 1 is not a table with path and agents"},
+		{"a grant as a table", map[string]string{"creeld.toml": "version = 1\n[share]\npath = '/x'\n"}, "DIR/creeld.toml:2:1: share: write each grant as a table, [[share]], with path and agents"},
 		{"table for a value", map[string]string{"creeld.toml": "version = 1\n[socket]\npath = '/x'\n"}, "DIR/creeld.toml:2:1: socket: map[path:/x] is not a string"},
 		{"value for a table", map[string]string{"creeld.toml": "version = 1\nlog = 'debug'\n"}, `DIR/creeld.toml:2:1: unknown key "log"`},
 	}

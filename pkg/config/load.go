@@ -70,6 +70,8 @@ type value struct {
 	v    any
 	file string
 	pos  position
+	// places are those of the file's keys, for what is within a value.
+	places map[string]position
 }
 
 type loader struct {
@@ -127,7 +129,7 @@ func (l *loader) file(path string, first bool) {
 			l.bad(path, pos, "unknown key %q%s", key.name, suggest(key.name, known))
 			continue
 		}
-		l.values[key.name] = value{key.v, path, pos}
+		l.values[key.name] = value{key.v, path, pos, places}
 	}
 }
 
@@ -234,6 +236,10 @@ func (l *loader) apply(cfg *Config) {
 	known := fields(reflect.ValueOf(cfg).Elem())
 	for _, key := range slices.Sorted(mapKeys(l.values)) {
 		v, field := l.values[key], known[key]
+		if key == "share" {
+			l.grants(field, v)
+			continue
+		}
 		if err := assign(field, v.v); err != nil {
 			l.bad(v.file, v.pos, "%s: %v", key, err)
 		}

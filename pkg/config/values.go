@@ -18,7 +18,7 @@ import (
 type position struct{ line, column int }
 
 var (
-	tableRE = regexp.MustCompile(`^\s*\[+\s*([A-Za-z0-9_."-]+)\s*\]+`)
+	tableRE = regexp.MustCompile(`^\s*(\[+)\s*([A-Za-z0-9_."-]+)\s*\]+`)
 	keyRE   = regexp.MustCompile(`^(\s*)([A-Za-z0-9_."-]+(?:\s*\.\s*[A-Za-z0-9_"-]+)*)\s*=`)
 )
 
@@ -27,12 +27,21 @@ var (
 // like a key can only misplace a message.
 func locate(text []byte) map[string]position {
 	places, table, n := map[string]position{}, "", 0
+	count := map[string]int{} // of arrays of tables, which are numbered from 0
 	for line := range strings.Lines(string(text)) {
 		n++
 		if m := tableRE.FindStringSubmatch(line); m != nil {
-			table = clean(m[1])
-			if _, ok := places[table]; !ok {
-				places[table] = position{n, strings.IndexByte(line, '[') + 1}
+			table = clean(m[2])
+			names := []string{table}
+			if m[1] == "[[" {
+				count[table]++
+				table = fmt.Sprintf("%s[%d]", table, count[table]-1)
+				names = append(names, table)
+			}
+			for _, name := range names {
+				if _, ok := places[name]; !ok {
+					places[name] = position{n, strings.IndexByte(line, '[') + 1}
+				}
 			}
 			continue
 		}

@@ -296,6 +296,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Retention: retention.Caps{
 			Age: keep.Age.D(), PerUser: keep.PerUser, All: keep.All, LogBytes: int64(keep.LogBytes), Evidence: keep.Evidence,
 		},
+		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
 		BlindRuntime: d.blind,
 		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

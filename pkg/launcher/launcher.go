@@ -3,6 +3,7 @@
 //
 //	launch.go     request -> proven, running sandbox
 //	mounts.go     the caller's directories and volumes, and who may write them
+//	grants.go     what the operator lets several agents write
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
@@ -47,6 +48,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/volume"
@@ -110,7 +112,8 @@ type Options struct {
 	EvidenceEvery time.Duration // between two proofs of a running sandbox
 	Retention     retention.Caps
 	DiskReserve   int64 // of the state directory's file system, in bytes
-	Launches      int   // launches at one time; more wait
+	Shares        []share.Grant
+	Launches      int // launches at one time; more wait
 	Log           *slog.Logger
 }
 

@@ -99,15 +99,20 @@ func (s *launch) namespaces() []*os.File {
 }
 
 // claim puts the staged mounts on record, unless one is a directory that
-// another agent can write and this one could, too: through it the two would
-// reach each other. Directories count as one when the one is in the other, as
+// another agent can write and this one could, too, and no grant of the
+// operator's lets them: through it the two would reach each other. Directories count as one when the one is in the other, as
 // their file system has it now; what a caller moves later is not looked at.
 // A read-only mount claims nothing and is refused nothing.
 func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
+	grants, err := s.grants(ctx, ms)
+	if err != nil {
+		return err
+	}
+	defer closeGrants(grants)
 	timeout := time.NewTimer(killTimeout)
 	defer timeout.Stop()
 	for {
-		holder, i, err := s.tryClaim(ms)
+		holder, i, err := s.tryClaim(ms, grants)
 		if holder == nil || err != nil {
 			return err
 		}
@@ -126,13 +131,13 @@ func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
 		}
 		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).
-			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended")
+			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended; the operator can let agents share a directory")
 	}
 }
 
 // tryClaim puts the mounts on record, or finds who holds the directory of the
 // i-th. One launch does so at a time, so of two that want the same one is first.
-func (s *launch) tryClaim(ms []store.Mount) (holder *sandbox, i int, err error) {
+func (s *launch) tryClaim(ms []store.Mount, grants []grant) (holder *sandbox, i int, err error) {
 	s.l.claimMu.Lock()
 	defer s.l.claimMu.Unlock()
 	own := s.sb.fixed.Sandbox
@@ -150,6 +155,9 @@ func (s *launch) tryClaim(ms []store.Mount) (holder *sandbox, i int, err error) 
 					continue
 				}
 				related, err := mount.Related(m.Staged, h.Staged)
+				if related && err == nil {
+					related, err = ungranted(grants, i, agentOf(&r), h)
+				}
 				if err != nil {
 					return nil, 0, err
 				}
@@ -159,7 +167,14 @@ func (s *launch) tryClaim(ms []store.Mount) (holder *sandbox, i int, err error) 
 			}
 		}
 	}
-	s.sb.amend(func(r *store.Record) { r.Mounts = ms })
+	s.sb.amend(func(r *store.Record) {
+		r.Mounts = ms
+		for _, g := range grants {
+			for _, i := range g.mounts {
+				r.Sandbox.Shares = append(r.Sandbox.Shares, api.Share{Target: ms[i].Target, Path: g.Path, With: g.Others(agentOf(&own))})
+			}
+		}
+	})
 	return nil, 0, nil
 }
 

@@ -287,6 +287,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 	}
 	sb.mu.Lock()
 	alone := sb.rec.Isolated
+	shares := sb.rec.Sandbox.Shares
 	sb.mu.Unlock()
 	lim := sb.fixed.Sandbox.Limits
 	return verify.Expect{
@@ -306,7 +307,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		FDs:          initFDs(why == "spawn", alone),
 		Exe:          exe,
 		Extra:        append(controls(sb.cg.Controls()), unreadable),
-		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(sb.fixed.Request, alone)...),
+		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(sb.fixed.Request, shares, alone)...),
 	}, nil
 }
 
@@ -318,13 +319,17 @@ func controls(cs []cgroup.Control) []api.Control {
 	return out
 }
 
-// weaker says what this host does not enforce for such a request. Connecting
+// weaker says what is not enforced for such a request: the host cannot, or the
+// operator wants it so. Connecting
 // to a socket is not a write to its file system, so a read-only mount does
 // not help (path_resolution(7), kernel fs/namei.c sb_permission).
-func weaker(r api.SpawnRequest, isolated bool) []string {
+func weaker(r api.SpawnRequest, shares []api.Share, isolated bool) []string {
 	var out []string
 	if !isolated {
 		out = append(out, agentinit.Isolation+": a command of this sandbox can read the memory, the environment and the open files of another; boot with landlock in lsm=")
+	}
+	for _, sh := range shares {
+		out = append(out, fmt.Sprintf("share: %s can be written by %s at the same time, because the operator shares %s", sh.Target, strings.Join(sh.With, ", "), sh.Path))
 	}
 	if len(volume.Mounts(r)) == 0 {
 		return out
