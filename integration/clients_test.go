@@ -36,6 +36,7 @@ func TestClients(t *testing.T) {
 	}{
 		{"creel.sh", kerneltest.Curl, "\"state\":\"running\"\n\"exit_code\":0\n\"stdout\":\"HELLO\"\na report\nDELETE 204\n"},
 		{"creel.py", kerneltest.Python, same},
+		{"creel.mts", kerneltest.NodeTS, same},
 		{"creel.mjs", kerneltest.Node, same},
 		{"go/main.go", kerneltest.Go, same},
 	} {
@@ -91,6 +92,15 @@ func TestClientsUnreadInput(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{})
 	const want = "10 times 7, 10 bytes\n"
+	node := func(file, command string) []string {
+		return []string{"node", "--input-type=module", "-e", `import { stream } from "./` + file + `";
+let sevens = 0, n = 0;
+for (let i = 0; i < 10; i++) {
+  const end = await stream("` + sb.ID + `", ` + command + `, { stdin: Buffer.alloc(3_000_000, "x"), onStderr: (b) => { n += b.length; } });
+  if (end.exit_code === 7) sevens++;
+}
+console.log(sevens, "times 7,", n, "bytes");`}
+	}
 	for _, tt := range []struct {
 		need kerneltest.Need
 		args []string
@@ -99,13 +109,8 @@ func TestClientsUnreadInput(t *testing.T) {
 n = bytearray()
 ends = [creel.stream("` + sb.ID + `", ["sh", "-c", "echo >&2; exit 7"], b"x" * 3_000_000, on_stderr=lambda b: n.extend(b)) for i in range(10)]
 print(sum(e["exit_code"] == 7 for e in ends), "times 7,", len(n), "bytes")`}},
-		{kerneltest.Node, []string{"node", "--input-type=module", "-e", `import { stream } from "./creel.mjs";
-let sevens = 0, n = 0;
-for (let i = 0; i < 10; i++) {
-  const end = await stream("` + sb.ID + `", ["sh", "-c", "echo >&2; exit 7"], { stdin: Buffer.alloc(3_000_000, "x"), onStderr: (b) => { n += b.length; } });
-  if (end.exit_code === 7) sevens++;
-}
-console.log(sevens, "times 7,", n, "bytes");`}},
+		{kerneltest.NodeTS, node("creel.mts", `{ command: ["sh", "-c", "echo >&2; exit 7"] }`)},
+		{kerneltest.Node, node("creel.mjs", `["sh", "-c", "echo >&2; exit 7"]`)},
 	} {
 		t.Run(tt.need.Name, func(t *testing.T) {
 			kerneltest.Require(t, tt.need)
@@ -117,5 +122,41 @@ console.log(sevens, "times 7,", n, "bytes");`}},
 				t.Errorf("%v, %q; want %q", err, out, want)
 			}
 		})
+	}
+}
+
+// TestClientsTypes has TypeScript look at the clients that have types, as
+// docs/clients.md says, and at a use of them that is wrong.
+func TestClientsTypes(t *testing.T) {
+	kerneltest.Require(t, kerneltest.TSC)
+	types, err := kerneltest.NodeTypes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := filepath.Abs("../examples/clients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(file string) (string, error) {
+		out, err := exec.CommandContext(deadline(t), "tsc", "--noEmit", "--strict", "--erasableSyntaxOnly", "--module", "nodenext", "--target", "es2022",
+			"--types", "node", "--allowJs", "--checkJs", "--allowImportingTsExtensions", "--typeRoots", types, file).CombinedOutput()
+		return string(out), err
+	}
+	for _, file := range []string{"creel.mts", "creel.mjs"} {
+		if out, err := check(filepath.Join(clients, file)); err != nil {
+			t.Errorf("%s: %v\n%s", file, err, out)
+		}
+	}
+	wrong := filepath.Join(t.TempDir(), "wrong.mts")
+	text := `import { exec } from "` + clients + `/creel.mts";
+await exec("job", { command: "true" });
+console.log((await exec("job", { command: ["true"] })).exitcode);
+`
+	if err := os.WriteFile(wrong, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := check(wrong)
+	if err == nil || !strings.Contains(out, "wrong.mts(2,") || !strings.Contains(out, "wrong.mts(3,") || strings.Count(out, "error TS") != 2 {
+		t.Errorf("a wrong use: %v\n%s", err, out)
 	}
 }

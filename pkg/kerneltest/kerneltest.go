@@ -77,6 +77,22 @@ var (
 	Go     = program("go")
 	Node   = program("node")
 	Python = program("python3")
+	// NodeTS is a Node that runs TypeScript without being told to (22.18).
+	NodeTS = Need{"node-ts", func() error {
+		out, err := exec.Command("node", "--print", "process.features.typescript").Output()
+		if s := strings.TrimSpace(string(out)); err == nil && s != "strip" && s != "transform" {
+			return fmt.Errorf("process.features.typescript is %q", s)
+		}
+		return err
+	}}
+	// TSC is a TypeScript compiler with Node's types (typescript, @types/node).
+	TSC = Need{"tsc", func() error {
+		types, err := NodeTypes()
+		if err != nil {
+			return err
+		}
+		return exists(filepath.Join(types, "node"))
+	}}
 	// BaseImage is the agent image that "make image" builds.
 	BaseImage = Need{"base-image", func() error {
 		if err := exists(BaseImagePath()); err != nil {
@@ -108,6 +124,18 @@ func BusyboxPath() string {
 		return p
 	}
 	return "/bin/busybox"
+}
+
+// NodeTypes is the directory of types that is installed beside tsc.
+func NodeTypes() (string, error) {
+	tsc, err := exec.LookPath("tsc")
+	if err != nil {
+		return "", err
+	}
+	if tsc, err = filepath.EvalSymlinks(tsc); err != nil { // .../typescript/bin/tsc
+		return "", err
+	}
+	return filepath.Join(filepath.Dir(tsc), "..", "..", "@types"), nil
 }
 
 // Require skips the test if the machine lacks one of the needs, or fails it
