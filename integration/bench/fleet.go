@@ -160,11 +160,11 @@ func (b *bench) weigh(ctx context.Context, daemon, cd float64) error {
 	each := (shimPSS + initPSS + daemonNow - daemon + cdNow - cd) / n
 	one := func(v float64) []float64 { return []float64{v} }
 	b.report.add("daemon_rss", "MB", one(rss), "", nil, target{most: 60})
-	b.report.add("idle_memory", "MB", one(each), "", nil, target{most: 8})
-	b.report.add("idle_memory.shim", "MB", one(shimPSS/n), "", nil, target{})
-	b.report.add("idle_memory.init", "MB", one(initPSS/n), "", nil, target{})
-	b.report.add("idle_memory.daemon", "MB", one((daemonNow-daemon)/n), "", nil, target{})
-	b.report.add("idle_memory.containerd", "MB", one((cdNow-cd)/n), "", nil, target{})
+	b.report.add("idle_footprint", "MB", one(each), "", nil, target{most: 8})
+	b.report.add("idle_footprint.shim", "MB", one(shimPSS/n), "", nil, target{})
+	b.report.add("idle_footprint.init", "MB", one(initPSS/n), "", nil, target{})
+	b.report.add("idle_footprint.daemon", "MB", one((daemonNow-daemon)/n), "", nil, target{})
+	b.report.add("idle_footprint.containerd", "MB", one((cdNow-cd)/n), "", nil, target{})
 	return nil
 }
 

@@ -40,13 +40,13 @@ func main() {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.n, "n", 50, "samples of each measure; fewer than 30 are no result")
-	f.IntVar(&o.rounds, "rounds", 30, "samples of the burst, which starts -fleet sandboxes each time")
+	f.IntVar(&o.rounds, "rounds", 30, "samples of the burst, which starts -fleet sandboxes each time, and of import")
 	f.IntVar(&o.fleet, "fleet", 100, "sandboxes of a burst, and of those that idle")
 	f.StringVar(&o.bin, "bin", "bin", "directory of creeld, creel, containerd and the runtimes")
 	f.StringVar(&o.image, "image", ".cache/images/base.oci.tar", "OCI archive to run")
 	f.StringVar(&o.output, "output", "", "file for the numbers as JSON; none when empty")
 	f.StringVar(&o.runtime, "runtime", "crun", "OCI runtime, crun or runc")
-	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, exec, tree, runtime, group; all when empty")
+	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, exec, oneshot, tree, runtime, group, import; all when empty")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -85,9 +85,12 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"fleet", b.fleetStage},
 		{"spawn", b.spawnStage},
 		{"exec", b.execStage},
+		{"oneshot", b.oneshotStage},
 		{"tree", b.treeStage},
 		{"runtime", b.runtimeStage},
 		{"group", b.groupStage},
+		// Last: it takes the image away each time.
+		{"import", b.importStage},
 	} {
 		if o.only != "" && !strings.Contains(","+o.only+",", ","+stage.name+",") {
 			continue
