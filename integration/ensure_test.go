@@ -274,3 +274,46 @@ func TestSpawnOnce(t *testing.T) {
 		t.Errorf("after failures: new %t, %v", isNew, err)
 	}
 }
+
+// TestExecKey: a command with a key runs once, whoever repeats the request,
+// and also when its client has gone meanwhile.
+func TestExecKey(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	sb := l.Spawn(api.SpawnRequest{})
+	send := func(key, script string) *raw {
+		body := fmt.Sprintf(`{"command":["/bin/sh","-c",%q]}`, script)
+		return dialRaw(t, l).send(fmt.Sprintf("POST /v1/sandboxes/%s/exec HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nIdempotency-Key: %s\r\nContent-Length: %d\r\n\r\n%s", sb.ID, key, len(body), body))
+	}
+	const script = "echo x >>/tmp/a; exec wc -l </tmp/a"
+	var wg sync.WaitGroup
+	for range 8 {
+		r := send("k", script)
+		wg.Go(func() {
+			if got := r.status(); got != http.StatusOK {
+				t.Errorf("a request: %d", got)
+			}
+		})
+	}
+	wg.Wait()
+	if out, _ := l.Sh(sb.ID, "cat /tmp/a"); out != "x\n" {
+		t.Errorf("the command wrote %q", out)
+	}
+	if got := send("k", "true").status(); got != http.StatusConflict {
+		t.Errorf("another command with the key: %d", got)
+	}
+	const long = "echo y >>/tmp/b; exec sleep 1000"
+	r := send("lost", long)
+	l.Eventually("it has begun", time.Minute, func() error {
+		if out, _ := l.Sh(sb.ID, "cat /tmp/b"); out != "y\n" {
+			return fmt.Errorf("it wrote %q", out)
+		}
+		return nil
+	})
+	r.conn.Close()
+	if got := send("lost", long).status(); got != http.StatusConflict {
+		t.Errorf("a repeat after the client has gone: %d", got)
+	}
+	if out, _ := l.Sh(sb.ID, "cat /tmp/b"); out != "y\n" {
+		t.Errorf("then it has written %q", out)
+	}
+}

@@ -59,3 +59,59 @@ func TestIdempotencyKey(t *testing.T) {
 		t.Errorf("the service was asked: %v", c)
 	}
 }
+
+// TestOnceRoutes: what would do something twice is done once under a key, and
+// every other route refuses one.
+func TestOnceRoutes(t *testing.T) {
+	d := start(t, server.Options{})
+	for _, tt := range []struct{ method, target, body, called string }{
+		{"POST", "/v1/sandboxes/box/kill", `{"signal":"HUP"}`, "Kill"},
+		{"POST", "/v1/sandboxes/box/files/mkdir?path=/a", "", "Mkdir"},
+		{"POST", "/v1/sandboxes/box/files/rename?from=/a&to=/b", "", "RenameFile"},
+		{"POST", "/v1/volumes", `{"name":"v","agent":"a"}`, "CreateVolume"},
+		{"POST", "/v1/sandboxes/box/exec", `{"command":["x"]}`, "Exec"},
+	} {
+		oneShot(d, "out", "")
+		d.svc.set(func() { d.svc.calls = nil })
+		first, _, body := d.do(t, tt.method, tt.target, tt.body, "Idempotency-Key", "k")
+		again, header, body2 := d.do(t, tt.method, tt.target, tt.body, "Idempotency-Key", "k")
+		if first/100 != 2 || again != first || body2 != body || header.Get("Creel-Replayed") != "true" {
+			t.Errorf("%s: %d %q, then %d %q, %v", tt.target, first, body, again, body2, header)
+		}
+		d.svc.set(func() {
+			if len(d.svc.calls) != 1 || d.svc.calls[0].Method != tt.called {
+				t.Errorf("%s: the service was asked %v", tt.target, d.svc.calls)
+			}
+		})
+		if status, _, text := d.do(t, tt.method, tt.target, tt.body+" ", "Idempotency-Key", "k", "Content-Type", "application/json"); status != 409 || !strings.Contains(text, "another request") {
+			t.Errorf("%s: another body: %d %s", tt.target, status, text)
+		}
+	}
+	// What was refused did nothing, and can be tried again.
+	d.svc.set(func() { d.svc.err = api.Errorf(api.CodeExhausted, "full") })
+	if status, _, _ := d.do(t, "POST", "/v1/volumes", `{"name":"w","agent":"a"}`, "Idempotency-Key", "w"); status != 429 {
+		t.Errorf("a full box: %d", status)
+	}
+	d.svc.set(func() { d.svc.err = nil })
+	if status, header, _ := d.do(t, "POST", "/v1/volumes", `{"name":"w","agent":"a"}`, "Idempotency-Key", "w"); status != 201 || header.Get("Creel-Replayed") != "" {
+		t.Errorf("when there is room: %d %v", status, header)
+	}
+	d.svc.set(func() { d.svc.calls = nil })
+	for _, rt := range server.Routes() {
+		if rt.Once {
+			continue
+		}
+		target := strings.NewReplacer("{ref}", "box", "{ref...}", "box", "{name}", "box").Replace(rt.Pattern)
+		status, _, text := d.do(t, rt.Method, target, "", "Idempotency-Key", "k")
+		if status != 400 || !strings.Contains(text, "Idempotency-Key") {
+			t.Errorf("%s %s: %d %s", rt.Method, target, status, text)
+		}
+	}
+	status, _, text := d.do(t, "POST", "/v1/sandboxes/box/exec", `{"command":["x"]}`, "Idempotency-Key", "s", "Connection", "Upgrade", "Upgrade", "creel-stream")
+	if status != 400 || !strings.Contains(text, "Idempotency-Key") {
+		t.Errorf("a stream: %d %s", status, text)
+	}
+	if c := d.svc.last(); c.Method != "" {
+		t.Errorf("the service was asked: %v", c)
+	}
+}

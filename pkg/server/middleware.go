@@ -1,10 +1,14 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base32"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"path"
@@ -14,6 +18,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/replay"
 )
 
 // errStopping is what requests get that outlast the daemon.
@@ -183,10 +188,55 @@ func (s *Server) handler(rt Route) http.Handler {
 			}
 			defer s.streams.give(c.UID, 1)
 		}
-		if err := rt.handle(s, w, r, c); err != nil {
+		if err := s.once(rt, w, r, c); err != nil {
 			s.finish(w, r, err)
 		}
 	})
+}
+
+// once calls the route's handler, or answers as it did when the request came
+// before under its Idempotency-Key.
+func (s *Server) once(rt Route, w http.ResponseWriter, r *http.Request, c Caller) error {
+	key, err := idempotencyKey(r)
+	switch {
+	case err != nil:
+		return err
+	case key == "" || isSpawn(rt):
+		return rt.handle(s, w, r, c)
+	case !rt.Once || r.Header.Get("Upgrade") != "":
+		return invalid("the request is not valid", api.Problem{Field: "Idempotency-Key", Want: "left out: " +
+			"this request can be repeated without it, or is a stream; docs/api.md lists those that take a key"})
+	}
+	body, err := readBody(w, r, maxJSON)
+	if err != nil {
+		return err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	req := replay.Request{UID: c.UID, Path: r.URL.EscapedPath(), Key: key, Body: sha256.Sum256(append([]byte(r.URL.RawQuery+"\n"), body...))}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	return s.replays.Serve(ctx, w, req, nothingDone, func(w http.ResponseWriter) error { return rt.handle(s, w, r, c) })
+}
+
+func isSpawn(rt Route) bool { return rt.Method == http.MethodPost && rt.Pattern == "/v1/sandboxes" }
+
+// begunError is of a request whose effect has begun.
+type begunError struct{ error }
+
+func (e begunError) Unwrap() error { return e.error }
+
+// nothingDone says of a request's error that it came before any effect: the
+// classes of what is refused. Of others nobody knows.
+func nothingDone(err error) bool {
+	if _, begun := errors.AsType[begunError](err); begun {
+		return false
+	}
+	switch api.CodeOf(err) {
+	case api.CodeInvalid, api.CodeDenied, api.CodeNotFound, api.CodeConflict, api.CodeTooLarge, api.CodeExhausted, api.CodeUnsupportedHost:
+		return true
+	case api.CodeNotProven, api.CodeUnavailable, api.CodeInternal:
+	}
+	return false
 }
 
 // finish reports a handler's error, if the answer has not begun. If it has,

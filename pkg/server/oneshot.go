@@ -57,7 +57,7 @@ func (s *Server) execOnce(w http.ResponseWriter, r *http.Request, c Caller, req 
 	}
 	res, out, errOut, err := collect(ctx, sess, input, most)
 	if err != nil {
-		return stopped(ctx, err)
+		return begunError{stopped(ctx, err)}
 	}
 	return s.answerOutput(w, res, out, errOut)
 }

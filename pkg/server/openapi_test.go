@@ -61,7 +61,7 @@ func TestOpenAPIRoutes(t *testing.T) {
 	if d.OpenAPI != "3.1.0" {
 		t.Errorf("openapi %q", d.OpenAPI)
 	}
-	var documented, routed []string
+	var documented, routed, keyed, once []string
 	ids := map[string]string{}
 	for path, ops := range d.Paths {
 		for method, op := range ops {
@@ -76,6 +76,9 @@ func TestOpenAPIRoutes(t *testing.T) {
 			}
 			var inPath []string
 			for _, p := range op.Parameters {
+				if p.Name == "Idempotency-Key" {
+					keyed = append(keyed, name)
+				}
 				if p.In == "path" {
 					inPath = append(inPath, "{"+p.Name+"}")
 					if !p.Required {
@@ -91,7 +94,16 @@ func TestOpenAPIRoutes(t *testing.T) {
 		}
 	}
 	for _, r := range server.Routes() {
-		routed = append(routed, r.Method+" "+strings.ReplaceAll(r.Pattern, "...}", "}"))
+		name := r.Method + " " + strings.ReplaceAll(r.Pattern, "...}", "}")
+		routed = append(routed, name)
+		if r.Once {
+			once = append(once, name)
+		}
+	}
+	slices.Sort(keyed)
+	slices.Sort(once)
+	if diff := cmp.Diff(once, keyed); diff != "" {
+		t.Errorf("routes that take a key (-served +documented):\n%s", diff)
 	}
 	slices.Sort(documented)
 	slices.Sort(routed)

@@ -11,6 +11,9 @@ type Route struct {
 	Pattern string // of http.ServeMux
 	// Stream marks requests that last; their number is limited apart.
 	Stream bool
+	// Once marks requests that Idempotency-Key is for: a repeat would do
+	// something twice, or be taken for a mistake. Spawn keeps its keys itself.
+	Once   bool
 	handle func(*Server, http.ResponseWriter, *http.Request, Caller) error
 }
 
@@ -19,13 +22,13 @@ func Routes() []Route { return slices.Clone(routes) }
 
 // routes is never written.
 var routes = []Route{
-	{Method: "POST", Pattern: "/v1/sandboxes", handle: (*Server).spawn},
+	{Method: "POST", Pattern: "/v1/sandboxes", Once: true, handle: (*Server).spawn},
 	{Method: "GET", Pattern: "/v1/sandboxes", handle: (*Server).list},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
 	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).ensure},
 	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).remove},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/stop", handle: (*Server).stopSandbox},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", handle: (*Server).kill},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", Once: true, handle: (*Server).kill},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/pause", handle: (*Server).pause},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/resume", handle: (*Server).resume},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/wait", Stream: true, handle: (*Server).wait},
@@ -35,7 +38,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/execs", handle: (*Server).execs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/evidence", handle: (*Server).evidence},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/diff", handle: (*Server).diff},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Stream: true, handle: (*Server).exec},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Stream: true, Once: true, handle: (*Server).exec},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
 
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files", Stream: true, handle: (*Server).readFile},
@@ -43,8 +46,8 @@ var routes = []Route{
 	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}/files", handle: (*Server).removeFile},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files/list", Stream: true, handle: (*Server).listDir},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files/stat", handle: (*Server).statFile},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/mkdir", handle: (*Server).mkdir},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/rename", handle: (*Server).renameFile},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/mkdir", Once: true, handle: (*Server).mkdir},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/files/rename", Once: true, handle: (*Server).renameFile},
 
 	{Method: "GET", Pattern: "/v1/events", Stream: true, handle: (*Server).events},
 
@@ -56,7 +59,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/archives/{ref...}", Stream: true, handle: (*Server).saveImage},
 
 	{Method: "GET", Pattern: "/v1/volumes", handle: (*Server).volumes},
-	{Method: "POST", Pattern: "/v1/volumes", handle: (*Server).createVolume},
+	{Method: "POST", Pattern: "/v1/volumes", Once: true, handle: (*Server).createVolume},
 	{Method: "GET", Pattern: "/v1/volumes/{name}", handle: (*Server).volume},
 	{Method: "DELETE", Pattern: "/v1/volumes/{name}", handle: (*Server).removeVolume},
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/fdconn"
+	"github.com/creel-sandbox/creel/pkg/replay"
 )
 
 // Bounds of a stop request's grace.
@@ -43,14 +44,11 @@ func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
 		return err
 	}
 	if !made {
-		w.Header().Set(replayedHeader, "true")
+		w.Header().Set(replay.Header, "true")
 	}
 	writeJSON(w, http.StatusCreated, res)
 	return nil
 }
-
-// replayedHeader says that the answer was given before.
-const replayedHeader = "Creel-Replayed"
 
 // idempotencyKey is the request's, empty when it has none.
 func idempotencyKey(r *http.Request) (string, error) {

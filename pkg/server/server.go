@@ -12,6 +12,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/fdconn"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/replay"
 )
 
 // Options are what a Server needs beside its Service. Zero fields have the
@@ -81,6 +82,7 @@ type Server struct {
 	streams *counter
 	outputs *counter // bytes that one-shot execs may keep
 	hangups *hangups
+	replays *replay.Keys
 
 	// stop is closed when the daemon stops: sessions and event streams end.
 	stop     chan struct{}
@@ -96,7 +98,7 @@ func New(svc Service, opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		svc: svc, opts: opts, log: opts.Log, mux: http.NewServeMux(), hangups: h,
+		svc: svc, opts: opts, log: opts.Log, mux: http.NewServeMux(), hangups: h, replays: replay.New(replay.DefaultLimits()),
 		conns: newCounter(opts.MaxConns, opts.MaxTotalConns), streams: newCounter(opts.MaxStreams, opts.MaxTotalConns),
 		outputs: newCounter(opts.MaxOutput, 4*opts.MaxOutput),
 		stop:    make(chan struct{}),
