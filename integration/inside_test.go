@@ -37,7 +37,7 @@ func TestInside(t *testing.T) {
 	kerneltest.Require(t, kerneltest.BaseImage)
 	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath()})
 	abstract := hostAbstractSocket(t)
-	for _, tt := range []struct{ profile, runtime string }{{"default", "crun"}, {"strict", "runc"}} {
+	for _, tt := range []struct{ profile, runtime string }{{"default", "crun"}, {"strict", "runc"}, {"build", "crun"}, {"build", "runc"}} {
 		t.Run(tt.profile+" "+tt.runtime, func(t *testing.T) {
 			// The script's storm of signals to PID 1 is passed to the main
 			// command, as promised, and ends one that does not ignore it.

@@ -25,7 +25,7 @@ func TestExecsApart(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	// Each says who it is and leaves a child that says so as well.
 	const victim = `sleep 1000 & echo $$ $!; read x; kill $!`
-	for _, profile := range []string{"default", "strict"} {
+	for profile, home := range map[string]string{"default": "/home/agent\n", "strict": "/home/agent\n", "build": "/root\n"} {
 		sb := l.Spawn(api.SpawnRequest{Profile: profile, Stdin: true, Command: []string{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}})
 		ev, err := l.Evidence(t.Context(), sb.ID, true)
 		if err != nil || len(ev) != 2 || !ev[0].OK {
@@ -55,11 +55,11 @@ for d in map_files cwd root/etc; do ls /proc/$1/$d/ 2>/dev/null; done`, "sh", pi
 				}
 			})
 		}
-		if out, res := l.Sh(sb.ID, `sleep 1000 & (exec 3</proc/$!/environ) && readlink /proc/$!/fd/1 && cat /proc/$!/maps >/dev/null && (readlink /proc/$$/cwd); kill $!`); res.ExitCode != 0 || !strings.HasSuffix(out, "/home/agent\n") {
+		if out, res := l.Sh(sb.ID, `sleep 1000 & (exec 3</proc/$!/environ) && readlink /proc/$!/fd/1 && cat /proc/$!/maps >/dev/null && (readlink /proc/$$/cwd); kill $!`); res.ExitCode != 0 || !strings.HasSuffix(out, home) {
 			t.Errorf("within one command: %q, %+v", out, res)
 		}
 		// A child that left its command's session is no other command's.
-		if out, _ := l.Sh(sb.ID, `setsid sh -c 'exec sleep 1000' & p=$!; usleep 50000; readlink /proc/$p/cwd; kill $p`); out != "/home/agent\n" {
+		if out, _ := l.Sh(sb.ID, `setsid sh -c 'exec sleep 1000' & p=$!; usleep 50000; readlink /proc/$p/cwd; kill $p`); out != home {
 			t.Errorf("its own child in another session: %q", out)
 		}
 	}

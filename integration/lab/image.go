@@ -32,7 +32,7 @@ func TinyWith(tb testing.TB, config map[string]any, more func(*tar.Writer)) stri
 	}
 	return archive(tb, config, func(w *tar.Writer) {
 		defer more(w)
-		for _, d := range []string{"bin/", "dev/", "proc/", "sys/", "etc/", "usr/", "run/", "tmp/", "var/", "var/tmp/", "home/", "home/agent/", "workspace/", "mnt/"} {
+		for _, d := range []string{"bin/", "dev/", "proc/", "sys/", "etc/", "usr/", "run/", "tmp/", "var/", "var/tmp/", "home/", "home/agent/", "root/", "workspace/", "mnt/"} {
 			h := &tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}
 			if d == "home/agent/" {
 				h.Uid, h.Gid = 1000, 1000

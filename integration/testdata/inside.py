@@ -164,12 +164,12 @@ def signals():
 def identity():
     st = dict(l.rstrip("\n").split(":\t", 1) for l in open("/proc/self/status") if ":\t" in l)
     for cap in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-        must_be("caps." + cap, int(st[cap], 16), 0)
+        must_be("caps." + cap, int(st[cap], 16), 0xcb if ROOT and cap in ("CapPrm", "CapEff", "CapBnd") else 0)
     must_be("no_new_privs", st["NoNewPrivs"], "1")
     must_be("seccomp", st["Seccomp"], "2")
-    must_be("uid", os.getresuid() == (1000, 1000, 1000), True)
-    must_be("gid", os.getresgid() == (1000, 1000, 1000), True)
-    must_be("groups", os.getgroups(), [], [1000])
+    must_be("uid", os.getresuid() == (UID, UID, UID), True)
+    must_be("gid", os.getresgid() == (UID, UID, UID), True)
+    must_be("groups", os.getgroups(), [], [UID])
     must_be("fds", sorted(int(f) for f in os.listdir("/proc/self/fd") if int(f) < 200)[:3], [0, 1, 2])
     extra = []
     for f in os.listdir("/proc/self/fd"):
@@ -179,6 +179,8 @@ def identity():
         except OSError:
             pass
     must_be("fds.extra", extra, [])
+    if ROOT:
+        return
     must("setuid.0", lambda: os.setuid(0), errno.EPERM)
     must("setgid.0", lambda: os.setgid(0), errno.EPERM)
     must("setgroups", lambda: os.setgroups([0]), errno.EPERM, errno.ENOSYS)
@@ -255,12 +257,12 @@ def sockets():
     must("socket.high_bits", lambda: sys_(sock, (1 << 32) | 38, 5, 0), *bad)
     must("socket.high_bits.packet", lambda: sys_(sock, (0xdead << 32) | 17, 3, 0), *bad)
     for name, args in {"tcp4": (2, 1, 0), "udp4": (2, 2, 0), "tcp6": (10, 1, 6), "unix": (1, 1, 0), "route": (16, 3, 0)}.items():
-        if PROFILE == "default":
+        if PROFILE != "strict":
             s = socket.socket(*args)
             must_be("socket.allowed." + name, s.fileno() > 2, True)
             s.close()
-    if PROFILE != "default":
-        return  # strict allows fewer sockets than what follows needs
+    if PROFILE == "strict":
+        return  # it allows fewer sockets than what follows needs
     # The only interface is lo, and nothing routes out.
     must_be("net.interfaces", [n for _, n in socket.if_nameindex()], ["lo"])
     for a in (("93.184.216.34", 443), ("169.254.169.254", 80), ("10.0.0.1", 22), ("172.17.0.1", 2375)):
@@ -277,7 +279,7 @@ def sockets():
 def setid():
     os.chdir("/tmp")
     p = ctypes.c_char_p
-    for bits in (0o4755, 0o2755, 0o6777, 0o4000, 0o2000):
+    for bits in () if ROOT else (0o4755, 0o2755, 0o6777, 0o4000, 0o2000):
         open("f", "w").close()
         d = os.open("/tmp", os.O_RDONLY)
         f = os.open("f", os.O_RDWR)
@@ -305,6 +307,9 @@ def setid():
         os.close(f)
     left = [n for n in os.listdir("/tmp") if os.lstat("/tmp/" + n).st_mode & 0o6000]
     must_be("setid.none", left, [])
+    how = struct.pack("QQQ", os.O_CREAT | os.O_RDWR, 0o4755, 0)
+    must("setid.openat2", call("openat2", -100, p(b"n9"), p(how), len(how)))
+    open("/tmp/f", "w").close()
     for kind, name in ((stat.S_IFCHR, "chr"), (stat.S_IFBLK, "blk")):
         must("mknod." + name, lambda: os.mknod("/tmp/dev-" + name, kind | 0o666, os.makedev(1, 1)))
     for ns, v in (("security.capability", b"\1\0\0\2" + b"\xff" * 16), ("trusted.x", b"1"), ("security.ima", b"x")):
@@ -343,7 +348,8 @@ def kernel():
     for d in ("mem", "kmem", "port", "sda", "vda", "nvme0n1", "loop0", "loop-control", "fuse", "net/tun", "kvm", "kmsg", "mapper/control",
               "vhost-net", "vsock", "uinput", "snapshot", "userfaultfd", "tty0", "console", "ppp", "vfio/vfio", "dri/card0", "cuse"):
         must("dev." + d, lambda: os.open("/dev/" + d, os.O_RDWR | os.O_NONBLOCK), errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV)
-    must("dev.mkdir", lambda: os.mkdir("/dev/x"), errno.EACCES, errno.EROFS, errno.EPERM)
+    if not ROOT:  # who has a /dev of its own
+        must("dev.mkdir", lambda: os.mkdir("/dev/x"), errno.EACCES, errno.EROFS, errno.EPERM)
     bad = []
     for line in open("/proc/self/mountinfo"):
         w = line.split()
@@ -354,8 +360,90 @@ def kernel():
         if tail == "sysfs":
             bad.append("sysfs at " + w[4])
     must_be("mounts.nosuid", bad, [])
-    for p in ("/etc/passwd", "/bin/sh", "/usr/bin/env", "/", "/usr"):
+    for p in () if ROOT else ("/etc/passwd", "/bin/sh", "/usr/bin/env", "/", "/usr"):
         must("root.write " + p, lambda: os.open(p, os.O_WRONLY), errno.EROFS, errno.EACCES, errno.EISDIR, errno.ETXTBSY)
+
+
+def root():
+    """What a root of the sandbox's user namespace could have more."""
+    if not ROOT:
+        return
+    p = ctypes.c_char_p
+    must("root.setuid.outside", lambda: os.setuid(65536), errno.EINVAL)
+    must("root.setgroups.outside", lambda: os.setgroups([65536]), errno.EINVAL)
+    must("root.setresuid.outside", lambda: os.setresuid(-1, 1 << 31, -1), errno.EINVAL)
+    # Capabilities: the header of version 3, then effective, permitted, inheritable twice.
+    head = struct.pack("Ii", 0x20080522, 0)
+    for cap in range(41):
+        if (0xcb >> cap) & 1:
+            continue
+        low, high = (1 << cap) & 0xffffffff, (1 << cap) >> 32
+        data = struct.pack("6I", low, low, 0, high, high, 0)
+        must("root.capset.%d" % cap, lambda: sys_(126 if X86 else 91, p(head), p(data)), errno.EPERM)
+        must("root.ambient.%d" % cap, lambda: sys_(157 if X86 else 167, 47, 2, cap, 0, 0), errno.EPERM)
+    # The program of PID 1, which every command is forked from.
+    i = "/dev/creel-init"
+    must("root.init.chown", lambda: os.chown(i, 0, 0), errno.EPERM, errno.EROFS)
+    must("root.init.utime", lambda: os.utime(i), errno.EPERM, errno.EROFS, errno.EACCES)
+    must("root.init.truncate", lambda: os.truncate(i, 0), errno.EACCES, errno.EROFS, errno.ETXTBSY)
+    must("root.init.link", lambda: os.link(i, "/dev/i2"), errno.EPERM, errno.EXDEV)
+    must("root.init.replace", lambda: os.rename("/dev/null", i), errno.EBUSY, errno.EXDEV)
+    must("root.init.xattr", lambda: os.setxattr(i, "user.x", b"x"), errno.EPERM, errno.EROFS, errno.EACCES)
+    must("root.init.copy", lambda: open(i, "rb").read(), errno.EACCES)
+    # No mount point goes away from under what is mounted.
+    for d in ("/dev", "/proc", "/sys", "/dev/pts", "/tmp", "/run"):
+        must("root.rmdir " + d, lambda: os.rmdir(d), errno.EBUSY)
+        must("root.rename " + d, lambda: os.rename(d, "/x"), errno.EBUSY, errno.EXDEV)
+    for f in ("/dev/null", "/proc/keys"):
+        must("root.unlink " + f, lambda: os.unlink(f), errno.EBUSY, errno.EPERM, errno.ENOENT, errno.EACCES)
+    # Its own maps are written once, and by the runtime.
+    for f in ("uid_map", "gid_map", "setgroups"):
+        def write():
+            fd = os.open("/proc/self/" + f, os.O_WRONLY)
+            return os.write(fd, b"deny" if f == "setgroups" else b"0 0 1\n")
+        must("root." + f, write, errno.EPERM, errno.EACCES, errno.EINVAL)
+    # Devices and whiteouts, which the layer's overlay would take for its own.
+    for kind in (stat.S_IFCHR, stat.S_IFBLK):
+        must("root.mknod.%o" % kind, lambda: os.mknod("/root/w", kind | 0o666, 0))
+    open("/root/a", "w").close()
+    must("root.whiteout", lambda: sys_(316 if X86 else 276, -100, p(b"/root/a"), -100, p(b"/root/b"), 4))
+    for a in ("trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.overlay.metacopy", "security.capability"):
+        must("root.xattr." + a, lambda: os.setxattr("/root/a", a, b"y"), errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL)
+    # A set-user-ID program gains nothing: its mount is nosuid, and no_new_privs.
+    import shutil
+    import subprocess
+    shutil.copy("/usr/bin/id", "/usr/local/bin/id5")
+    os.chown("/usr/local/bin/id5", 5, 5)
+    os.chmod("/usr/local/bin/id5", 0o6755)
+    must_be("root.setid.inert", subprocess.check_output(["/usr/local/bin/id5"], text=True).split()[:2], ["uid=0(root)", "gid=0(root)"])
+    # Who stops being root stays so, and has nothing left.
+    r, w = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(1000, 1000, 1000)
+            os.setresuid(1000, 1000, 1000)
+            st = [l.split()[1] for l in open("/proc/self/status") if l.startswith(("CapPrm", "CapEff", "CapInh", "CapAmb"))]
+            got = "caps " + " ".join("0" if int(c, 16) == 0 else c for c in st)
+            os.setuid(0)
+            got += " root again"
+        except OSError as e:
+            got += " " + errname(e.errno)
+        os.write(w, got.encode())
+        os._exit(0)
+    os.wait()
+    must_be("root.dropped", os.read(r, 200).decode(), "caps 0 0 0 0 EPERM")
+    # Its /dev holds few files.
+    n = 0
+    try:
+        while n < 5000:
+            open("/dev/shm/../f%d" % n, "w").close()
+            n += 1
+    except OSError as e:
+        report("root.dev.full", errname(e.errno), ["ENOSPC"])
+    must_be("root.dev.few", n < 256, True)
+    for i in range(n):
+        os.unlink("/dev/f%d" % i)
 
 
 def tty():
@@ -430,7 +518,9 @@ def lower_oom():
 
 
 HOST_ABSTRACT, PROFILE = sys.argv[1:3]
-for group in (identity, pid1, namespaces, refused, sockets, setid, kernel, tty, abis, limits, signals):
+ROOT = PROFILE == "build"
+UID = 0 if ROOT else 1000
+for group in (identity, pid1, namespaces, refused, sockets, setid, kernel, root, tty, abis, limits, signals):
     try:
         group()
     except Exception as e:  # a mistake here must not pass for safety

@@ -122,6 +122,9 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		return nil, ps.err() // without a profile nothing else can be judged
 	}
 	a.Profile = p
+	if req.Profile == "" && p.Root() {
+		ps.add("profile", "", "a profile by name: %s is root in its sandbox, and never a default", p.Name)
+	}
 	r.Image = or(or(r.Image, p.Image), pol.DefaultImage)
 	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
 	r.Home = or(r.Home, p.Home[0])
@@ -165,12 +168,12 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		return nil, err
 	}
 	if r.Workdir == "" {
-		r.Workdir = spec.Home
+		r.Workdir = spec.HomeOf(p.User)
 		if len(r.Mounts) > 0 {
 			r.Workdir = r.Mounts[0].Target
 		}
 	}
-	a.Env = Env(r.Env, r.TTY)
+	a.Env = Env(p.User, r.Env, r.TTY)
 	a.Tmpfs = spec.TmpfsOf(a.Limits, r.Rootfs == "readonly", r.Home == "persistent")
 	return a, nil
 }
@@ -210,10 +213,10 @@ func Volume(req *api.VolumeRequest) error {
 	return ps.err()
 }
 
-// Env is the whole environment of a process in a sandbox: a fixed minimum
-// and what the request adds. The image's environment and the daemon's are
+// Env is the whole environment of a process of a sandbox's user: a fixed
+// minimum and what the request adds. The image's environment and the daemon's are
 // never part of it.
-func Env(add map[string]string, tty bool) map[string]string {
+func Env(user string, add map[string]string, tty bool) map[string]string {
 	env := map[string]string{
 		"PATH":    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME":    spec.Home,
@@ -221,6 +224,9 @@ func Env(add map[string]string, tty bool) map[string]string {
 		"LOGNAME": "agent",
 		"SHELL":   "/bin/bash",
 		"LANG":    "C.UTF-8",
+	}
+	if user == api.UserRoot {
+		env["HOME"], env["USER"], env["LOGNAME"] = spec.RootHome, user, user
 	}
 	if tty {
 		env["TERM"] = "xterm-256color"
@@ -243,6 +249,10 @@ func checkLabels(ps *problems, labels map[string]string, most int) {
 func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 	if len(mounts) > maxMounts {
 		ps.add("mounts", fmt.Sprint(len(mounts)), "at most %d", maxMounts)
+		return
+	}
+	if p.NoMounts && len(mounts) > 0 {
+		ps.add("mounts", fmt.Sprint(len(mounts)), "none: profile %s has neither host directories nor volumes; creel cp copies files in and out", p.Name)
 		return
 	}
 	for i, m := range mounts {

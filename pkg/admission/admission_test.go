@@ -80,6 +80,9 @@ func TestResolveProblems(t *testing.T) {
 		{"another's home as a volume", api.SpawnRequest{Mounts: []api.Mount{{Volume: "other.home", Target: "/w", ReadOnly: true}}}, []string{"mounts[0].volume"}},
 		{"volume over home", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", Target: "/home/agent"}}}, []string{"mounts[0].target"}},
 		{"strict writes no volume", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{Volume: "v", Target: "/w"}}}, []string{"mounts[0].readonly"}},
+		{"build has no directory", api.SpawnRequest{Profile: "build", Mounts: []api.Mount{{FD: new(0), Target: "/w", ReadOnly: true}}}, []string{"mounts"}},
+		{"build has no volume", api.SpawnRequest{Profile: "build", Mounts: []api.Mount{{Volume: "v", Target: "/w"}}}, []string{"mounts"}},
+		{"build is not read-only", api.SpawnRequest{Profile: "build", Rootfs: "readonly"}, []string{"rootfs"}},
 		{"mount over root", mount("/"), []string{"mounts[0].target"}},
 		{"mount over proc", mount("/proc"), []string{"mounts[0].target"}},
 		{"mount in dev", mount("/dev/x"), []string{"mounts[0].target"}},
@@ -140,10 +143,28 @@ func TestVolume(t *testing.T) {
 	}
 }
 
+// TestRoot: root is for who asks for it by name.
+func TestRoot(t *testing.T) {
+	pol := policy(t)
+	a, err := admission.Resolve(api.SpawnRequest{Profile: "build"}, pol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Request.Workdir != "/root" || a.Env["HOME"] != "/root" || a.Env["USER"] != "root" || a.Request.Rootfs != "ephemeral" {
+		t.Errorf("resolved to %+v with %v", a.Request, a.Env)
+	}
+	pol.DefaultProfile = "build"
+	var e *api.Error
+	if _, err := admission.Resolve(api.SpawnRequest{}, pol); !errors.As(err, &e) || len(e.Problems) != 1 || e.Problems[0].Field != "profile" {
+		t.Errorf("root by default: %v", err)
+	}
+}
+
 // FuzzResolve holds what every admitted request has, whatever it asked for.
 func FuzzResolve(f *testing.F) {
 	f.Add([]byte(`{"command":["true"],"limits":{"memory":"64M","cpus":0.5},"env":{"A":"b"}}`))
 	f.Add([]byte(`{"profile":"strict","rootfs":"ephemeral","mounts":[{"source":"/","fd":0,"target":"/w"}]}`))
+	f.Add([]byte(`{"profile":"build","mounts":[{"volume":"v","target":"/w"}]}`))
 	f.Add([]byte(`{"limits":{"tmp":"1T","pids":-1,"ttl":"-1s"}}`))
 	pol := policy(f)
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -163,9 +184,12 @@ func FuzzResolve(f *testing.F) {
 			t.Errorf("admitted with limits %+v", l)
 		}
 		for _, m := range a.Request.Mounts {
-			if (m.FD == nil) != (m.Volume != "") || !a.Profile.WritableMounts && !m.ReadOnly || strings.Contains(m.Target, "..") || strings.HasPrefix(m.Target, "/proc") || strings.HasPrefix(m.Target, "/dev") {
+			if a.Profile.NoMounts || (m.FD == nil) != (m.Volume != "") || !a.Profile.WritableMounts && !m.ReadOnly || strings.Contains(m.Target, "..") || strings.HasPrefix(m.Target, "/proc") || strings.HasPrefix(m.Target, "/dev") {
 				t.Errorf("admitted mount %+v", m)
 			}
+		}
+		if a.Profile.Root() && req.Profile == "" {
+			t.Error("root by default")
 		}
 		s := spec.Build(spec.Sandbox{Limits: l, Tmpfs: a.Tmpfs})
 		if !s.Process.NoNewPrivileges || len(s.Process.Capabilities.Bounding) != 0 {

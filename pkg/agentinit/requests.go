@@ -89,6 +89,7 @@ type ProbeOptions struct {
 	ReadonlyRoot bool // writing to / must give EROFS
 	NoRoute      bool // no address outside can be reached: ENETUNREACH
 	Isolate      bool // a process must not see into another: the row Isolation
+	Root         bool // processes are root inside: no rows about becoming it
 }
 
 // Isolation is the name of the row that ProbeOptions.Isolate adds.

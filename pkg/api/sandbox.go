@@ -175,31 +175,34 @@ type Sandbox struct {
 	ImageDigest string `json:"image_digest"`
 	// ImageMoved means that Image is another image's name by now, or nobody's.
 	// It is in the answers to list and get only.
-	ImageMoved bool              `json:"image_moved,omitempty"`
-	Runtime    string            `json:"runtime"`
-	Rootfs     string            `json:"rootfs"`
-	Home       string            `json:"home,omitempty"` // "ephemeral" or "persistent"; empty when an older daemon made it
-	Network    string            `json:"network"`
-	State      State             `json:"state"`
-	Reason     Reason            `json:"reason,omitempty"`
-	ExitCode   *int              `json:"exit_code,omitempty"` // 128+n for signal n
-	Command    []string          `json:"command,omitempty"`
-	Workdir    string            `json:"workdir"`
-	TTY        bool              `json:"tty,omitempty"`
-	Stdin      bool              `json:"stdin,omitempty"`
-	Mounts     []Mount           `json:"mounts,omitempty"`
-	Shares     []Share           `json:"shares,omitempty"`
-	Limits     Limits            `json:"limits"`
-	LimitsHit  map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
-	Labels     map[string]string `json:"labels,omitempty"`
-	Caller     Caller            `json:"caller"`
-	PID        int               `json:"pid,omitempty"` // PID 1's pid on the host
-	HostUID    uint32            `json:"host_uid"`      // first host uid of the 65,536
-	Created    time.Time         `json:"created"`
-	Started    time.Time         `json:"started,omitzero"`
-	Ended      time.Time         `json:"ended,omitzero"`
-	Execs      int               `json:"execs"` // running now
-	Problem    string            `json:"problem,omitempty"`
+	ImageMoved bool   `json:"image_moved,omitempty"`
+	Runtime    string `json:"runtime"`
+	Rootfs     string `json:"rootfs"`
+	Home       string `json:"home,omitempty"` // "ephemeral" or "persistent"; empty when an older daemon made it
+	// User is UserRoot, or empty for the agent; Capabilities are a root's.
+	User         string            `json:"user,omitempty"`
+	Capabilities []string          `json:"capabilities,omitempty"`
+	Network      string            `json:"network"`
+	State        State             `json:"state"`
+	Reason       Reason            `json:"reason,omitempty"`
+	ExitCode     *int              `json:"exit_code,omitempty"` // 128+n for signal n
+	Command      []string          `json:"command,omitempty"`
+	Workdir      string            `json:"workdir"`
+	TTY          bool              `json:"tty,omitempty"`
+	Stdin        bool              `json:"stdin,omitempty"`
+	Mounts       []Mount           `json:"mounts,omitempty"`
+	Shares       []Share           `json:"shares,omitempty"`
+	Limits       Limits            `json:"limits"`
+	LimitsHit    map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
+	Labels       map[string]string `json:"labels,omitempty"`
+	Caller       Caller            `json:"caller"`
+	PID          int               `json:"pid,omitempty"` // PID 1's pid on the host
+	HostUID      uint32            `json:"host_uid"`      // first host uid of the 65,536
+	Created      time.Time         `json:"created"`
+	Started      time.Time         `json:"started,omitzero"`
+	Ended        time.Time         `json:"ended,omitzero"`
+	Execs        int               `json:"execs"` // running now
+	Problem      string            `json:"problem,omitempty"`
 }
 
 // Share says that, by the operator's grant, sandboxes of other agents may write

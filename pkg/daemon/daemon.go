@@ -185,7 +185,10 @@ func (d *daemon) profiles(ctx context.Context) error {
 		Profiles: set, DefaultProfile: d.cfg.DefaultProfile, DefaultImage: d.cfg.DefaultImage,
 		DefaultRuntime: d.cfg.Runtime.Default, Runtimes: d.cfg.Runtime.Allowed,
 	}
-	_, err = set.Get(d.cfg.DefaultProfile)
+	p, err := set.Get(d.cfg.DefaultProfile)
+	if err == nil && p.Root() {
+		err = fmt.Errorf("default_profile: profile %s is root in its sandbox, and only for who asks for it by name", p.Name)
+	}
 	return err
 }
 

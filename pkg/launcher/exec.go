@@ -19,7 +19,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
-	"github.com/creel-sandbox/creel/pkg/spec"
 )
 
 // Exit codes of run and exec, as shells and timeout(1) have them.
@@ -229,7 +228,7 @@ func (sb *sandbox) exec(ctx context.Context, req api.ExecRequest) (*session, err
 		workdir = sb.fixed.Sandbox.Workdir
 	}
 	return sb.open(ctx, command{
-		argv: req.Command, env: admission.Env(env, req.TTY), workdir: workdir, tty: req.TTY,
+		argv: req.Command, env: admission.Env(sb.fixed.Sandbox.User, env, req.TTY), workdir: workdir, tty: req.TTY,
 	}, req)
 }
 
@@ -241,7 +240,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{}), closed: make(chan struct{})}
 	s.record = newRecord(s, req)
 	c.id = s.id
-	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
+	agent := sb.hostUser()
 	if c.tty {
 		s.io, err = newTTY(sb.pid, agent, req.Cols, req.Rows)
 	} else {

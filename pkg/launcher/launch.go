@@ -21,6 +21,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/profile"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -166,6 +167,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) error {
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, Profile: r.Profile,
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network,
+			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Limits: s.Limits, Labels: r.Labels,
 			Caller:  api.Caller{UID: s.caller.UID, GID: s.caller.GID},
@@ -370,6 +372,14 @@ func (s *launch) record(context.Context) error {
 	s.l.publish("sandbox.started", s.sb.identity(), "image", s.Request.Image, "profile", s.Profile.Name)
 	s.sb.watch()
 	return nil
+}
+
+// userOf is api.Sandbox.User.
+func userOf(p *profile.Profile) string {
+	if p.Root() {
+		return api.UserRoot
+	}
+	return ""
 }
 
 func bootID() string {

@@ -23,6 +23,7 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 		ID: r.Sandbox.ID, HostUID: r.Sandbox.HostUID, Profile: r.Sandbox.Profile, Runtime: r.Sandbox.Runtime,
 		CgroupsPath: r.CgroupsPath, InitSource: filepath.Join(l.dir(r.Sandbox.ID), "init"),
 		Hostname: r.Sandbox.Name, Limits: r.Sandbox.Limits, ReadonlyRoot: ro,
+		User: r.Sandbox.User, Capabilities: r.Sandbox.Capabilities,
 		Tmpfs:       spec.TmpfsOf(r.Sandbox.Limits, ro, r.Sandbox.Home == "persistent"),
 		CgroupMount: l.Cgroups.Version() == "v2",
 		SwapLimit:   l.Cgroups.LimitsSwap(),

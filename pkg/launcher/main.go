@@ -17,7 +17,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/server"
-	"github.com/creel-sandbox/creel/pkg/spec"
 )
 
 // mainID is the main command's id among the execs.
@@ -35,7 +34,7 @@ const (
 // whether or not anybody is attached.
 func (sb *sandbox) startMain(ctx context.Context, a *admission.Admitted) (stamp int64, err error) {
 	r := a.Request
-	agent := sb.fixed.Sandbox.HostUID + spec.AgentUID
+	agent := sb.hostUser()
 	var streams *stdio
 	if r.TTY {
 		streams, err = newTTY(sb.pid, agent, 80, 24)

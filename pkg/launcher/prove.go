@@ -97,6 +97,7 @@ func (s *launch) ask(ctx context.Context, filter seccomp.Filter, lacking error) 
 	}
 	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{
 		ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true, Isolate: lacking == nil,
+		Root: s.Profile.Root(),
 	})
 	if err != nil {
 		return nil, err
@@ -294,7 +295,8 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		ID: sb.id, Why: why, PID: sb.pid, PIDFD: pidfd,
 		HostNS:  sb.l.HostNS,
 		HostUID: sb.fixed.Sandbox.HostUID, IDs: spec.RangeSize,
-		AgentUID: spec.AgentUID, AgentGID: spec.AgentGID,
+		AgentUID: spec.UID(sb.fixed.Sandbox.User), AgentGID: spec.UID(sb.fixed.Sandbox.User),
+		Caps:   capMask(sb.fixed.Sandbox),
 		Filter: filter.Bytes(),
 		Rlimits: map[string]verify.Rlimit{
 			"nofile":   {Soft: uint64(lim.Files), Hard: uint64(lim.Files)},
@@ -309,6 +311,14 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		Extra:        append(controls(sb.cg.Controls()), unreadable),
 		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(sb.fixed.Request, shares, alone)...),
 	}, nil
+}
+
+// capMask is the bits of a sandbox's capabilities.
+func capMask(s api.Sandbox) (mask uint64) {
+	for _, c := range s.Capabilities {
+		mask |= 1 << api.Capabilities[c]
+	}
+	return mask
 }
 
 func controls(cs []cgroup.Control) []api.Control {

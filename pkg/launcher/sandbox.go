@@ -19,6 +19,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/retention"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
 
@@ -131,6 +132,11 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 
 // identity is the record as it was at the start; only what never changes may
 // be read from it.
+// hostUser is the host's uid and gid of the sandbox's processes.
+func (sb *sandbox) hostUser() uint32 {
+	return sb.fixed.Sandbox.HostUID + spec.UID(sb.fixed.Sandbox.User)
+}
+
 func (sb *sandbox) identity() *store.Record { return &sb.fixed }
 
 // markDone says that the sandbox has ended, markGone that nothing is left of

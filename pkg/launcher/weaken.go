@@ -47,10 +47,12 @@ func weaken(s *specs.Spec, dir string) {
 	}
 	weakenBinds(s, filepath.Join(dir, "mnt")+"/", without)
 	for name, fn := range map[string]func(){
-		"layer.nnp":        func() { s.Process.NoNewPrivileges = false },
-		"layer.root":       func() { s.Root.Readonly = false },
-		"layer.caps":       func() { s.Process.Capabilities.Bounding = []string{"CAP_NET_RAW"} },
-		"layer.uid":        func() { s.Process.User.UID = 0 },
+		"layer.nnp":  func() { s.Process.NoNewPrivileges = false },
+		"layer.root": func() { s.Root.Readonly = false },
+		"layer.caps": func() {
+			s.Process.Capabilities.Bounding = append(slices.Clone(s.Process.Capabilities.Bounding), "CAP_NET_RAW")
+		},
+		"layer.uid":        func() { s.Process.User.UID = spec.AgentUID - s.Process.User.UID }, // the other of the two
 		"layer.groups":     func() { s.Process.User.AdditionalGids = []uint32{0} },
 		"layer.ipc":        func() { drop(specs.IPCNamespace) },
 		"layer.uts":        func() { drop(specs.UTSNamespace); s.Hostname = "" },

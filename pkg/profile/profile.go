@@ -2,8 +2,8 @@
 // choices that a request starts from. A profile is TOML; unknown keys are
 // errors, reported with line and column.
 //
-// What every sandbox gets (namespaces, no capabilities, no_new_privs, masked
-// paths) is not in a profile, so that no profile can leave it out.
+// What every sandbox gets (namespaces, no_new_privs, masked paths, for an agent
+// no capabilities) is not in a profile, so that no profile can leave it out.
 package profile
 
 import (
@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -32,6 +33,9 @@ type Profile struct {
 	Home           []string `toml:"home"`   // the first is the default; "ephemeral" alone when not given
 	HomeSize       api.Size `toml:"home_size"`
 	WritableMounts bool     `toml:"writable_mounts"`
+	NoMounts       bool     `toml:"no_mounts"`      // neither directories nor volumes
+	User           string   `toml:"user"`           // "agent", also when not given, or "root"
+	Capabilities   []string `toml:"capabilities"`   // a root's, of api.Capabilities
 	ExecIsolation  string   `toml:"exec_isolation"` // "required", also when not given, or "preferred"
 	Limits         Limits   `toml:"limits"`
 
@@ -114,6 +118,7 @@ func (p *Profile) check() error {
 	if e := p.ExecIsolation; e != "" && e != "required" && e != "preferred" {
 		bad("exec_isolation", `%q must be "required" or "preferred"`, e)
 	}
+	p.checkUser(bad)
 	l, m := p.Limits.Limits, p.Limits.Max
 	for _, f := range []struct {
 		name     string
@@ -166,6 +171,41 @@ func (p *Profile) checkHome(bad func(field, format string, args ...any)) {
 		bad("home_size", `has no meaning unless home lists "persistent"`)
 	}
 }
+
+// checkUser holds together what makes a root inside no more than it is: it
+// writes to its own layer and to nothing of anybody else's.
+func (p *Profile) checkUser(bad func(field, format string, args ...any)) {
+	for i, c := range p.Capabilities {
+		if _, ok := api.Capabilities[c]; !ok {
+			bad("capabilities", "%q must be one of %s", c, strings.Join(slices.Sorted(maps.Keys(api.Capabilities)), ", "))
+		}
+		if slices.Contains(p.Capabilities[:i], c) {
+			bad("capabilities", "%q is there twice", c)
+		}
+	}
+	switch {
+	case p.User == "" || p.User == "agent":
+		if len(p.Capabilities) > 0 {
+			bad("capabilities", `only with user = "root": an agent has none`)
+		}
+		return
+	case !p.Root():
+		bad("user", `%q must be "agent" or "root"`, p.User)
+		return
+	}
+	if !p.NoMounts || p.WritableMounts {
+		bad("no_mounts", `must be true with user = "root", which can make set-user-ID files, and writable_mounts false`)
+	}
+	if len(p.Rootfs) != 1 || p.Rootfs[0] != "ephemeral" {
+		bad("rootfs", `must be ["ephemeral"] with user = "root"`)
+	}
+	if p.ExecIsolation == "preferred" {
+		bad("exec_isolation", `must be "required" with user = "root"`)
+	}
+}
+
+// Root says whether commands are root of the sandbox's own user namespace.
+func (p *Profile) Root() bool { return p.User == api.UserRoot }
 
 // Set is the profiles of a daemon by name.
 type Set map[string]*Profile

@@ -14,13 +14,18 @@ func TestEmbeddedProfilesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"default", "strict"} {
+	for _, name := range []string{"default", "strict", "build"} {
 		if _, err := set.Get(name); err != nil {
 			t.Error(err)
 		}
 	}
 	if p, _ := set.Get("strict"); p.WritableMounts {
 		t.Error("strict has writable mounts")
+	}
+	for name, p := range set {
+		if p.Root() != (name == "build") || !p.Root() && len(p.Capabilities) > 0 {
+			t.Errorf("%s is root: %t, with %q", name, p.Root(), p.Capabilities)
+		}
 	}
 }
 
@@ -63,6 +68,37 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// TestRoot: a root comes with what keeps it to its own layer, or not at all.
+func TestRoot(t *testing.T) {
+	good, err := profiles.FS.ReadFile("build.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ from, to, want string }{
+		"mounts":          {"no_mounts = true", "no_mounts = false", "no_mounts: must be true"},
+		"writable mounts": {"writable_mounts = false", "writable_mounts = true", "no_mounts: must be true"},
+		"readonly root":   {`["ephemeral"]`, `["ephemeral", "readonly"]`, "rootfs: must be"},
+		"commands":        {`"required"`, `"preferred"`, "exec_isolation: must be"},
+		"another user":    {`user = "root"`, `user = "toor"`, "user:"},
+		"an agent's":      {`user = "root"`, `user = "agent"`, "capabilities: only with"},
+		"CAP_":            {`"CHOWN"`, `"CAP_CHOWN"`, `capabilities: "CAP_CHOWN" must be one of`},
+		"twice":           {`"CHOWN"`, `"SETUID"`, "twice"},
+		"SYS_ADMIN":       {`"CHOWN"`, `"SYS_ADMIN"`, "capabilities:"},
+		"SYS_PTRACE":      {`"CHOWN"`, `"SYS_PTRACE"`, "capabilities:"},
+		"MKNOD":           {`"CHOWN"`, `"MKNOD"`, "capabilities:"},
+		"SETFCAP":         {`"CHOWN"`, `"SETFCAP"`, "capabilities:"},
+		"NET_ADMIN":       {`"CHOWN"`, `"NET_ADMIN"`, "capabilities:"},
+		"ALL":             {`"CHOWN"`, `"ALL"`, "capabilities:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(string(good), tt.from, tt.to, 1)
+			if _, err := profile.Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error is %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
 func TestOverridesWin(t *testing.T) {
 	text, err := profiles.FS.ReadFile("strict.toml")
 	if err != nil {
@@ -83,7 +119,7 @@ func TestOverridesWin(t *testing.T) {
 
 // FuzzParse: what parses is usable, and nothing makes it panic.
 func FuzzParse(f *testing.F) {
-	for _, name := range []string{"default.toml", "strict.toml"} {
+	for _, name := range []string{"default.toml", "strict.toml", "build.toml"} {
 		text, err := profiles.FS.ReadFile(name)
 		if err != nil {
 			f.Fatal(err)

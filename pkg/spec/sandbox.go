@@ -16,8 +16,9 @@ const (
 	RangeSize = 65536
 	// InitPath is where creel-init is seen.
 	InitPath = "/dev/creel-init"
-	// Home is the agent's home directory.
-	Home = "/home/agent"
+	// Home is the agent's home directory, RootHome root's.
+	Home     = "/home/agent"
+	RootHome = "/root"
 
 	// MemoryReserve and PidsReserve are what the sandbox's cgroup may use
 	// beyond the agent's limits, so that PID 1 and a process that is being
@@ -25,6 +26,22 @@ const (
 	MemoryReserve = 8 << 20
 	PidsReserve   = 32
 )
+
+// UID is the uid and gid, inside, of a sandbox's processes: of api.Sandbox.User.
+func UID(user string) uint32 {
+	if user == api.UserRoot {
+		return 0
+	}
+	return AgentUID
+}
+
+// HomeOf is a user's home directory.
+func HomeOf(user string) string {
+	if user == api.UserRoot {
+		return RootHome
+	}
+	return Home
+}
 
 // Sandbox is a resolved, closed description of a sandbox: every default is
 // filled in, every limit checked. pkg/admission makes it.
@@ -43,6 +60,10 @@ type Sandbox struct {
 
 	Hostname string
 	Limits   api.Limits
+	// User is api.UserRoot, or empty for the agent. Capabilities are a root's,
+	// of api.Capabilities; the agent has none.
+	User         string
+	Capabilities []string
 	// ReadonlyRoot is false for rootfs "ephemeral".
 	ReadonlyRoot bool
 	// CgroupMount shows the sandbox's own cgroup, read-only, at
@@ -70,6 +91,6 @@ type Tmpfs struct {
 	Target string
 	Size   api.Size
 	Mode   uint32 // permission bits, sticky as 01777
-	Agent  bool   // owned by the agent rather than root inside
+	Agent  bool   // owned by the sandbox's user rather than root inside
 	NoExec bool
 }

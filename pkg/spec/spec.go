@@ -46,12 +46,12 @@ func Build(s Sandbox) *specs.Spec {
 		Root:     &specs.Root{Path: "rootfs", Readonly: s.ReadonlyRoot},
 		Hostname: s.Hostname,
 		Process: &specs.Process{
-			User:            specs.User{UID: AgentUID, GID: AgentGID},
+			User:            specs.User{UID: UID(s.User), GID: UID(s.User)},
 			Args:            []string{InitPath},
 			Env:             []string{"PATH=/usr/bin:/bin"},
 			Cwd:             "/",
 			NoNewPrivileges: true,
-			Capabilities:    &specs.LinuxCapabilities{},
+			Capabilities:    capabilities(s),
 			OOMScoreAdj:     &oomScoreAdj,
 			Rlimits:         rlimits(s.Limits),
 		},
@@ -77,6 +77,20 @@ func Build(s Sandbox) *specs.Spec {
 			RootfsPropagation: "rprivate",
 		},
 	}
+}
+
+// capabilities are a root's; the agent has none. Nothing is inheritable or
+// ambient: who stops being root has none any more.
+func capabilities(s Sandbox) *specs.LinuxCapabilities {
+	c := &specs.LinuxCapabilities{}
+	if s.User != api.UserRoot {
+		return c
+	}
+	for _, name := range s.Capabilities {
+		c.Bounding = append(c.Bounding, "CAP_"+name)
+	}
+	c.Permitted, c.Effective = c.Bounding, c.Bounding
+	return c
 }
 
 func rlimits(l api.Limits) []specs.POSIXRlimit {
@@ -117,11 +131,16 @@ func resources(s Sandbox) *specs.LinuxResources {
 }
 
 func mounts(s Sandbox) []specs.Mount {
+	dev := []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}
+	if s.User == api.UserRoot {
+		// It is root's, who could fill it with empty files.
+		dev = append(dev, "nr_inodes=256")
+	}
 	ms := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		// crun makes the minimal device nodes (null, zero, full, random,
 		// urandom, tty) by binding the host's; no others exist.
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: dev},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
 		// sysfs cannot be mounted over a network namespace that the sandbox
 		// does not own, and would only tell of the host (tried; design.md).
@@ -131,7 +150,7 @@ func mounts(s Sandbox) []specs.Mount {
 		ms = append(ms, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
 	}
 	for _, t := range s.Tmpfs {
-		ms = append(ms, tmpfs(t))
+		ms = append(ms, tmpfs(t, UID(s.User)))
 	}
 	ms = append(ms, specs.Mount{
 		Destination: InitPath, Type: "bind", Source: s.InitSource,
@@ -147,12 +166,12 @@ func mounts(s Sandbox) []specs.Mount {
 	return ms
 }
 
-func tmpfs(t Tmpfs) specs.Mount {
+func tmpfs(t Tmpfs, owner uint32) specs.Mount {
 	opts := []string{"nosuid", "nodev", fmt.Sprintf("mode=%o", t.Mode), fmt.Sprintf("size=%d", t.Size)}
 	// One inode for each 4 KiB: a flood of empty files is bounded as well.
 	opts = append(opts, fmt.Sprintf("nr_inodes=%d", max(int64(t.Size)/4096, 16)))
 	if t.Agent {
-		opts = append(opts, fmt.Sprintf("uid=%d", AgentUID), fmt.Sprintf("gid=%d", AgentGID))
+		opts = append(opts, fmt.Sprintf("uid=%d", owner), fmt.Sprintf("gid=%d", owner))
 	}
 	if t.NoExec {
 		opts = append(opts, "noexec")

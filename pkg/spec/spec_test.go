@@ -37,10 +37,12 @@ func TestBuild(t *testing.T) {
 	ephemeral := base()
 	ephemeral.ReadonlyRoot = false
 	ephemeral.Tmpfs = spec.TmpfsOf(ephemeral.Limits, false, false)
+	root := ephemeral
+	root.User, root.Capabilities = api.UserRoot, []string{"CHOWN", "SETUID"}
 	v2 := base()
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
 	for name, sb := range map[string]spec.Sandbox{
-		"default": base(), "workspace": workspace, "ephemeral": ephemeral, "cgroup-v2": v2,
+		"default": base(), "workspace": workspace, "ephemeral": ephemeral, "cgroup-v2": v2, "root": root,
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, spec.Build(sb)) })
 	}
@@ -80,6 +82,22 @@ func TestNeverPrivileged(t *testing.T) {
 		if s.Hooks != nil || len(s.Annotations) != 0 || s.Linux.Seccomp != nil {
 			t.Error("hooks, annotations or a runtime's seccomp in the spec")
 		}
+	}
+}
+
+// TestRoot: uid 0 with what was listed and no more, and only when it is said.
+func TestRoot(t *testing.T) {
+	sb := base()
+	sb.Capabilities = []string{"CHOWN"}
+	if s := spec.Build(sb); len(s.Process.Capabilities.Bounding) != 0 || s.Process.User.UID != spec.AgentUID {
+		t.Errorf("the agent is %d with %+v", s.Process.User.UID, s.Process.Capabilities)
+	}
+	sb.User = api.UserRoot
+	s := spec.Build(sb)
+	only := []string{"CAP_CHOWN"}
+	want := &specs.LinuxCapabilities{Bounding: only, Permitted: only, Effective: only}
+	if diff := cmp.Diff(want, s.Process.Capabilities); diff != "" || s.Process.User.UID != 0 || !s.Process.NoNewPrivileges {
+		t.Errorf("root (-want +got):\n%s", diff)
 	}
 }
 

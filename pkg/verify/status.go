@@ -39,10 +39,14 @@ func readThreads(r *report, p *proc, e Expect) {
 		same("uid", "Uid", fill(uid, 4)) // real, effective, saved, file system
 		same("gid", "Gid", fill(gid, 4))
 		same("groups", "Groups", groups(e))
-		for _, c := range []struct{ name, field string }{
-			{"inheritable", "CapInh"}, {"permitted", "CapPrm"}, {"effective", "CapEff"}, {"bounding", "CapBnd"}, {"ambient", "CapAmb"},
+		for _, c := range []struct {
+			name, field string
+			caps        uint64
+		}{
+			{"inheritable", "CapInh", 0}, {"permitted", "CapPrm", e.Caps}, {"effective", "CapEff", e.Caps},
+			{"bounding", "CapBnd", e.Caps}, {"ambient", "CapAmb", 0},
 		} {
-			same("caps."+c.name, c.field, "0000000000000000")
+			same("caps."+c.name, c.field, fmt.Sprintf("%016x", c.caps))
 		}
 		same("no_new_privs", "NoNewPrivs", "1")
 		same("seccomp.mode", "Seccomp", "2")

@@ -64,6 +64,9 @@ type Expect struct {
 	// supplementary groups.
 	AgentUID, AgentGID uint32
 	Groups             []uint32
+	// Caps are the capabilities that every thread has, permitted, effective
+	// and bounding, as bits. None are ever inheritable or ambient.
+	Caps uint64
 
 	// Filter is the compiled seccomp filter: an array of struct sock_filter.
 	// Exactly this one must be in force, and no other. Required.

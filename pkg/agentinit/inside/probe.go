@@ -103,11 +103,6 @@ func calls() []attempt {
 		call("syslog", filtered, syscall.SYS_SYSLOG, none, badAddr, 0),
 		call("settimeofday", filtered, syscall.SYS_SETTIMEOFDAY, badAddr, 0),
 		call("sethostname", filtered, syscall.SYS_SETHOSTNAME, badAddr, 1),
-		call("fchmod set-user-id", permitted, syscall.SYS_FCHMOD, badFD, 0o4755),
-		call("fchmodat set-group-id", permitted, syscall.SYS_FCHMODAT, badFD, badAddr, 0o2755),
-		call("fchmodat2 set-user-id", filtered, sysFchmodat2, badFD, badAddr, 0o4755, 0),
-		call("openat set-user-id", permitted, syscall.SYS_OPENAT, badFD, badAddr, syscall.O_CREAT|syscall.O_WRONLY, 0o4755),
-		call("mkdirat set-group-id", permitted, syscall.SYS_MKDIRAT, badFD, badAddr, 0o2755),
 		call("mknodat device", permitted, syscall.SYS_MKNODAT, badFD, badAddr, syscall.S_IFCHR|0o600, 0x103),
 		call("ioctl TIOCSTI", filtered, syscall.SYS_IOCTL, badFD, tiocsti, badAddr),
 		call("ioctl TIOCLINUX", filtered, syscall.SYS_IOCTL, badFD, tioclinux, badAddr),
@@ -124,9 +119,15 @@ func calls() []attempt {
 	}
 }
 
-// files are the rows about paths and identity.
-func files() []attempt {
-	rows := []attempt{
+// agents are the rows of a sandbox whose processes are the agent: they cannot
+// become root, and no call makes a set-user-ID or set-group-ID file.
+func agents() []attempt {
+	return []attempt{
+		call("fchmod set-user-id", permitted, syscall.SYS_FCHMOD, badFD, 0o4755),
+		call("fchmodat set-group-id", permitted, syscall.SYS_FCHMODAT, badFD, badAddr, 0o2755),
+		call("fchmodat2 set-user-id", filtered, sysFchmodat2, badFD, badAddr, 0o4755, 0),
+		call("openat set-user-id", permitted, syscall.SYS_OPENAT, badFD, badAddr, syscall.O_CREAT|syscall.O_WRONLY, 0o4755),
+		call("mkdirat set-group-id", permitted, syscall.SYS_MKDIRAT, badFD, badAddr, 0o2755),
 		{"setuid 0", permitted, identity(syscall.SYS_SETUID, 1)},
 		{"setgid 0", permitted, identity(syscall.SYS_SETGID, 1)},
 		{"setresuid 0", permitted, identity(syscall.SYS_SETRESUID, 3)},
@@ -135,6 +136,25 @@ func files() []attempt {
 			_, e := sys3(syscall.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&gid)), 0)
 			return e
 		}},
+	}
+}
+
+// roots are the rows of one whose processes are root of its user namespace:
+// they are not beyond its ids, and PID 1's program stays out of reach although
+// permissions are no hindrance to them.
+func roots() []attempt {
+	const outside = 65536 // the first id that is not the sandbox's
+	return []attempt{
+		call("setuid outside", []syscall.Errno{syscall.EINVAL}, syscall.SYS_SETUID, outside),
+		call("setgid outside", []syscall.Errno{syscall.EINVAL}, syscall.SYS_SETGID, outside),
+		{"read /proc/1/exe", []syscall.Errno{syscall.EACCES}, opens("/proc/1/exe", syscall.O_RDONLY)},
+		{"write /proc/1/exe", noFile, opens("/proc/1/exe", syscall.O_WRONLY)},
+	}
+}
+
+// files are the rows about paths.
+func files() []attempt {
+	rows := []attempt{
 		{"write /proc/self/uid_map", noFile, opens("/proc/self/uid_map", syscall.O_WRONLY)},
 		{"sysfs", notThere, opens("/sys/kernel", syscall.O_RDONLY)},
 		{"/dev/mem", notThere, opens("/dev/mem", syscall.O_RDONLY)},
@@ -217,6 +237,11 @@ func route() syscall.Errno {
 
 func (kernel) probe(p wire.Probing) []wire.Probe {
 	rows := append(calls(), files()...)
+	if p.Root {
+		rows = append(rows, roots()...)
+	} else {
+		rows = append(rows, agents()...)
+	}
 	if p.ReadonlyRoot {
 		rows = append(rows, attempt{"write /", []syscall.Errno{syscall.EROFS}, writeRoot})
 	}

@@ -253,6 +253,7 @@ type Probing struct {
 	ReadonlyRoot bool // writing to / must give EROFS
 	NoRoute      bool // no address outside can be reached
 	Isolate      bool // no process sees into one that was started on its own
+	Root         bool // processes are root of the sandbox's user namespace
 }
 
 // Append writes the body.
@@ -260,11 +261,12 @@ func (p *Probing) Append(w *W) {
 	w.Bool(p.ReadonlyRoot)
 	w.Bool(p.NoRoute)
 	w.Bool(p.Isolate)
+	w.Bool(p.Root)
 }
 
 // ReadProbing reads the body.
 func ReadProbing(r *R) Probing {
-	return Probing{ReadonlyRoot: r.Bool(), NoRoute: r.Bool(), Isolate: r.Bool()}
+	return Probing{ReadonlyRoot: r.Bool(), NoRoute: r.Bool(), Isolate: r.Bool(), Root: r.Bool()}
 }
 
 // Isolation is the name of the probe that Isolate asks for.
