@@ -245,6 +245,9 @@ type Evidence struct {
 	Controls []Control `json:"controls"`
 	// Weaker lists, in plain words, what this host cannot enforce.
 	Weaker []string `json:"weaker,omitempty"`
+	// Signed is the same and what it is of, signed with the box's key: its
+	// payload is an EvidenceStatement.
+	Signed *Envelope `json:"signed,omitempty"`
 }
 
 // Control is one promise: what was expected and what the kernel said.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/boxkey"
 )
 
@@ -97,7 +98,7 @@ func TestEnvelope(t *testing.T) {
 	if err != nil || string(got) != "payload" {
 		t.Fatalf("Open = %q, %v", got, err)
 	}
-	changed := func(fn func(*boxkey.Envelope)) boxkey.Envelope {
+	changed := func(fn func(*api.Envelope)) api.Envelope {
 		e := k.Seal("text/x", []byte("payload"))
 		fn(&e)
 		return e
@@ -106,15 +107,15 @@ func TestEnvelope(t *testing.T) {
 		name string
 		key  *boxkey.Key
 		kind string
-		env  boxkey.Envelope
+		env  api.Envelope
 	}{
 		{"another key", other, "text/x", env},
 		{"another type asked", k, "text/y", env},
-		{"another type in it", k, "text/y", changed(func(e *boxkey.Envelope) { e.PayloadType = "text/y" })},
-		{"payload", k, "text/x", changed(func(e *boxkey.Envelope) { e.Payload = base64.StdEncoding.EncodeToString([]byte("Payload")) })},
-		{"payload is no base64", k, "text/x", changed(func(e *boxkey.Envelope) { e.Payload += "!" })},
-		{"no signature", k, "text/x", changed(func(e *boxkey.Envelope) { e.Signatures = nil })},
-		{"id alone", k, "text/x", changed(func(e *boxkey.Envelope) { e.Signatures[0].Sig = "" })},
+		{"another type in it", k, "text/y", changed(func(e *api.Envelope) { e.PayloadType = "text/y" })},
+		{"payload", k, "text/x", changed(func(e *api.Envelope) { e.Payload = base64.StdEncoding.EncodeToString([]byte("Payload")) })},
+		{"payload is no base64", k, "text/x", changed(func(e *api.Envelope) { e.Payload += "!" })},
+		{"no signature", k, "text/x", changed(func(e *api.Envelope) { e.Signatures = nil })},
+		{"id alone", k, "text/x", changed(func(e *api.Envelope) { e.Signatures[0].Sig = "" })},
 	}
 	for _, tt := range tests {
 		if p, err := tt.key.Public().Open(tt.kind, tt.env); !errors.Is(err, boxkey.ErrSignature) || p != nil {
@@ -127,7 +128,7 @@ func TestEnvelope(t *testing.T) {
 	}
 }
 
-func sig(t *testing.T, e boxkey.Envelope) []byte {
+func sig(t *testing.T, e api.Envelope) []byte {
 	t.Helper()
 	b, err := base64.StdEncoding.DecodeString(e.Signatures[0].Sig)
 	if err != nil {

@@ -4,23 +4,9 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strconv"
+
+	"github.com/creel-sandbox/creel/pkg/api"
 )
-
-// Envelope is a signed payload: DSSE v1, see
-// https://github.com/secure-systems-lab/dsse/blob/master/envelope.md. The
-// payload travels as the very bytes that were signed, so that nothing need be
-// encoded the same way twice.
-type Envelope struct {
-	PayloadType string      `json:"payloadType"`
-	Payload     string      `json:"payload"` // base64, RFC 4648 section 4
-	Signatures  []Signature `json:"signatures"`
-}
-
-// Signature is one signature of an envelope.
-type Signature struct {
-	KeyID string `json:"keyid"`
-	Sig   string `json:"sig"` // base64
-}
 
 // maxSignatures bounds what Open looks at.
 const maxSignatures = 16
@@ -40,16 +26,16 @@ func encode(payloadType string, payload []byte) []byte {
 
 // Seal signs a payload. payloadType says what it is, and keeps one kind of
 // payload from being taken for another.
-func (k *Key) Seal(payloadType string, payload []byte) Envelope {
-	return Envelope{
+func (k *Key) Seal(payloadType string, payload []byte) api.Envelope {
+	return api.Envelope{
 		PayloadType: payloadType, Payload: base64.StdEncoding.EncodeToString(payload),
-		Signatures: []Signature{{KeyID: k.ID(), Sig: base64.StdEncoding.EncodeToString(k.Sign(encode(payloadType, payload)))}},
+		Signatures: []api.Signature{{KeyID: k.ID(), Sig: base64.StdEncoding.EncodeToString(k.Sign(encode(payloadType, payload)))}},
 	}
 }
 
 // Open is the payload of an envelope that the key has signed as payloadType.
 // The error wraps ErrSignature.
-func (p Public) Open(payloadType string, e Envelope) ([]byte, error) {
+func (p Public) Open(payloadType string, e api.Envelope) ([]byte, error) {
 	if e.PayloadType != payloadType {
 		return nil, fmt.Errorf("%w: it is of type %q, not %q", ErrSignature, e.PayloadType, payloadType)
 	}

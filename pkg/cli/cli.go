@@ -154,7 +154,7 @@ func newRoot(a *app) *cobra.Command {
 		}},
 		{groupLook, []*cobra.Command{
 			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a), diffCommand(a),
-			statsCommand(a), topCommand(a), eventsCommand(a), evidenceCommand(a),
+			statsCommand(a), topCommand(a), eventsCommand(a), evidenceCommand(a), auditCommand(a),
 		}},
 		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), profileCommand(a), systemCommand(a), doctorCommand(a), versionCommand(a)}},
 	} {

@@ -115,6 +115,15 @@ func (c *Client) CheckProfile(ctx context.Context, toml []byte) error {
 	return c.call(ctx, r, nil)
 }
 
+// PublicKey returns the key that the box signs evidence and the audit log with.
+func (c *Client) PublicKey(ctx context.Context) (*api.PublicKey, error) {
+	var out api.PublicKey
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("key")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Doctor returns what the daemon sees of its host. user (a name or uid) and
 // dir, where not empty, ask about that user and that directory as well.
 func (c *Client) Doctor(ctx context.Context, user, dir string) (*api.Doctor, error) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/boxkey"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/events"
@@ -36,6 +37,9 @@ import (
 	"github.com/creel-sandbox/creel/profiles"
 )
 
+// keyFile is the box's key, in the state directory.
+const keyFile = "box.key"
+
 // shutdown is how long requests may take to end when the daemon stops.
 const shutdown = 5 * time.Second
 
@@ -50,6 +54,7 @@ type daemon struct {
 	blind    bool // rt does not see the daemon's mounts
 	versions runtime.Versions
 	store    *store.Store
+	key      *boxkey.Key
 	ids      *idmap.Pool
 	cgroups  *cgroup.Host
 	bus      *events.Bus
@@ -266,7 +271,7 @@ func (d *daemon) blindContainerd(ctx context.Context, addr string) (bool, error)
 	return !same, nil
 }
 
-func (d *daemon) state(context.Context) (err error) {
+func (d *daemon) state(ctx context.Context) (err error) {
 	if err := os.MkdirAll(d.cfg.StateDir, 0o711); err != nil {
 		return err
 	}
@@ -274,6 +279,13 @@ func (d *daemon) state(context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.store.Close)
+	made := false
+	if d.key, made, err = boxkey.Load(filepath.Join(d.cfg.StateDir, keyFile)); err != nil {
+		return err
+	}
+	if made {
+		d.log.InfoContext(ctx, "made the key that this box signs with; creel audit key prints its public half, to be kept elsewhere", slog.String("key", d.key.ID()))
+	}
 	d.bus = events.New(d.store, d.log)
 	d.onClose(func() error { d.bus.Close(); return nil })
 	used, err := launcher.InUse(d.store)
@@ -301,8 +313,8 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		},
 		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
-		BlindRuntime: d.blind,
-		MaxExecs:     d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
+		BlindRuntime: d.blind, Sign: d.sign,
+		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
 		EvidenceEvery: d.cfg.Evidence.Interval.D(),
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,

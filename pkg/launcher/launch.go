@@ -2,6 +2,8 @@ package launcher
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -264,7 +266,11 @@ func (s *launch) container(ctx context.Context) error {
 	}
 	weaken(c.Spec, s.l.dir(s.id))
 	c.Upper = s.upper
-	var err error
+	text, err := json.Marshal(c.Spec)
+	if err != nil {
+		return err
+	}
+	s.sb.amend(func(r *store.Record) { r.SpecDigest = fmt.Sprintf("sha256:%x", sha256.Sum256(text)) })
 	s.newTask, err = s.l.Runtime.Create(ctx, c)
 	return err
 }

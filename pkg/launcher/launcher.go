@@ -106,6 +106,9 @@ type Options struct {
 	// descriptors are when the caller has none of its own.
 	HostMounts *os.File
 
+	// Sign signs evidence. It fills in the versions of what the daemon drives.
+	Sign func(api.EvidenceStatement) (*api.Envelope, error)
+
 	Totals        Totals
 	MaxExecs      int           // execs running in one sandbox
 	LogBytes      int64         // of output kept for each sandbox

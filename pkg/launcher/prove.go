@@ -77,8 +77,26 @@ func (s *launch) prove(ctx context.Context) error {
 	s.sb.mu.Lock()
 	s.sb.proven = time.Now() // the timer counts from here
 	s.sb.mu.Unlock()
-	s.proof = ev
-	return s.l.Store.AddEvidence(ev)
+	if s.proof, err = s.sb.sign(ev); err != nil {
+		return err
+	}
+	return s.l.Store.AddEvidence(s.proof)
+}
+
+// sign makes evidence one that can be shown to others, with what it is of.
+func (sb *sandbox) sign(ev api.Evidence) (api.Evidence, error) {
+	sb.mu.Lock()
+	spec, v := sb.rec.SpecDigest, sb.fixed.Sandbox
+	sb.mu.Unlock()
+	signed, err := sb.l.Sign(api.EvidenceStatement{
+		Evidence: ev, SpecDigest: spec, Image: v.Image, ImageDigest: v.ImageDigest,
+		Agent: v.Agent, Profile: v.Profile, Caller: v.Caller, Runtime: v.Runtime,
+	})
+	if err != nil {
+		return ev, fmt.Errorf("sign the evidence: %w", err)
+	}
+	ev.Signed = signed
+	return ev, nil
 }
 
 // ask has PID 1 install the filter and try what must fail. A kernel that
@@ -177,6 +195,9 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	}
 	if !ev.OK {
 		sb.drifted(ctx, notProven(ev).Error())
+	}
+	if ev, err = sb.sign(ev); err != nil {
+		return err
 	}
 	return sb.l.Store.AddEvidence(ev)
 }

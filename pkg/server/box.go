@@ -95,6 +95,13 @@ func (s *Server) checkProfile(w http.ResponseWriter, r *http.Request, c Caller) 
 	return answerNone(w, s.svc.CheckProfile(r.Context(), c, body))
 }
 
+func (s *Server) publicKey(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.PublicKey(r.Context(), c))
+}
+
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
 	user, dir := q.str("user"), q.str("dir")

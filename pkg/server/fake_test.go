@@ -336,6 +336,10 @@ func (f *fake) Evidence(_ context.Context, c server.Caller, ref string, fresh bo
 	return []api.Evidence{{Sandbox: ref, OK: true}}, f.note(c, "Evidence", ref, fresh)
 }
 
+func (f *fake) PublicKey(_ context.Context, c server.Caller) (*api.PublicKey, error) {
+	return &api.PublicKey{}, f.note(c, "PublicKey")
+}
+
 func (f *fake) Doctor(_ context.Context, c server.Caller, user, dir string) (*api.Doctor, error) {
 	return &api.Doctor{}, f.note(c, "Doctor", user, dir)
 }

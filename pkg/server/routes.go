@@ -70,6 +70,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/system/df", handle: (*Server).diskUsage},
 	{Method: "POST", Pattern: "/v1/system/prune", handle: (*Server).prune},
 
+	{Method: "GET", Pattern: "/v1/key", handle: (*Server).publicKey},
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
 	{Method: "GET", Pattern: "/v1/version", handle: (*Server).version},
 	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},

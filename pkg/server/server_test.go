@@ -171,6 +171,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/profiles", "", 200, call{"Profiles", nil}, "[]"},
 		{"GET", "/v1/profiles/strict", "", 200, call{"Profile", []any{"strict"}}, `"name":"strict"`},
 		{"POST", "/v1/profiles/check", "version = 1", 204, call{"CheckProfile", []any{"version = 1"}}, ""},
+		{"GET", "/v1/key", "", 200, call{"PublicKey", nil}, "pem"},
 		{"GET", "/v1/doctor?user=alice&dir=/w", "", 200, call{"Doctor", []any{"alice", "/w"}}, "checks"},
 		{"GET", "/v1/version", "", 200, call{}, `"api":"v1"`},
 		{"GET", "/v1/openapi.yaml", "", 200, call{}, "openapi: "},

@@ -122,6 +122,8 @@ type Service interface {
 	// Evidence is what was proven of a sandbox, newest first. With fresh it is
 	// read back from the kernel now, and that is the first.
 	Evidence(ctx context.Context, c Caller, ref string, fresh bool) ([]api.Evidence, error)
+	// PublicKey is what evidence and the audit log are verified with.
+	PublicKey(ctx context.Context, c Caller) (*api.PublicKey, error)
 	// Doctor checks the host. user (a name or uid) and dir, where not empty,
 	// ask about that user and that directory.
 	Doctor(ctx context.Context, c Caller, user, dir string) (*api.Doctor, error)

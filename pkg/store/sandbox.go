@@ -53,6 +53,10 @@ type Record struct {
 	// FilterDigest is the SHA-256 of the seccomp filter.
 	FilterDigest string `json:"filter_digest,omitempty"`
 
+	// SpecDigest is the SHA-256 of the OCI spec as JSON, as "sha256:...";
+	// empty in records of older daemons.
+	SpecDigest string `json:"spec_digest,omitempty"`
+
 	// Isolated says that each command has a Landlock domain of its own.
 	Isolated bool `json:"isolated,omitempty"`
 

@@ -8,6 +8,7 @@ package clienttest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"maps"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/boxkey"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
 
@@ -416,7 +418,23 @@ func (d *Daemon) Evidence(_ context.Context, _ server.Caller, ref string, fresh 
 	if fresh {
 		e.Why = "request"
 	}
+	payload, err := json.Marshal(api.EvidenceStatement{
+		Evidence: e, SpecDigest: "sha256:5bec", Image: b.Image, ImageDigest: "sha256:01", Agent: b.Agent, Profile: "default", Runtime: "crun 1.21",
+	})
+	if err != nil {
+		return nil, err
+	}
+	signed := testKey.Seal(api.EvidenceType, payload)
+	e.Signed = &signed
 	return []api.Evidence{e}, nil
+}
+
+// testKey signs what the fake box signs.
+var testKey = boxkey.New([32]byte{9})
+
+// PublicKey is that of a fixed key.
+func (d *Daemon) PublicKey(context.Context, server.Caller) (*api.PublicKey, error) {
+	return &api.PublicKey{ID: testKey.ID(), PEM: string(testKey.Public().PEM())}, nil
 }
 
 // Doctor finds one thing of each kind.
