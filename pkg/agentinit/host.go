@@ -168,7 +168,8 @@ func (h *Host) isHelloLocked(hd wire.Header, r wire.R, ok bool) bool {
 		// Another version, or out of memory: only an answer to this number.
 		return h.calls[hd.Req] != nil
 	}
-	if hd.Type != wire.THelloReply || string(r.Bytes(wire.NonceLen)) != string(h.nonce[:]) {
+	// Before Hello there is no nonce, and none can be guessed.
+	if hd.Type != wire.THelloReply || h.nonce == [wire.NonceLen]byte{} || string(r.Bytes(wire.NonceLen)) != string(h.nonce[:]) {
 		return false
 	}
 	h.synced = true

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/creel-sandbox/creel/pkg/agentinit"
 	"github.com/creel-sandbox/creel/pkg/agentinit/internal/wire"
@@ -102,28 +104,42 @@ func mustHello(tb testing.TB, h *agentinit.Host) {
 
 var bare = agentinit.Process{ID: "a", Argv: []string{"true"}, Bytes: true}
 
-// TestStale: what creel-init had sent to an earlier daemon is passed over.
+// TestStale: what creel-init had sent to an earlier daemon is passed over,
+// whether it is read before hello is said or after.
 func TestStale(t *testing.T) {
-	f := newFake(honest)
+	var stale [][]byte
 	for range 100 {
-		f.in <- exited("a", 256)
-		f.in <- answer(wire.TOK, 1, nil)
-		f.in <- answer(wire.THelloReply, 1, func(w *wire.W) {
-			w.Bytes(make([]byte, wire.NonceLen)) // another's nonce
+		stale = append(stale, exited("a", 256), answer(wire.TOK, 1, nil), answer(wire.THelloReply, 1, func(w *wire.W) {
+			w.Bytes(make([]byte, wire.NonceLen)) // another's nonce, or that of a daemon which has none yet
 			w.U32(1)
 			w.Bool(true)
 			w.Bool(true)
 			w.Str("")
+		}), []byte("nonsense"))
+	}
+	for _, before := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(func(hd wire.Header, r wire.R) [][]byte {
+				if hd.Type == wire.THello && !before {
+					return append(slices.Clone(stale), honest(hd, r)...)
+				}
+				return honest(hd, r)
+			})
+			h := hosted(t, f)
+			if before {
+				for _, msg := range stale {
+					f.in <- msg
+				}
+				synctest.Wait() // all of them are read
+			}
+			hello, err := h.Hello(t.Context())
+			if err != nil || hello.Gone {
+				t.Fatalf("read before %t: hello = %+v, %v", before, hello, err)
+			}
+			if n := h.Dropped(); n != 0 {
+				t.Errorf("read before %t: %d of them count as bad", before, n)
+			}
 		})
-		f.in <- []byte("nonsense")
-	}
-	h := hosted(t, f)
-	hello, err := h.Hello(t.Context())
-	if err != nil || hello.Gone {
-		t.Fatalf("hello = %+v, %v", hello, err)
-	}
-	if n := h.Dropped(); n != 0 {
-		t.Errorf("%d of them count as bad", n)
 	}
 }
 
