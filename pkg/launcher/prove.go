@@ -178,8 +178,9 @@ func notProven(ev api.Evidence) error {
 
 // proveAgain reads everything back from a running sandbox. What PID 1 would
 // say is worth nothing after go, so there is no probe. A control that is not
-// ok any more is drift: an event, and a problem that "creel ps" shows. So is a
-// proof that cannot be taken, which is also the error.
+// ok any more is drift: an event when it begins, changes and ends, and a problem
+// that "creel ps" shows. So is a proof that cannot be taken, which is also the
+// error.
 func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 	ev, err := sb.readAgain(ctx, why)
 	if sb.l.ctx.Err() != nil {
@@ -193,9 +194,11 @@ func (sb *sandbox) proveAgain(ctx context.Context, why string) error {
 		sb.drifted(ctx, "the proof cannot be taken: "+err.Error())
 		return err
 	}
+	what := ""
 	if !ev.OK {
-		sb.drifted(ctx, notProven(ev).Error())
+		what = notProven(ev).Error()
 	}
+	sb.drifted(ctx, what)
 	if ev, err = sb.sign(ev); err != nil {
 		return err
 	}
@@ -220,12 +223,22 @@ func (sb *sandbox) over() bool {
 	return err != nil || gone
 }
 
-// drifted tells everybody who looks that a sandbox is not what was proven.
+// drifted tells everybody who looks that a sandbox is not what was proven, or,
+// when what is empty, that it is so again. What lasts is told once, by this
+// daemon or the one before it.
 func (sb *sandbox) drifted(ctx context.Context, what string) {
-	sb.l.log.ErrorContext(ctx, "drift", slog.String("sandbox", sb.id), slog.String("controls", what))
-	sb.l.publish("evidence.drift", sb.identity(), "controls", what)
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.rec.Sandbox.Problem == what {
+		return // of a sandbox that runs it is only ever this
+	}
+	if what != "" {
+		sb.l.log.ErrorContext(ctx, "drift", slog.String("sandbox", sb.id), slog.String("controls", what))
+		sb.l.publish("evidence.drift", sb.identity(), "controls", what)
+	} else {
+		sb.l.log.InfoContext(ctx, "drift has ended", slog.String("sandbox", sb.id))
+		sb.l.publish("evidence.restored", sb.identity(), "controls", sb.rec.Sandbox.Problem)
+	}
 	next := sb.rec
 	next.Sandbox.Problem = what
 	if err := sb.putLocked(next); err != nil {
