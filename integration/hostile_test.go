@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/client"
@@ -330,7 +332,7 @@ func TestSlowClient(t *testing.T) {
 	next, lines := 1, bufio.NewScanner(out)
 	for ; lines.Scan(); next++ {
 		if next == 1 {
-			time.Sleep(300 * time.Millisecond) // the command fills all there is
+			awaitBlocked(l) // the command fills all there is
 		}
 		if lines.Text() != strconv.Itoa(next) {
 			t.Fatalf("line %d is %q", next, lines.Text())
@@ -339,6 +341,37 @@ func TestSlowClient(t *testing.T) {
 	if err := cmd.Wait(); err != nil || next != 200001 || !strings.Contains(said.String(), "end\n") {
 		t.Errorf("%d lines, %v, %q", next-1, err, said.String())
 	}
+}
+
+// awaitBlocked waits until the only sandbox's seq stands still in write(2).
+func awaitBlocked(l *lab.Lab) {
+	written := map[string]int{}
+	l.Eventually("seq waits", time.Minute, func() error {
+		dirs, err := filepath.Glob("/proc/[0-9]*")
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			groups, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
+			comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+			if string(comm) != "seq\n" || !strings.Contains(string(groups), "/"+filepath.Base(l.Dir)+"/") {
+				continue // another's, or gone
+			}
+			call, err := os.ReadFile(filepath.Join(dir, "syscall"))
+			if err != nil {
+				return err
+			}
+			io, err := os.ReadFile(filepath.Join(dir, "io"))
+			if err != nil {
+				return err
+			}
+			if written[string(io)]++; written[string(io)] < 5 || !strings.HasPrefix(string(call), fmt.Sprintf("%d 0x1 ", unix.SYS_WRITE)) {
+				return fmt.Errorf("it is in %.20q and has done %q", call, io)
+			}
+			return nil
+		}
+		return errors.New("there is none")
+	})
 }
 
 // TestHostileImages: an image that lies about itself, or would lead the

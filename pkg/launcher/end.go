@@ -358,6 +358,9 @@ func (sb *sandbox) pause(ctx context.Context, why api.Reason) error {
 // pauseIdle pauses a sandbox unless somebody has come for it since it was
 // found idle.
 func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
+	if err := failpoint.Hit("idle.due"); err != nil {
+		return err
+	}
 	sb.waking.Lock()
 	defer sb.waking.Unlock()
 	sb.mu.Lock()
@@ -365,6 +368,9 @@ func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
 	sb.mu.Unlock()
 	if came {
 		return nil
+	}
+	if err := failpoint.Hit("idle.pausing"); err != nil {
+		return err
 	}
 	return sb.pause(ctx, api.ReasonIdle)
 }
