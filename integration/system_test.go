@@ -219,6 +219,50 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestPruneSparesWhatIsBeingUsed: a launch that has found its image keeps it,
+// although a prune that is under way has found it unused before.
+func TestPruneSparesWhatIsBeingUsed(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	l.Import("wanted", lab.TinyWith(t, nil, func(w *tar.Writer) {
+		lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "f", Mode: 0o644}, []byte("wanted"))
+	}))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	l.Fail("prune.images hold")
+	pruned := make(chan *api.PruneResult, 1)
+	wg.Go(func() {
+		res, err := l.Prune(t.Context(), api.PruneRequest{Images: true})
+		if err != nil {
+			t.Errorf("prune: %v", err)
+		}
+		pruned <- res
+	})
+	l.Held("prune.images")
+	l.Fail("prune.images hold", "launch.image hold")
+	wg.Go(func() {
+		_, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Name: "wants", Image: "wanted"})
+		if err != nil {
+			t.Errorf("spawn: %v", err)
+		}
+	})
+	l.Held("launch.image")
+	l.Fail("launch.image hold")
+	select {
+	case res := <-pruned:
+		t.Errorf("pruned while a launch looked at its image: %+v", res)
+		pruned <- res
+	case <-time.After(500 * time.Millisecond): // enough to do wrong in; it waits for the launch
+	}
+	l.Fail()
+	wg.Wait()
+	if res := <-pruned; res == nil || len(res.Items) > 0 || res.Bytes != 0 {
+		t.Errorf("pruned: %+v", res)
+	}
+	if out, _ := l.Sh("wants", "cat /f"); out != "wanted" {
+		t.Errorf("its root: %q", out)
+	}
+}
+
 // TestPruneRaces: prunes by several callers, while sandboxes start, end and
 // are removed, disturb nothing that runs; also when the daemon is killed among
 // them. A sandbox that two find at one time may be in both answers.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
 )
@@ -64,6 +65,9 @@ func (s *service) pruneImages(ctx context.Context, c peer.Cred, before time.Time
 	if err != nil {
 		return nil, err
 	}
+	if err := failpoint.Hit("prune.images"); err != nil {
+		return nil, err
+	}
 	var out []api.Pruned
 	for i, h := range held.images {
 		if held.used[i] || !owns(c, h) || !h.Created.Before(before) {
@@ -71,7 +75,12 @@ func (s *service) pruneImages(ctx context.Context, c peer.Cred, before time.Time
 		}
 		p := api.Pruned{What: "image", ID: h.Digest, Name: h.Ref, UID: h.UID, Time: h.Created, Bytes: held.drop(h)}
 		if !dryRun {
-			if err := s.rt.RemoveHeld(ctx, h); err != nil {
+			unused, err := s.IfUnused(h.Digest, func() error { return s.rt.RemoveHeld(ctx, h) })
+			if !unused {
+				held.keep(h) // a launch has begun to use it
+				continue
+			}
+			if err != nil {
 				held.keep(h)
 				p.Problem = "creeld could not remove it; its log says why"
 				if e, ok := errors.AsType[*api.Error](err); ok {

@@ -198,6 +198,17 @@ func (l *Launcher) ImagesInUse() map[string]bool {
 	return out
 }
 
+// IfUnused calls remove if no sandbox runs from the image, and says whether it
+// did. None begins to meanwhile.
+func (l *Launcher) IfUnused(digest string, remove func() error) (unused bool, err error) {
+	l.imageMu.Lock()
+	defer l.imageMu.Unlock()
+	if l.ImagesInUse()[digest] {
+		return false, nil
+	}
+	return true, remove()
+}
+
 // PruneEnded removes what is kept of sandboxes that ended before a moment:
 // the caller's own, for root everybody's.
 func (l *Launcher) PruneEnded(ctx context.Context, c peer.Cred, before time.Time, dryRun bool) ([]api.Pruned, error) {

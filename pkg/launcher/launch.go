@@ -114,8 +114,13 @@ func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitte
 // and so everything that carries it.
 func (s *launch) reserve(ctx context.Context) error {
 	began := time.Now()
+	s.l.imageMu.RLock()
+	defer s.l.imageMu.RUnlock()
 	digest, err := s.l.Runtime.Resolve(ctx, s.caller.UID, s.Request.Image)
 	if err != nil {
+		return err
+	}
+	if err := failpoint.Hit("launch.image"); err != nil {
 		return err
 	}
 	s.trace.end("image", began)

@@ -153,6 +153,9 @@ type Launcher struct {
 	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
+	// imageMu is held for reading from an image's being found until a record
+	// says that it is used, and for writing while an unused one is removed.
+	imageMu sync.RWMutex
 	excess  retainer
 	diffs   chan struct{} // a place for each comparison that may run
 	reserve *reserve.Reserve

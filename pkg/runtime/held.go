@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Held is an image with whose it is and what it takes.
@@ -50,9 +51,11 @@ func (c *Client) Held(ctx context.Context) ([]Held, error) {
 	return out, nil
 }
 
-// RemoveHeld forgets one image under one name. It succeeds when it is gone.
+// RemoveHeld forgets one image under one name. It succeeds when it is gone, and
+// leaves another image that has got the name meanwhile.
 func (c *Client) RemoveHeld(ctx context.Context, h Held) error {
-	return wrap(gone(c.imgs.Delete(ctx, h.name, images.SynchronousDelete())), "remove image "+h.Ref)
+	target := ocispec.Descriptor{Digest: digest.Digest(h.Digest)}
+	return wrap(gone(c.imgs.Delete(ctx, h.name, images.SynchronousDelete(), images.DeleteTarget(&target))), "remove image "+h.Ref)
 }
 
 // measure asks containerd for each size once.
