@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/client"
+	"github.com/creel-sandbox/creel/pkg/server"
 )
 
 // TestOtherCallers: what belongs to one caller does not exist for another,
@@ -31,6 +33,7 @@ func TestOtherCallers(t *testing.T) {
 	if err := os.Chmod(l.Socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
+	image := anothers(t, l)
 	sb := l.Spawn(api.SpawnRequest{Name: "roots", Command: []string{"/bin/sh", "-c", "echo secret; sleep 1000"}})
 	routes := []struct{ method, path, body string }{
 		{"GET", "", ""},
@@ -42,6 +45,8 @@ func TestOtherCallers(t *testing.T) {
 		{"GET", "/wait", ""},
 		{"GET", "/logs", ""},
 		{"GET", "/stats", ""},
+		{"GET", "/top", ""},
+		{"GET", "/execs", ""},
 		{"GET", "/diff", ""},
 		{"GET", "/evidence", ""},
 		{"GET", "/evidence?fresh=true", ""},
@@ -55,6 +60,16 @@ func TestOtherCallers(t *testing.T) {
 		{"GET", "/files/stat?path=/", ""},
 		{"POST", "/files/mkdir?path=/tmp/d", ""},
 		{"POST", "/files/rename?from=/tmp/a&to=/tmp/b", ""},
+	}
+	asked := map[string]bool{"PUT /v1/sandboxes/{ref}": true} // a name of one's own: "same name", below
+	for _, rt := range routes {
+		path, _, _ := strings.Cut(rt.path, "?")
+		asked[rt.method+" /v1/sandboxes/{ref}"+path] = true
+	}
+	for _, rt := range server.Routes() {
+		if name := rt.Method + " " + rt.Pattern; strings.Contains(name, "/v1/sandboxes/{ref}") && !asked[name] {
+			t.Errorf("%s is not asked as another caller", name)
+		}
 	}
 	asStranger(t, func() {
 		for _, rt := range routes {
@@ -71,6 +86,18 @@ func TestOtherCallers(t *testing.T) {
 		}
 		if _, body := ask(t, l, "GET", "/v1/sandboxes?all=true", ""); strings.Contains(body, sb.ID) {
 			t.Errorf("the list shows another's: %s", body)
+		}
+		for _, rt := range []struct{ method, kind, path, body string }{
+			{"GET", "images", "", ""}, {"DELETE", "images", "", ""}, {"GET", "archives", "", ""},
+			{"GET", "volumes", "", ""}, {"DELETE", "volumes", "", ""},
+		} {
+			theirs := map[string]string{"images": image.Digest, "archives": image.Digest, "volumes": "theirs"}[rt.kind]
+			none := map[string]string{"images": "sha256:" + strings.Repeat("0", 64), "archives": "sha256:" + strings.Repeat("0", 64), "volumes": "nobodys"}[rt.kind]
+			status, body := ask(t, l, rt.method, "/v1/"+rt.kind+"/"+theirs+rt.path, rt.body)
+			status2, body2 := ask(t, l, rt.method, "/v1/"+rt.kind+"/"+none+rt.path, rt.body)
+			if status != http.StatusNotFound || status != status2 || strings.ReplaceAll(body, theirs, "REF") != strings.ReplaceAll(body2, none, "REF") {
+				t.Errorf("%s %s%s: %d %q for another's, %d %q for none", rt.method, rt.kind, rt.path, status, body, status2, body2)
+			}
 		}
 		if status, body := ask(t, l, "DELETE", "/v1/images/base", ""); status != http.StatusForbidden {
 			t.Errorf("remove an image: %d %s", status, body)
@@ -116,6 +143,30 @@ func TestOtherCallers(t *testing.T) {
 	if v, err := l.Inspect(t.Context(), sb.ID); err != nil || v.State != api.StateRunning {
 		t.Errorf("after another caller's attempts: %+v, %v", v, err)
 	}
+}
+
+// anothers is an image that only a third user has, and makes a volume that is
+// that user's, too.
+func anothers(t *testing.T, l *lab.Lab) *api.Image {
+	t.Helper()
+	third := &syscall.Credential{Uid: stranger + 1, Gid: stranger + 1}
+	archive, err := os.ReadFile(lab.TinyWith(t, nil, func(w *tar.Writer) {
+		lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "another", Mode: 0o644}, []byte("another"))
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"image", "import", "--ref", "theirs", "-"}, {"volume", "create", "--size", "16M", "theirs"}} {
+		if _, errOut, code := l.CreelAs(third, string(archive), args...); code != 0 {
+			t.Fatalf("creel %q: %s", args, errOut)
+		}
+	}
+	out, errOut, code := l.CreelAs(third, "", "image", "inspect", "--json", "theirs")
+	var img api.Image
+	if err := json.Unmarshal([]byte(out), &img); code != 0 || err != nil {
+		t.Fatalf("inspect: %d %s %v", code, errOut, err)
+	}
+	return &img
 }
 
 // asStranger runs fn on a thread with another's uid, so that its connections are

@@ -26,6 +26,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/daemon"
 	"github.com/creel-sandbox/creel/pkg/doctor"
 	"github.com/creel-sandbox/creel/pkg/mountns"
+	"github.com/creel-sandbox/creel/pkg/policy"
 )
 
 const usage = `creeld launches AI agents in hardened sandboxes.
@@ -82,13 +83,23 @@ func run(args []string, out io.Writer) error {
 		if len(args) == 3 {
 			path = args[2]
 		}
-		if err := config.Check(path); err != nil {
+		if err := check(path); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(out, "%s is good\n", path)
 	default:
 		return errUsage
 	}
+	return err
+}
+
+// check reads a configuration as the daemon does, with the names in it.
+func check(path string) error {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	_, err = policy.Compile(cfg)
 	return err
 }
 

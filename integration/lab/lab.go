@@ -47,8 +47,10 @@ type Lab struct {
 
 // Options change a lab's configuration.
 type Options struct {
-	// Config is added to the configuration file.
-	Config string
+	// Config is added to the configuration file, Top before its first table.
+	// Without a [[caller]] in it, everybody has the default ceiling, and may
+	// mount what it can open.
+	Config, Top string
 	// Image is the archive imported as "base"; Tiny when empty.
 	Image string
 	// Ranges is how many sandboxes have ids of their own at once; 64 when 0.
@@ -121,7 +123,10 @@ level = "debug"
 		// creeld's own mount namespace hides.
 		o.Config += fmt.Sprintf("[containerd]\naddress = %q\n[runtime]\ndefault = \"runc\"\n", l.containerdSocket())
 	}
-	l.write(l.config, text+o.Config)
+	if !strings.Contains(o.Config, "[[caller]]") {
+		o.Config += "\n[[caller]]\nmatch = \"default\"\nmounts = [\"*\"]\n"
+	}
+	l.write(l.config, o.Top+"\n"+text+o.Config)
 	stuck := time.AfterFunc(patience(), l.stuck)
 	tb.Cleanup(func() { l.close(); stuck.Stop() })
 	if o.StateMiB > 0 {

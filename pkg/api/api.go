@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Code is the class of an error, stable across versions.
@@ -33,6 +34,8 @@ type Problem struct {
 	// Have is what is there, of a difference; Want is then what was asked for.
 	Have string `json:"have,omitempty"`
 	Want string `json:"want"` // what would be right
+	// Rule is the rule of the caller's ceiling that refuses, where one does.
+	Rule string `json:"rule,omitempty"`
 }
 
 // Error is the body of every answer that is not 2xx.
@@ -47,7 +50,10 @@ type Error struct {
 	// ExitCode is set when the command of a spawn could not be executed: what
 	// a shell would exit with, 126 or 127.
 	ExitCode int `json:"exit_code,omitempty"`
-	cause    error
+	// Retry is when the same may be allowed, 0 when that is not known. It
+	// travels as Retry-After.
+	Retry time.Duration `json:"-"`
+	cause error
 }
 
 // Errorf makes an error of a class. Like fmt.Errorf, %w keeps the cause for

@@ -50,6 +50,10 @@ type Config struct {
 	Log            Log        `toml:"log"`
 	// Share are grants of directories to several agents.
 	Share []share.Grant `toml:"share"`
+	// Operators see and do all, as root does.
+	Operators []string `toml:"operators"`
+	// Callers are the ceilings of everybody else.
+	Callers []Caller `toml:"caller"`
 }
 
 // Containerd chooses the containerd.
@@ -160,6 +164,7 @@ func Defaults() Config {
 			MaxConnections: 256, MaxStreams: 192, MaxTotalConnections: 2048,
 			HeaderTimeout: api.Duration(10 * time.Second), IdleTimeout: api.Duration(2 * time.Minute), StallTimeout: api.Duration(10 * time.Minute),
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Log:       Log{Level: "info", Format: "text"},
+		Operators: []string{}, Callers: []Caller{DefaultCaller()},
 	}
 }

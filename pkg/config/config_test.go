@@ -186,3 +186,61 @@ func TestWhoCanWriteIsRoot(t *testing.T) {
 		})
 	}
 }
+
+// TestCallers reads [[caller]] tables: each begins as the shipped one, and what
+// is wrong is told where it is.
+func TestCallers(t *testing.T) {
+	got, err := config.Load(write(t, map[string]string{"creeld.toml": `version = 1
+operators = ["group:adm", "uid:7"]
+[[caller]]
+match = "user:gateway"
+profiles = []
+memory = "1G"
+[[caller]]
+match = "default"
+mounts = ["/srv:ro", "own"]
+`}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := config.DefaultCaller(), config.DefaultCaller()
+	first.Match, first.Profiles, first.Memory = "user:gateway", []string{}, 1<<30
+	second.Match, second.Mounts = "default", []string{"/srv:ro", "own"}
+	if diff := cmp.Diff([]config.Caller{first, second}, got.Callers); diff != "" {
+		t.Errorf("callers (-want +got):\n%s", diff)
+	}
+	path := write(t, map[string]string{"creeld.toml": `version = 1
+operators = ["root"]
+[[caller]]
+match = "default"
+[[caller]]
+match = "users"
+egress = ["*"]
+mounts = ["home/", "/a/../b"]
+sandboxes = -1
+connections = 1
+cpus = "many"
+images = ["["]
+runtimes = ["gvisor"]
+[[caller]]
+match = "default"
+`})
+	want := `DIR/creeld.toml:11:1: caller.cpus: many is not a number
+DIR/creeld.toml:7:1: unknown key "egress" in [[caller]]
+DIR/creeld.toml:6:1: caller.match: "users" is nobody; write "user:NAME", "uid:NUMBER", "group:NAME" or "gid:NUMBER", "socket_group" or "default"
+DIR/creeld.toml:12:1: caller.images: "[" is not "box", "own" or a pattern such as "team/*"
+DIR/creeld.toml:8:1: caller.mounts: "home/" is not "own", "*" or an absolute path without ".." or a slash at its end, each with ":ro" or without
+DIR/creeld.toml:8:1: caller.mounts: "/a/../b" is not "own", "*" or an absolute path without ".." or a slash at its end, each with ":ro" or without
+DIR/creeld.toml:13:1: caller.runtimes: "gvisor" is not a runtime; there are crun and runc
+DIR/creeld.toml:9:1: caller.sandboxes: -1 is not from 0 to 32768
+DIR/creeld.toml:10:1: caller.connections: 1 is not enough: a stream and a request that ends it need two
+DIR/creeld.toml:2:1: operators: "root" is nobody; write "user:NAME", "uid:NUMBER", "group:NAME" or "gid:NUMBER"
+DIR/creeld.toml:3:1: caller: two tables are for "default"`
+	err = config.Check(path)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if diff := cmp.Diff(want, strings.ReplaceAll(err.Error(), filepath.Dir(path), "DIR")); diff != "" {
+		t.Errorf("Check (-want +got):\n%s", diff)
+	}
+}

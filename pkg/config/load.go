@@ -52,7 +52,7 @@ func Load(path string) (*Config, error) {
 	if path == "" {
 		return &cfg, nil
 	}
-	l := loader{values: map[string]value{}}
+	l := loader{values: map[string]value{}, places: map[string]map[string]position{}}
 	l.file(path, true)
 	for _, p := range l.dropins(filepath.Join(filepath.Dir(path), dropins)) {
 		l.file(p, false)
@@ -76,6 +76,7 @@ type value struct {
 
 type loader struct {
 	values   map[string]value
+	places   map[string]map[string]position // of each file's keys
 	problems []error
 }
 
@@ -122,6 +123,7 @@ func (l *loader) file(path string, first bool) {
 		l.bad(path, position{1, 1}, "version is missing; write version = 1")
 	}
 	places := locate(text)
+	l.places[path] = places
 	known := fields(reflect.ValueOf(new(Config)).Elem())
 	for _, key := range flatten("", doc, known) {
 		pos := places[key.name]
@@ -238,6 +240,10 @@ func (l *loader) apply(cfg *Config) {
 		v, field := l.values[key], known[key]
 		if key == "share" {
 			l.grants(field, v)
+			continue
+		}
+		if key == "caller" {
+			cfg.Callers = l.callers(v)
 			continue
 		}
 		if err := assign(field, v.v); err != nil {

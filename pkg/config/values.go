@@ -158,6 +158,7 @@ func (l *loader) check(cfg *Config, path string) {
 		bad("version", "%d is not a version that this creeld reads; write 1", cfg.Version)
 	}
 	checkNames(cfg, bad)
+	checkCallers(cfg, bad)
 	checkIDs(cfg.IDs, bad)
 	checkNumbers(cfg, bad)
 }

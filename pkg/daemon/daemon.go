@@ -27,6 +27,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/launcher"
 	"github.com/creel-sandbox/creel/pkg/mountns"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/runtime"
@@ -61,6 +62,7 @@ type daemon struct {
 	policy   admission.Policy
 	filters  map[string]seccomp.Filter
 	hostNS   map[string]uint64
+	callers  *policy.Rules
 	launcher *launcher.Launcher
 }
 
@@ -81,6 +83,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 		// is started, or containerd and every shim would hold it. Callers
 		// that connect early wait until there is an answer.
 		{"socket", d.listen},
+		{"callers", d.whom},
 		{"host", d.host},
 		{"profiles", d.profiles},
 		{"containerd", d.containerd},
@@ -116,6 +119,16 @@ func (d *daemon) listen(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.socket.Close)
+	return nil
+}
+
+// whom looks up everybody that the configuration names.
+func (d *daemon) whom(context.Context) error {
+	p, err := policy.Compile(d.cfg)
+	if err != nil {
+		return err
+	}
+	d.callers = policy.NewRules(p)
 	return nil
 }
 
@@ -302,10 +315,8 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	d.launcher, err = launcher.New(launcher.Options{
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
-		Policy: d.policy, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
+		Policy: d.policy, Callers: d.callers, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
 		Totals: launcher.Totals{
-			Sandboxes: m.Sandboxes, SandboxesPerUser: m.SandboxesPerUser, KeptPerUser: m.KeptPerUser,
-			Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids, Disk: m.Disk,
 			VolumesPerUser: m.VolumesPerUser, VolumeBytesPerUser: m.VolumeBytesPerUser,
 		},
 		Retention: retention.Caps{
@@ -340,7 +351,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 func (d *daemon) serve(ctx context.Context) error {
 	svc := &service{Launcher: d.launcher, rt: d.rt, d: d}
 	srv, err := server.New(svc, server.Options{
-		Log: d.log, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
+		Log: d.log, Callers: d.callers, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
 		MaxTotalConns: d.cfg.Server.MaxTotalConnections, HeaderTime: d.cfg.Server.HeaderTimeout.D(),
 		IdleTime: d.cfg.Server.IdleTimeout.D(), StallTime: d.cfg.Server.StallTimeout.D(),
 	})

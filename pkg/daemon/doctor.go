@@ -43,6 +43,7 @@ func Doctor(ctx context.Context, path, user, dir string) (*api.Doctor, error) {
 	}
 	d := &daemon{cfg: cfg, log: slog.New(slog.DiscardHandler)}
 	more = append(more,
+		verdict("callers", "are known", d.whom(ctx), "mend operators and [[caller]] in "+path),
 		verdict("profiles", "can be compiled", d.profiles(ctx), "mend the files in "+cfg.ProfilesDir+"; creel profile show NAME prints those built in"),
 		verdict("socket", cfg.Socket+" can be made", server.CheckSocket(cfg.Socket, cfg.SocketGroup), "systemd-sysusers and systemd-tmpfiles --create, after make install"))
 	in := inputs(cfg, versions)

@@ -3,9 +3,13 @@ package daemon
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/image"
+	"github.com/creel-sandbox/creel/pkg/peer"
 )
 
 const (
@@ -23,11 +27,11 @@ type imports struct {
 	n  map[uint32]int
 }
 
-func (i *imports) begin(uid uint32) error {
+func (i *imports) begin(uid uint32, most int) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.n[uid] >= maxImports {
-		return api.Errorf(api.CodeExhausted, "%d images of this user are being imported or saved, the most there may be at one time", maxImports).
+	if n := i.n[uid]; n >= most {
+		return api.Errorf(api.CodeExhausted, "%d images of this user are being imported or saved, the most there may be at one time", n).
 			WithHint("wait for one to end")
 	}
 	if i.n == nil {
@@ -68,18 +72,42 @@ func (r *roomyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// roomForImage is nil if a user may have one more image.
-func (s *service) roomForImage(ctx context.Context, uid uint32) error {
-	if uid == 0 {
-		return nil
+// roomForImage is how many bytes one more image of a caller's may have, if it
+// may have one.
+func (s *service) roomForImage(ctx context.Context, c peer.Cred) (int64, error) {
+	ceiling := s.Callers.Ceiling(c)
+	if ceiling == nil {
+		return image.DefaultLimits.Bytes, nil // an operator's
 	}
-	n, err := s.rt.CountImages(ctx, uid)
+	if !slices.Contains(ceiling.Images, "own") {
+		return 0, api.Errorf(api.CodeDenied, `ceiling.images is %s: no image of your own`, strings.Join(ceiling.Images, " or ")).
+			WithHint(`use one of the box's, or have the operator add "own"`)
+	}
+	all, err := s.rt.Images(ctx, c.UID)
 	if err != nil {
-		return err
+		return 0, err
+	}
+	n, sizes := 0, map[string]int64{}
+	for _, i := range all {
+		if i.Owner == c.UID {
+			n++
+			sizes[i.Digest] = i.Size // of several names it is one
+		}
 	}
 	if n >= maxImages {
-		return api.Errorf(api.CodeExhausted, "this user has %d images, the most there may be", n).
+		return 0, api.Errorf(api.CodeExhausted, "this user has %d images, the most there may be", n).
 			WithHint("remove some with creel image rm")
 	}
-	return nil
+	if ceiling.ImageBytes == 0 {
+		return image.DefaultLimits.Bytes, nil
+	}
+	left := int64(ceiling.ImageBytes)
+	for _, size := range sizes {
+		left -= size
+	}
+	if left <= 0 {
+		return 0, api.Errorf(api.CodeExhausted, "ceiling.image_bytes is %s, and your images have that", ceiling.ImageBytes).
+			WithHint("remove some with creel image rm, or have the operator raise it")
+	}
+	return left, nil
 }

@@ -30,32 +30,48 @@ type service struct {
 
 var _ server.Service = (*service)(nil)
 
+// owner is whose images a caller's are: an operator's are the box's.
+func (s *service) owner(c peer.Cred) uint32 {
+	if s.Callers.Operator(c) {
+		return 0
+	}
+	return c.UID
+}
+
 // Images lists what the caller may use: its own, and the box's.
 func (s *service) Images(ctx context.Context, c peer.Cred) ([]api.Image, error) {
-	return s.rt.Images(ctx, c.UID)
+	return s.rt.Images(ctx, s.owner(c))
 }
 
 // Image is one of them.
 func (s *service) Image(ctx context.Context, c peer.Cred, ref string) (*api.Image, error) {
-	img, err := s.rt.Image(ctx, c.UID, ref)
+	img, err := s.rt.Image(ctx, s.owner(c), ref)
 	if err != nil {
 		return nil, err
 	}
 	return &img, nil
 }
 
-// ImportImage takes an archive. What root imports is everybody's; anybody
+// ImportImage takes an archive. What an operator imports is everybody's; anybody
 // else's is that caller's alone, so that no caller starts from what another
 // has put under a name.
 func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (*api.Image, error) {
-	if err := s.imports.begin(c.UID); err != nil {
+	// What is left of a bound is one import's, or two would have it.
+	most := maxImports
+	if ceiling := s.Callers.Ceiling(c); ceiling != nil && ceiling.ImageBytes > 0 {
+		most = 1
+	}
+	if err := s.imports.begin(c.UID, most); err != nil {
 		return nil, err
 	}
 	defer s.imports.end(c.UID)
-	if err := s.roomForImage(ctx, c.UID); err != nil {
+	left, err := s.roomForImage(ctx, c)
+	if err != nil {
 		return nil, err
 	}
-	img, err := s.rt.Import(ctx, c.UID, &roomyReader{r: r, room: s.RoomOnDisk}, ref, image.DefaultLimits)
+	limits := image.DefaultLimits
+	limits.Bytes = min(limits.Bytes, left)
+	img, err := s.rt.Import(ctx, s.owner(c), &roomyReader{r: r, room: s.RoomOnDisk}, ref, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -67,10 +83,10 @@ func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io
 func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string) (*api.Image, error) {
 	s.naming.Lock()
 	defer s.naming.Unlock()
-	if err := s.roomForImage(ctx, c.UID); err != nil {
+	if _, err := s.roomForImage(ctx, c); err != nil {
 		return nil, err
 	}
-	img, err := s.rt.Tag(ctx, c.UID, source, ref)
+	img, err := s.rt.Tag(ctx, s.owner(c), source, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -79,16 +95,16 @@ func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string)
 
 // SaveImage writes an archive of what the caller may use.
 func (s *service) SaveImage(ctx context.Context, c peer.Cred, ref string, w io.Writer) error {
-	if err := s.imports.begin(c.UID); err != nil {
+	if err := s.imports.begin(c.UID, maxImports); err != nil {
 		return err
 	}
 	defer s.imports.end(c.UID)
-	return s.rt.Save(ctx, c.UID, ref, w)
+	return s.rt.Save(ctx, s.owner(c), ref, w)
 }
 
 // RemoveImage forgets a reference of the caller's.
 func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) error {
-	return s.rt.RemoveImage(ctx, c.UID, ref)
+	return s.rt.RemoveImage(ctx, s.owner(c), ref)
 }
 
 // Profiles are the daemon's.
@@ -133,14 +149,15 @@ func (s *service) Version(context.Context) api.Version {
 	}
 }
 
-// Doctor checks the host. A caller may ask about itself only; root about all.
+// Doctor checks the host. A caller may ask about itself only; an operator about all.
 func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*api.Doctor, error) {
-	if c.UID != 0 && user != "" {
+	operator := s.Callers.Operator(c)
+	if !operator && user != "" {
 		if err := isSelf(c.UID, user); err != nil {
 			return nil, err
 		}
 	}
-	if c.UID != 0 && dir != "" && user == "" {
+	if !operator && dir != "" && user == "" {
 		user = fmt.Sprint(c.UID)
 	}
 	leftovers, err := s.Leftovers(ctx)
@@ -171,5 +188,5 @@ func isSelf(uid uint32, name string) error {
 	if u, err := user.Lookup(name); err == nil && u.Uid == own {
 		return nil
 	}
-	return api.Errorf(api.CodeDenied, "only root may ask about another user than itself")
+	return api.Errorf(api.CodeDenied, "only an operator may ask about another user than itself")
 }

@@ -15,7 +15,7 @@ import (
 	creelruntime "github.com/creel-sandbox/creel/pkg/runtime"
 )
 
-// DiskUsage is what is kept of the caller's, and for root of everybody's.
+// DiskUsage is what is kept of the caller's, and for an operator everybody's.
 func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, error) {
 	rows, err := s.DiskUse(c)
 	if err != nil {
@@ -25,7 +25,7 @@ func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, e
 	if err != nil {
 		return nil, err
 	}
-	rows = append(rows, held.rows(c)...)
+	rows = append(rows, held.rows(func(img creelruntime.Held) bool { return s.owns(c, img) })...)
 	slices.SortFunc(rows, func(a, b api.DiskUse) int {
 		return cmp.Or(cmp.Compare(a.What, b.What), cmp.Compare(a.UID, b.UID))
 	})
@@ -70,7 +70,7 @@ func (s *service) pruneImages(ctx context.Context, c peer.Cred, before time.Time
 	}
 	var out []api.Pruned
 	for i, h := range held.images {
-		if held.used[i] || !owns(c, h) || !h.Created.Before(before) {
+		if held.used[i] || !s.owns(c, h) || !h.Created.Before(before) {
 			continue
 		}
 		p := api.Pruned{What: "image", ID: h.Digest, Name: h.Ref, UID: h.UID, Time: h.Created, Bytes: held.drop(h)}
@@ -94,8 +94,10 @@ func (s *service) pruneImages(ctx context.Context, c peer.Cred, before time.Time
 	return out, nil
 }
 
-// owns says whether a caller may remove an image. Root may remove all.
-func owns(c peer.Cred, h creelruntime.Held) bool { return c.UID == 0 || c.UID == h.UID }
+// owns says whether a caller may remove an image. An operator may remove all.
+func (s *service) owns(c peer.Cred, h creelruntime.Held) bool {
+	return c.UID == h.UID || s.Callers.Operator(c)
+}
 
 // holdings are all images, and how many of them have each part.
 type holdings struct {
@@ -139,10 +141,10 @@ func (h *holdings) drop(img creelruntime.Held) (freed int64) {
 }
 
 // rows are the images of each user that the caller may see the disk of.
-func (h *holdings) rows(c peer.Cred) []api.DiskUse {
+func (h *holdings) rows(mine func(creelruntime.Held) bool) []api.DiskUse {
 	uids := map[uint32]bool{}
 	for _, img := range h.images {
-		if owns(c, img) {
+		if mine(img) {
 			uids[img.UID] = true
 		}
 	}

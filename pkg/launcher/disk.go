@@ -35,7 +35,7 @@ func (l *Launcher) keptOf(c peer.Cred) ([]kept, error) {
 	var out []kept
 	var ids []string
 	for _, sb := range l.all() {
-		if mayUse(c, sb.identity()) {
+		if l.mayUse(c, sb.identity()) {
 			out = append(out, kept{sb: sb})
 			ids = append(ids, sb.id)
 		}
@@ -245,7 +245,7 @@ func (l *Launcher) settle(ctx context.Context, c peer.Cred) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
 	for _, sb := range l.all() {
-		if !mayUse(c, sb.identity()) || sb.state() != api.StateStopped {
+		if !l.mayUse(c, sb.identity()) || sb.state() != api.StateStopped {
 			continue
 		}
 		select {

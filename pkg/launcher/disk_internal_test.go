@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/events"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
@@ -28,8 +30,12 @@ func keeper(t *testing.T, caps retention.Caps) *Launcher {
 	log := slog.New(slog.DiscardHandler)
 	bus := events.New(s, log)
 	t.Cleanup(func() { bus.Close(); _ = s.Close() })
+	everybody, err := policy.Compile(&config.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &Launcher{
-		Options: Options{StateDir: dir, Store: s, Bus: bus, Log: log, Retention: caps}, log: log,
+		Options: Options{Callers: policy.NewRules(everybody), StateDir: dir, Store: s, Bus: bus, Log: log, Retention: caps}, log: log,
 		sandboxes: map[string]*sandbox{},
 	}
 }

@@ -227,6 +227,7 @@ func (l *Launcher) note(sb *sandbox, err error) {
 // unknown marks a launch whose undo failed.
 func (l *Launcher) unknown(sb *sandbox, err error) {
 	sb.amend(func(r *store.Record) { r.Sandbox.State = api.StateUnknown })
+	sb.hold(sb.countLocked)
 	l.note(sb, err)
 }
 
@@ -256,6 +257,9 @@ func (l *Launcher) drop(sb *sandbox) error {
 		err = l.Store.DeleteSandbox(sb.id)
 	}
 	sb.dropped = err == nil
+	if sb.dropped {
+		l.tally.Drop(sb.id)
+	}
 	sb.mu.Unlock()
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ import (
 // none. One that is there must be what is asked for.
 func (l *Launcher) Ensure(ctx context.Context, c peer.Cred, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
 	req.Name = name
-	a, err := l.admit(req)
+	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err
 	}
@@ -36,6 +36,9 @@ func (l *Launcher) Ensure(ctx context.Context, c peer.Cred, name string, req api
 	if sb := l.named(c.UID, name); sb != nil {
 		res, err = l.same(ctx, c, sb, a, dirs)
 		return res, false, err
+	}
+	if err := l.Callers.Spawn(c); err != nil {
+		return nil, false, err
 	}
 	res, err = l.Launch(ctx, c, a, dirs, nil)
 	return res, true, err
@@ -121,7 +124,7 @@ func (l *Launcher) resultOf(sb *sandbox) (*api.SpawnResult, error) {
 // SpawnOnce is Spawn for a request that may come again: of those that a caller
 // gives the same key, one makes a sandbox, and the others get its answer.
 func (l *Launcher) SpawnOnce(ctx context.Context, c peer.Cred, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
-	a, err := l.admit(req)
+	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err
 	}
@@ -142,6 +145,9 @@ func (l *Launcher) SpawnOnce(ctx context.Context, c peer.Cred, name string, req 
 	if !l.keys.room(c.UID, now) {
 		return nil, false, api.Errorf(api.CodeExhausted, "%d keys of this user are in use, the most there may be", maxKeys).
 			WithHint("a key is in use for " + keyLife.String())
+	}
+	if err := l.Callers.Spawn(c); err != nil {
+		return nil, false, err
 	}
 	if res, err = l.Launch(ctx, c, a, dirs, key); err != nil {
 		return nil, false, err

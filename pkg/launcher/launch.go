@@ -144,22 +144,25 @@ func (s *launch) reserve(ctx context.Context) error {
 // makeHome sees that the agent has its persistent home. That is no part of the
 // sandbox: a launch that fails leaves it.
 func (s *launch) makeHome(ctx context.Context) error {
-	s.l.mu.Lock()
-	err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits)
-	s.l.mu.Unlock()
-	if err != nil {
+	own, all := s.l.tally.Sums(s.caller.UID)
+	if err := s.l.room(s.caller, own, all, admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
 		return err // before the work
 	}
 	return s.l.volumes.Home(ctx, s.caller, s.Request.Agent, s.Profile.HomeSize)
 }
 
 // intend puts a record of the sandbox where everybody finds it.
-func (s *launch) intend(digest string, volumes []store.VolumeUse) error {
+func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
-	if err := s.l.roomLocked(s.caller.UID, s.Request.Rootfs == "ephemeral", s.Limits); err != nil {
+	if err := s.l.take(s.id, s.caller, admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			s.l.tally.Drop(s.id)
+		}
+	}()
 	first, err := s.l.IDs.Take()
 	if err != nil {
 		return api.Errorf(api.CodeExhausted, "%w", err)

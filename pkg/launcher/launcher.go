@@ -43,6 +43,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
@@ -59,6 +60,9 @@ import (
 type Runtime interface {
 	// Resolve finds the image that a reference is to a user.
 	Resolve(ctx context.Context, uid uint32, ref string) (digest string, err error)
+	// Names are the box's for the image that a reference is to a user; there
+	// are none if the image is the user's own.
+	Names(ctx context.Context, uid uint32, ref string) ([]string, error)
 	// Create makes the container; newTask then has the OCI runtime make its
 	// processes, of which PID 1 waits for StartTask.
 	Create(ctx context.Context, c Container) (newTask func(context.Context) (pid int, err error), err error)
@@ -95,6 +99,8 @@ type Options struct {
 	Cgroups  *cgroup.Host
 	Bus      *events.Bus
 	Policy   admission.Policy
+	// Callers are whom the daemon serves, and what each may have.
+	Callers *policy.Rules
 	// Filters are the compiled seccomp filters by the name profiles use.
 	Filters map[string]seccomp.Filter
 	// BlindRuntime says that containerd is not the daemon's own and not in its
@@ -120,16 +126,9 @@ type Options struct {
 	Log           *slog.Logger
 }
 
-// Totals bound the sandboxes that have not ended; zero is no bound.
+// Totals bound what every user has, whatever its ceiling; zero is no bound.
+// Those of sandboxes are Callers'.
 type Totals struct {
-	Sandboxes, SandboxesPerUser int
-	// KeptPerUser bounds those that have ended and were not removed: their
-	// records are in memory, and their logs on disk.
-	KeptPerUser int
-	Memory      api.Size
-	CPUs        float64
-	Pids        int64
-	Disk        api.Size // of writable layers; a sparse one counts whole
 	// VolumesPerUser and VolumeBytesPerUser bound each caller's volumes.
 	VolumesPerUser     int
 	VolumeBytesPerUser api.Size
@@ -159,6 +158,8 @@ type Launcher struct {
 	excess  retainer
 	diffs   chan struct{} // a place for each comparison that may run
 	reserve *reserve.Reserve
+
+	tally admission.Tally // what the sandboxes may use together
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
@@ -209,7 +210,7 @@ func New(o Options) (*Launcher, error) {
 	}
 	l.volumes = volume.New(volume.Options{
 		Store: o.Store, Files: files, Bus: o.Bus, Log: o.Log,
-		Owner: spec.AgentUID, NewID: newID, Users: l.usersOf,
+		Owner: spec.AgentUID, NewID: newID, Operator: l.Callers.Operator, Users: l.usersOf,
 		PerUser: o.Totals.VolumesPerUser, BytesPerUser: o.Totals.VolumeBytesPerUser,
 	})
 	return l, nil
@@ -285,28 +286,26 @@ func (l *Launcher) publish(kind string, r *store.Record, fields ...string) {
 	l.Bus.Publish(e)
 }
 
-// mayUse says whether a caller may know of a sandbox. Root is the operator.
-func mayUse(c peer.Cred, r *store.Record) bool {
-	return c.UID == 0 || c.UID == r.Sandbox.Caller.UID
+// mayUse says whether a caller may know of a sandbox.
+func (l *Launcher) mayUse(c peer.Cred, r *store.Record) bool {
+	return c.UID == r.Sandbox.Caller.UID || l.Callers.Operator(c)
 }
 
 // find is the sandbox that ref names for a caller: an id, a name of the
 // caller's, or a unique prefix of an id. What the caller may not use answers
-// as if it did not exist.
+// as if it did not exist, and after the same work.
 func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 	missing := api.Errorf(api.CodeNotFound, "no sandbox %q", ref).WithHint("creel ps -a lists yours")
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if sb, ok := l.sandboxes[ref]; ok {
-		if mayUse(c, sb.identity()) {
-			return sb, nil
-		}
-		return nil, missing
+	if sb, ok := l.sandboxes[ref]; ok && l.mayUse(c, sb.identity()) {
+		return sb, nil
 	}
+	all := l.Callers.Operator(c)
 	var named, prefixed []*sandbox
 	for id, sb := range l.sandboxes {
 		r := sb.identity()
-		if !mayUse(c, r) {
+		if !all && r.Sandbox.Caller.UID != c.UID {
 			continue
 		}
 		if r.Sandbox.Name == ref && sb.state() != api.StateRemoving { // its name is free
@@ -317,7 +316,7 @@ func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 		}
 	}
 	// A name of the caller's own wins over the same name of somebody else,
-	// which only root sees.
+	// which only an operator sees.
 	for _, sb := range named {
 		if sb.identity().Sandbox.Caller.UID == c.UID {
 			return sb, nil
@@ -345,57 +344,30 @@ func (l *Launcher) findLaunched(c peer.Cred, ref string) (*sandbox, error) {
 	return sb, sb.launched()
 }
 
-// roomLocked is nil if one more sandbox of uid fits into the totals.
-func (l *Launcher) roomLocked(uid uint32, ephemeral bool, want api.Limits) error {
-	n, own, kept := 1, 1, 0
-	sum := want
-	sum.Disk = diskOf(ephemeral, want)
-	for _, sb := range l.sandboxes {
-		if state := sb.state(); ended(state) {
-			if state != api.StateRemoving && sb.fixed.Sandbox.Caller.UID == uid {
-				kept++
-			}
-			continue
-		}
-		n++
-		if sb.fixed.Sandbox.Caller.UID == uid {
-			own++
-		}
-		lim := sb.fixed.Sandbox.Limits
-		sum.Memory += lim.Memory
-		sum.CPUs += lim.CPUs
-		sum.Pids += lim.Pids
-		sum.Disk += diskOf(sb.fixed.Request.Rootfs == "ephemeral", lim)
-	}
-	t := l.Totals
-	full := func(key string, most any) error {
-		return api.Errorf(api.CodeExhausted, "limits.max.%s is %v, and all sandboxes with this one would have more", key, most).
-			WithHint("stop a sandbox, ask for less, or have the operator raise it")
-	}
-	switch {
-	case t.KeptPerUser > 0 && kept >= t.KeptPerUser:
-		return api.Errorf(api.CodeExhausted, "limits.max.kept_per_user is %d, and that many ended sandboxes of yours are kept", t.KeptPerUser).
-			WithHint("remove some with creel rm, or use creel run --rm")
-	case t.Sandboxes > 0 && n > t.Sandboxes:
-		return full("sandboxes", t.Sandboxes)
-	case t.SandboxesPerUser > 0 && own > t.SandboxesPerUser:
-		return full("sandboxes_per_user", t.SandboxesPerUser)
-	case t.Memory > 0 && sum.Memory > t.Memory:
-		return full("memory", t.Memory)
-	case t.CPUs > 0 && sum.CPUs > t.CPUs:
-		return full("cpus", t.CPUs)
-	case t.Pids > 0 && sum.Pids > t.Pids:
-		return full("pids", t.Pids)
-	case t.Disk > 0 && sum.Disk > t.Disk:
-		return full("disk", t.Disk)
-	}
-	return nil
+// take counts a sandbox that is about to be made, if it fits into the totals.
+func (l *Launcher) take(id string, c peer.Cred, want admission.Sum) error {
+	return l.tally.Take(id, c.UID, want, func(own, all admission.Sum) error { return l.room(c, own, all, want) })
 }
 
-// diskOf is what a sandbox may write to the disk.
-func diskOf(ephemeral bool, l api.Limits) api.Size {
-	if !ephemeral {
-		return 0
+// room is nil if what a caller has, and all have, leaves room for want.
+func (l *Launcher) room(c peer.Cred, own, all, want admission.Sum) error {
+	rules, err := l.Callers.Room(c, own, all, want)
+	if err != nil {
+		return err
 	}
-	return l.Disk
+	return admission.Refusal(rules)
+}
+
+// countLocked makes a sandbox count as what its state says.
+func (sb *sandbox) countLocked() {
+	r := &sb.rec.Sandbox
+	var sum admission.Sum
+	switch {
+	case r.State == api.StateRemoving:
+	case ended(r.State):
+		sum.Kept = 1
+	default:
+		sum = admission.SumOf(r.Rootfs == "ephemeral", r.Limits)
+	}
+	sb.l.tally.Set(sb.id, r.Caller.UID, sum)
 }

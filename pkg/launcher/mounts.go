@@ -127,7 +127,7 @@ func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 			}
 		}
 		by := "a sandbox of another user's"
-		if r := holder.identity(); mayUse(s.caller, r) {
+		if r := holder.identity(); s.l.mayUse(s.caller, r) {
 			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
 		}
 		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).

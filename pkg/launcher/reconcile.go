@@ -45,6 +45,7 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	for _, r := range recs {
 		l.keys.restore(&r, time.Now())
 		sb := l.newSandbox(r)
+		sb.hold(sb.countLocked)
 		l.mu.Lock()
 		l.sandboxes[sb.id] = sb
 		l.mu.Unlock()

@@ -106,6 +106,7 @@ func (sb *sandbox) putLocked(r store.Record) error {
 		return fmt.Errorf("sandbox %s: %w", sb.id, err)
 	}
 	sb.rec = r
+	sb.countLocked()
 	return nil
 }
 
@@ -237,6 +238,7 @@ func (sb *sandbox) moveOn(to api.State, change func(*store.Record)) error {
 	}
 	sb.rec.Sandbox.State = to
 	change(&sb.rec)
+	sb.countLocked()
 	return err
 }
 

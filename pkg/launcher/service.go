@@ -17,6 +17,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/events"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/server"
@@ -25,21 +26,29 @@ import (
 
 // Spawn admits a request and launches it.
 func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
-	a, err := l.admit(req)
+	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
+		return nil, err
+	}
+	if err := l.Callers.Spawn(c); err != nil {
 		return nil, err
 	}
 	return l.Launch(ctx, c, a, dirs, nil)
 }
 
-func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {
-	a, err := admission.Resolve(req, l.Policy)
+// admit is the request with nothing left open, if the caller may have it at
+// all. Whether its totals have room is asked when the record is made.
+func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*admission.Admitted, error) {
+	a, err := l.resolve(req)
 	if err != nil {
 		return nil, err
 	}
-	if l.BlindRuntime && (len(volume.Mounts(a.Request)) > 0 || a.Request.Rootfs == "ephemeral") {
-		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
-			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
+	rules, err := l.judge(ctx, c, a, dirs)
+	if err != nil {
+		return nil, err
+	}
+	if err := admission.Refusal(rules); err != nil {
+		return nil, err
 	}
 	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}
 	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() || a.Request.Home == "persistent" {
@@ -50,11 +59,42 @@ func (l *Launcher) admit(req api.SpawnRequest) (*admission.Admitted, error) {
 	return a, nil
 }
 
+func (l *Launcher) resolve(req api.SpawnRequest) (*admission.Admitted, error) {
+	a, err := admission.Resolve(req, l.Policy)
+	if err != nil {
+		return nil, err
+	}
+	if l.BlindRuntime && (len(volume.Mounts(a.Request)) > 0 || a.Request.Rootfs == "ephemeral") {
+		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
+			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
+	}
+	return a, nil
+}
+
+// judge holds a request against the caller's ceiling, but for its totals.
+func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
+	q := policy.Question{
+		Caller: c, Admitted: a, Host: l.HostMounts, Dirs: make([]*os.File, len(a.Request.Mounts)),
+		Names: func(ctx context.Context) ([]string, error) { return l.Runtime.Names(ctx, c.UID, a.Request.Image) },
+	}
+	for i, m := range a.Request.Mounts {
+		if m.Volume != "" {
+			continue
+		}
+		dir, err := dirOf(i, m, dirs)
+		if err != nil {
+			return nil, err
+		}
+		q.Dirs[i] = dir
+	}
+	return l.Callers.Judge(ctx, q)
+}
+
 // List is the caller's sandboxes, newest first.
 func (l *Launcher) List(ctx context.Context, c peer.Cred, o server.ListOptions) ([]api.Sandbox, error) {
 	out := []api.Sandbox{}
 	for _, sb := range l.all() {
-		if !mayUse(c, sb.identity()) {
+		if !l.mayUse(c, sb.identity()) {
 			continue
 		}
 		v := sb.view()
@@ -214,6 +254,9 @@ func (l *Launcher) Exec(ctx context.Context, c peer.Cred, ref string, req api.Ex
 	if err != nil {
 		return nil, err
 	}
+	if err := l.Callers.Exec(c); err != nil {
+		return nil, err
+	}
 	s, err := sb.exec(ctx, req)
 	if err != nil {
 		return nil, err
@@ -343,9 +386,9 @@ func (l *Launcher) Execs(_ context.Context, c peer.Cred, ref string, labels map[
 
 // Events gives the events that the caller may see.
 func (l *Launcher) Events(ctx context.Context, c peer.Cred, after uint64, emit func(api.Event) error) error {
-	own := fmt.Sprint(c.UID)
+	own, all := fmt.Sprint(c.UID), l.Callers.Operator(c)
 	return l.Bus.Follow(ctx, after, func(e api.Event) error {
-		if c.UID != 0 && e.Fields[events.CallerField] != own {
+		if !all && e.Fields[events.CallerField] != own {
 			return nil
 		}
 		return emit(e)

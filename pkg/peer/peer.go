@@ -123,6 +123,15 @@ func Read(c net.Conn) (Cred, error) {
 }
 
 func read(fd int) (Cred, error) {
+	cred, err := idsOf(fd)
+	if err != nil {
+		return Cred{}, err
+	}
+	cred.PIDFD, cred.Method = pinPeer(fd, cred)
+	return cred, nil
+}
+
+func idsOf(fd int) (Cred, error) {
 	ucred, err := ucredOf(fd)
 	if err != nil {
 		return Cred{}, err
@@ -131,9 +140,7 @@ func read(fd int) (Cred, error) {
 	if err != nil {
 		return Cred{}, err
 	}
-	cred := Cred{PID: ucred.Pid, UID: ucred.Uid, GID: ucred.Gid, Groups: groups}
-	cred.PIDFD, cred.Method = pinPeer(fd, cred)
-	return cred, nil
+	return Cred{PID: ucred.Pid, UID: ucred.Uid, GID: ucred.Gid, Groups: groups, Method: MethodNone}, nil
 }
 
 // pinPeer prefers the kernel's own word on the process. Only where the kernel
@@ -189,26 +196,22 @@ func effectiveUID(pid int32) (uint32, error) {
 	return 0, fs.ErrNotExist
 }
 
-// UID is the peer's effective uid at connect(2), the cheapest thing that can be
-// known of it.
-func UID(c net.Conn) (uint32, error) {
+// IDs is who the peer is by its ids alone, without a pidfd to close.
+func IDs(c net.Conn) (Cred, error) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
-		return 0, ErrNone
+		return Cred{}, ErrNone
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
+		return Cred{}, fmt.Errorf("peer credentials: %w", err)
 	}
-	var ucred *unix.Ucred
+	var cred Cred
 	var readErr error
-	if err := raw.Control(func(fd uintptr) { ucred, readErr = ucredOf(int(fd)) }); err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
+	if err := raw.Control(func(fd uintptr) { cred, readErr = idsOf(int(fd)) }); err != nil {
+		return Cred{}, fmt.Errorf("peer credentials: %w", err)
 	}
-	if readErr != nil {
-		return 0, readErr
-	}
-	return ucred.Uid, nil
+	return cred, readErr
 }
 
 func ucredOf(fd int) (*unix.Ucred, error) {

@@ -59,8 +59,8 @@ func TestRead(t *testing.T) {
 	if cred.InGroup(4294967294) {
 		t.Error("in a group that nobody is in")
 	}
-	if uid, err := peer.UID(c); err != nil || uid != cred.UID {
-		t.Errorf("UID = %d, %v", uid, err)
+	if ids, err := peer.IDs(c); err != nil || ids.UID != cred.UID || ids.GID != cred.GID || !slices.Equal(ids.Groups, cred.Groups) || ids.PIDFD != nil {
+		t.Errorf("IDs = %+v, %v, want those of %+v", ids, err, cred)
 	}
 }
 
@@ -130,7 +130,7 @@ func TestNoCredentials(t *testing.T) {
 		if _, err := peer.Read(conn); !errors.Is(err, peer.ErrNone) {
 			t.Errorf("%s: Read = %v, want ErrNone", name, err)
 		}
-		if _, err := peer.UID(conn); !errors.Is(err, peer.ErrNone) {
+		if _, err := peer.IDs(conn); !errors.Is(err, peer.ErrNone) {
 			t.Errorf("%s: UID = %v, want ErrNone", name, err)
 		}
 		if _, err := peer.From(peer.ConnContext(t.Context(), conn)); !errors.Is(err, peer.ErrNone) {

@@ -101,6 +101,33 @@ func (c *Client) Resolve(ctx context.Context, uid uint32, ref string) (string, e
 	return ch.digest.String(), err
 }
 
+// Names are the names of the box's for the image that a reference is to a
+// user; there are none if it is the user's own. A digest that both have is the
+// box's.
+func (c *Client) Names(ctx context.Context, uid uint32, ref string) ([]string, error) {
+	img, err := c.find(ctx, uid, ref)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.HasPrefix(ref, "sha256:") {
+		if ownerOf(img.Name) != 0 {
+			return nil, nil
+		}
+		return []string{familiar(img.Name)}, nil
+	}
+	same, err := c.imgs.List(ctx, "target.digest=="+img.Target.Digest.String())
+	if err != nil {
+		return nil, wrap(err, "image "+ref)
+	}
+	var names []string
+	for _, i := range same {
+		if ownerOf(i.Name) == 0 {
+			names = append(names, familiar(i.Name))
+		}
+	}
+	return names, nil
+}
+
 // find gives the image that a reference or digest is to a user.
 func (c *Client) find(ctx context.Context, uid uint32, ref string) (images.Image, error) {
 	name, err := NormalizeRef(ref)

@@ -252,20 +252,6 @@ func (c *Client) Images(ctx context.Context, uid uint32) ([]api.Image, error) {
 	return out, nil
 }
 
-// CountImages is how many images are uid's own.
-func (c *Client) CountImages(ctx context.Context, uid uint32) (n int, err error) {
-	all, err := c.imgs.List(ctx)
-	if err != nil {
-		return 0, wrap(err, "list images")
-	}
-	for _, i := range all {
-		if strings.HasPrefix(i.Name, kept(uid, "")) {
-			n++
-		}
-	}
-	return n, nil
-}
-
 // RemoveImage forgets a reference of uid's own, or every one that is its own
 // to a digest; root's own are all. Sandboxes that run from the image keep what
 // they need of it.

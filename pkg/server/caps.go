@@ -24,10 +24,17 @@ func newCounter(perUID, total int) *counter {
 }
 
 // take counts n more, unless that is too many.
-func (c *counter) take(uid uint32, n int) bool {
+func (c *counter) take(uid uint32, n int) bool { return c.takeOf(uid, n, 0) }
+
+// takeOf is take with a limit of the user's own below the one for each; 0 is
+// none.
+func (c *counter) takeOf(uid uint32, n, most int) bool {
+	if most <= 0 || most > c.perUID {
+		most = c.perUID
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.n[uid]+n > c.perUID || c.all+n > c.total {
+	if c.n[uid]+n > most || c.all+n > c.total {
 		return false
 	}
 	c.n[uid] += n
@@ -49,12 +56,13 @@ func (c *counter) give(uid uint32, n int) {
 type capListener struct {
 	net.Listener
 	conns *counter
+	most  func(Caller) int // of a caller's own; 0 is none
 	log   *slog.Logger
 }
 
 // busy is the whole answer to a connection too many: nothing is read from it.
 const busy = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n\r\n" +
-	`{"code":"resource_exhausted","message":"too many connections of this user","hint":"close some, or raise server.max_connections"}` + "\n"
+	`{"code":"resource_exhausted","message":"too many connections of this user","hint":"close some, or raise connections of its [[caller]], or server.max_connections"}` + "\n"
 
 func (l *capListener) Accept() (net.Conn, error) {
 	for {
@@ -62,12 +70,13 @@ func (l *capListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peer.UID(c)
+		who, err := peer.IDs(c)
 		if err != nil {
 			_ = c.Close() // nobody the kernel can name
 			continue
 		}
-		if l.conns.take(uid, 1) {
+		uid := who.UID
+		if l.conns.takeOf(uid, 1, l.most(who)) {
 			c.(*fdconn.Conn).OnClose(func() { l.conns.give(uid, 1) })
 			return c, nil
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"time"
 
@@ -65,7 +67,7 @@ func (s *Server) public(ctx context.Context, err error) *api.Error {
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	e := s.public(r.Context(), err)
 	if e.Code == api.CodeExhausted {
-		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Retry-After", fmt.Sprint(max(1, int64(math.Ceil(e.Retry.Seconds())))))
 	}
 	writeJSON(w, Status(e.Code), e)
 }

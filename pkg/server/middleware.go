@@ -180,9 +180,17 @@ func (s *Server) handler(rt Route) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
+		if !rt.Anyone && !s.opts.Callers.Known(c) {
+			s.fail(w, r, nobody(c))
+			return
+		}
 		if rt.Stream {
-			if !s.streams.take(c.UID, 1) {
-				s.fail(w, r, api.Errorf(api.CodeExhausted, "too many streams of this user: %d", s.opts.MaxStreams).
+			most := s.opts.MaxStreams
+			if conns := s.opts.Callers.Connections(c); conns > 0 {
+				most = min(most, conns-1) // one is left to stop a sandbox with
+			}
+			if !s.streams.takeOf(c.UID, 1, most) {
+				s.fail(w, r, api.Errorf(api.CodeExhausted, "too many streams of this user: %d", most).
 					WithHint("end some, or raise server.max_streams"))
 				return
 			}
@@ -237,6 +245,12 @@ func nothingDone(err error) bool {
 	case api.CodeNotProven, api.CodeUnavailable, api.CodeInternal:
 	}
 	return false
+}
+
+// nobody is what a caller is told for whom the configuration has nothing.
+func nobody(c Caller) error {
+	return api.Errorf(api.CodeDenied, "no [[caller]] of creeld's configuration is for uid %d, gid %d", c.UID, c.GID).
+		WithHint("have the operator add one; who has just joined a group has it from the next login on")
 }
 
 // finish reports a handler's error, if the answer has not begun. If it has,

@@ -13,7 +13,9 @@ type Route struct {
 	Stream bool
 	// Once marks requests that Idempotency-Key is for: a repeat would do
 	// something twice, or be taken for a mistake. Spawn keeps its keys itself.
-	Once   bool
+	Once bool
+	// Anyone marks those that a caller without a ceiling may use.
+	Anyone bool
 	handle func(*Server, http.ResponseWriter, *http.Request, Caller) error
 }
 
@@ -23,7 +25,7 @@ func Routes() []Route { return slices.Clone(routes) }
 // routes is never written.
 var routes = []Route{
 	{Method: "POST", Pattern: "/v1/sandboxes", Once: true, handle: (*Server).spawn},
-	{Method: "GET", Pattern: "/v1/sandboxes", handle: (*Server).list},
+	{Method: "GET", Pattern: "/v1/sandboxes", Anyone: true, handle: (*Server).list},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
 	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).ensure},
 	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).remove},
@@ -72,6 +74,6 @@ var routes = []Route{
 
 	{Method: "GET", Pattern: "/v1/key", handle: (*Server).publicKey},
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
-	{Method: "GET", Pattern: "/v1/version", handle: (*Server).version},
+	{Method: "GET", Pattern: "/v1/version", Anyone: true, handle: (*Server).version},
 	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},
 }

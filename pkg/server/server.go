@@ -28,6 +28,8 @@ type Options struct {
 	MaxStreams int
 	// MaxTotalConns is how many connections all uids may have together.
 	MaxTotalConns int
+	// Callers are whom the server knows; everybody when nil.
+	Callers Callers
 	// MaxOutput is how many bytes of output the one-shot execs of one uid that
 	// run at the same time may ask for; all uids together may have four times
 	// as many.
@@ -42,6 +44,21 @@ type Options struct {
 	StallTime time.Duration
 }
 
+// Callers say who a caller is. pkg/policy implements it.
+type Callers interface {
+	// Known says whether a caller may use routes that are not for anyone.
+	Known(c Caller) bool
+	// Connections is how many it may have at once, below MaxConns; 0 is no
+	// bound of its own.
+	Connections(c Caller) int
+}
+
+// everybody is known, and bounded by MaxConns alone.
+type everybody struct{}
+
+func (everybody) Known(Caller) bool      { return true }
+func (everybody) Connections(Caller) int { return 0 }
+
 // DefaultOptions are the limits when nothing else is configured.
 func DefaultOptions() Options {
 	return Options{
@@ -54,6 +71,9 @@ func (o Options) withDefaults() Options {
 	d := DefaultOptions()
 	if o.Log == nil {
 		o.Log = d.Log
+	}
+	if o.Callers == nil {
+		o.Callers = everybody{}
 	}
 	for _, v := range []struct{ have, def *int }{{&o.MaxConns, &d.MaxConns}, {&o.MaxStreams, &d.MaxStreams}, {&o.MaxTotalConns, &d.MaxTotalConns}, {&o.MaxOutput, &d.MaxOutput}} {
 		if *v.have <= 0 {
@@ -121,7 +141,7 @@ func New(svc Service, opts Options) (*Server, error) {
 
 // Serve answers on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l *net.UnixListener) error {
-	err := s.http.Serve(&capListener{Listener: fdconn.Listen(l), conns: s.conns, log: s.log})
+	err := s.http.Serve(&capListener{Listener: fdconn.Listen(l), conns: s.conns, most: s.opts.Callers.Connections, log: s.log})
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}

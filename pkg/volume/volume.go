@@ -40,6 +40,8 @@ type Options struct {
 	Owner uint32
 	// NewID gives a new volume's id; never the same twice.
 	NewID func() string
+	// Operator says whether a caller sees and does all.
+	Operator func(peer.Cred) bool
 	// Users are the sandboxes that use a volume, or may still have it mounted.
 	Users func(id string) []User
 
@@ -152,7 +154,7 @@ func (k *Keeper) List(c peer.Cred) ([]api.Volume, error) {
 	}
 	out := []api.Volume{}
 	for _, v := range all {
-		if mayUse(c, v) {
+		if k.mayUse(c, v) {
 			out = append(out, k.view(v))
 		}
 	}
@@ -249,15 +251,15 @@ func (k *Keeper) retire(c peer.Cred, name string) (store.Volume, error) {
 }
 
 // mayUse says whether a caller may know of a volume.
-func mayUse(c peer.Cred, v store.Volume) bool {
-	return c.UID == 0 || c.UID == v.Volume.Caller.UID
+func (k *Keeper) mayUse(c peer.Cred, v store.Volume) bool {
+	return c.UID == v.Volume.Caller.UID || k.Operator(c)
 }
 
-// find is the volume that a caller calls name. Root finds those of others,
-// after its own.
+// find is the volume that a caller calls name. An operator finds those of
+// others, after its own.
 func (k *Keeper) find(c peer.Cred, name string) (store.Volume, error) {
 	own, err := k.Store.Volume(c.UID, name)
-	if err == nil || c.UID != 0 || api.CodeOf(err) != api.CodeNotFound {
+	if err == nil || !k.Operator(c) || api.CodeOf(err) != api.CodeNotFound {
 		return own, err
 	}
 	all, lerr := k.Store.Volumes()

@@ -1,0 +1,155 @@
+package integration_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// TestCeilings: what a caller may have is what its table says, whatever it
+// asks for; all that is wrong is told at once, with the rule and the way out.
+func TestCeilings(t *testing.T) {
+	l := lab.New(t, lab.Options{
+		Top: fmt.Sprintf("operators = [\"uid:%d\"]", stranger+2),
+		Config: fmt.Sprintf(`
+[[caller]]
+match = "uid:%d"
+profiles = ["strict"]
+runtimes = ["crun"]
+images = ["team/*"]
+mounts = ["own:ro"]
+sandboxes = 2
+memory = "300M"
+exec_rate = 3
+`, stranger),
+	})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	unknown := &syscall.Credential{Uid: stranger + 1, Gid: stranger + 1}
+	operator := &syscall.Credential{Uid: stranger + 2, Gid: stranger + 2}
+	creel := func(as *syscall.Credential, args ...string) (string, int) {
+		t.Helper()
+		out, errOut, code := l.CreelAs(as, "", args...)
+		return out + errOut, code
+	}
+	dir := filepath.Join(l.Dir, "guests")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, stranger, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := creel(nil, "image", "tag", "base", "team/base:1"); code != 0 {
+		t.Fatal(out)
+	}
+
+	t.Run("lists", func(t *testing.T) {
+		out, code := creel(guest, "run", "-d", "--profile", "default", "--runtime", "runc", "--image", "base", "-v", dir+":/w")
+		for _, want := range []string{"4 rules refuse it", "ask for profile strict", "ask for runtime crun", "ask for image team/*", "mount it read-only"} {
+			if code == 0 || !strings.Contains(out, want) {
+				t.Errorf("%d %s: does not say %q", code, out, want)
+			}
+		}
+		status, body := 0, ""
+		asStranger(t, func() {
+			status, body = ask(t, l, "POST", "/v1/sandboxes", `{"image":"base"}`)
+		})
+		if status != http.StatusForbidden || !strings.Contains(body, `"rule":"ceiling.profiles"`) || !strings.Contains(body, `"rule":"ceiling.images"`) {
+			t.Errorf("%d %s", status, body)
+		}
+		out, code = creel(guest, "run", "--rm", "--profile", "strict", "--image", "team/base:1", "--memory", "64M", "-v", dir+":/w:ro", "--", "/bin/ls", "/w")
+		if code != 0 {
+			t.Errorf("what is allowed: %d %s", code, out)
+		}
+		if out, code := creel(guest, "image", "tag", "team/base:1", "mine"); code == 0 || !strings.Contains(out, "no image of your own") {
+			t.Errorf("an image of its own: %d %s", code, out)
+		}
+	})
+	t.Run("totals", func(t *testing.T) {
+		run := func(memory string) (string, int) {
+			return creel(guest, "run", "-d", "--profile", "strict", "--image", "team/base:1", "--memory", memory)
+		}
+		var mu sync.Mutex
+		var won []string
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				out, code := run("128M")
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case code == 0:
+					won = append(won, strings.TrimSpace(out))
+				case !strings.Contains(out, "sandboxes is 2") && !strings.Contains(out, "rules refuse"):
+					t.Errorf("refused with %s", out)
+				}
+			})
+		}
+		wg.Wait()
+		if len(won) != 2 {
+			t.Fatalf("%d were let in, want 2: %q", len(won), won)
+		}
+		if out, code := creel(guest, "rm", "-f", won[0]); code != 0 {
+			t.Fatal(out)
+		}
+		if out, code := run("200M"); code == 0 || !strings.Contains(out, "ceiling.memory is 300M") || !strings.Contains(out, "at most 172M") {
+			t.Errorf("more memory than is left: %d %s", code, out)
+		}
+		l.Stop()
+		l.Start()
+		open(t, l)
+		if out, code := run("200M"); code == 0 || !strings.Contains(out, "ceiling.memory is 300M") {
+			t.Errorf("after a restart: %d %s", code, out)
+		}
+		for range 3 {
+			if out, code := creel(guest, "exec", won[1], "--", "/bin/true"); code != 0 {
+				t.Fatalf("exec: %d %s", code, out)
+			}
+		}
+		if out, code := creel(guest, "exec", won[1], "--", "/bin/true"); code != 125 || !strings.Contains(out, "ceiling.exec_rate is 3 in a minute") {
+			t.Errorf("the fourth exec: %d %s", code, out)
+		}
+	})
+	t.Run("unknown", func(t *testing.T) {
+		for _, args := range [][]string{{"run", "-d"}, {"image", "ls"}, {"events"}, {"doctor"}, {"profile", "ls"}, {"system", "df"}, {"inspect", "x"}} {
+			if out, code := creel(unknown, args...); code == 0 || !strings.Contains(out, "no [[caller]] of creeld's configuration is for uid") {
+				t.Errorf("creel %q: %d %s", args, code, out)
+			}
+		}
+		for _, args := range [][]string{{"version"}, {"ps", "-a", "-q"}} {
+			if out, code := creel(unknown, args...); code != 0 || args[0] == "ps" && out != "" {
+				t.Errorf("creel %q: %d %s", args, code, out)
+			}
+		}
+	})
+	t.Run("operator", func(t *testing.T) {
+		out, code := creel(operator, "ps", "--json")
+		if code != 0 || !strings.Contains(out, fmt.Sprintf(`"uid": %d`, stranger)) && !strings.Contains(out, fmt.Sprintf(`"uid":%d`, stranger)) {
+			t.Errorf("an operator sees: %d %s", code, out)
+		}
+		sb := l.Spawn(api.SpawnRequest{Name: "roots"})
+		if out, code := creel(operator, "rm", "-f", sb.ID); code != 0 {
+			t.Errorf("an operator removes root's: %d %s", code, out)
+		}
+		if out, code := creel(operator, "image", "tag", "base", "box2"); code != 0 {
+			t.Errorf("an operator's image: %d %s", code, out)
+		}
+		if out, code := creel(nil, "image", "inspect", "box2"); code != 0 {
+			t.Errorf("is the box's: %d %s", code, out)
+		}
+	})
+}
+
+// open lets every user of the test's connect.
+func open(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+}

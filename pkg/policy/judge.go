@@ -1,0 +1,84 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/peer"
+)
+
+// Question is a request that is to be judged.
+type Question struct {
+	Caller   peer.Cred
+	Admitted *admission.Admitted
+	// Dirs are the directories of its mounts, by index; nil for a volume.
+	Dirs []*os.File
+	// Host pins the host's mount namespace; nil is the daemon's own.
+	Host *os.File
+	// Names are those that the box has for the request's image; none when the
+	// image is the caller's own. It is asked only where that matters.
+	Names func(context.Context) ([]string, error)
+}
+
+// Judge holds a request against the caller's ceiling, but for its totals:
+// every rule, and none for an operator.
+func (r *Rules) Judge(ctx context.Context, q Question) ([]api.Rule, error) {
+	ceiling := r.Ceiling(q.Caller)
+	if ceiling == nil {
+		return nil, r.mustBeOperator(q.Caller)
+	}
+	var facts admission.Facts
+	if !ceiling.AnyImage() {
+		var err error
+		if facts.Names, err = q.Names(ctx); err != nil {
+			return nil, err
+		}
+		facts.Own = len(facts.Names) == 0
+	}
+	for i, dir := range q.Dirs {
+		var in []bool
+		if dir != nil {
+			var err error
+			if in, err = ceiling.Holds(q.Caller, dir, q.Host); err != nil {
+				return nil, fmt.Errorf("mount %s: %w", q.Admitted.Request.Mounts[i].Source, err)
+			}
+		}
+		facts.Mounts = append(facts.Mounts, in)
+	}
+	return ceiling.Judge(q.Admitted, facts), nil
+}
+
+// mustBeOperator refuses whoever has no ceiling and is no operator. The server
+// has asked before; a reload may have come between.
+func (r *Rules) mustBeOperator(c peer.Cred) error {
+	if r.Operator(c) {
+		return nil
+	}
+	return api.Errorf(api.CodeDenied, "uid %d has no ceiling any more", c.UID).WithHint("have the operator add a [[caller]] that is for it")
+}
+
+// Room holds what a caller's sandboxes, and all, would sum up to with one more
+// against every total.
+func (r *Rules) Room(c peer.Cred, own, all, want admission.Sum) ([]api.Rule, error) {
+	p := r.now.Load()
+	var rules []api.Rule
+	if p.kept > 0 {
+		rules = append(rules, api.Rule{
+			Rule: "limits.max.kept_per_user", Allowed: fmt.Sprint(p.kept), Asked: fmt.Sprintf("%d ended sandboxes of yours are kept", own.Kept),
+			OK: own.Kept < p.kept, Total: true, Whose: "your kept", Fix: "remove some with creel rm, or use creel run --rm",
+		})
+	}
+	if ceiling := r.Ceiling(c); ceiling != nil {
+		rules = append(rules, ceiling.Totals.Judge("ceiling.", "your", own, want)...)
+	} else if err := r.mustBeOperator(c); err != nil {
+		return nil, err
+	}
+	for _, rule := range (admission.Totals{Sandboxes: p.perUser}).Judge("limits.max.", "your", own, want) {
+		rule.Rule += "_per_user"
+		rules = append(rules, rule)
+	}
+	return append(rules, p.max.Judge("limits.max.", "all", all, want)...), nil
+}
