@@ -284,7 +284,7 @@ func TestPeerNamespace(t *testing.T) {
 			if _, _, err := w.stager.Stage(t.Context(), r); api.CodeOf(err) != api.CodeInvalid {
 				t.Errorf("without the peer's namespace: %v, want invalid_argument", err)
 			}
-			host, err := os.Open("/proc/self/ns/mnt")
+			host, err := os.Open("/proc/thread-self/ns/mnt")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -354,7 +354,7 @@ func TestPeerNamespace(t *testing.T) {
 		if _, _, err := w.stager.Stage(t.Context(), r); api.CodeOf(err) != api.CodeInvalid {
 			t.Errorf("with a pidfd of a process that ended = %v, want invalid_argument", err)
 		}
-		host, err := os.Open("/proc/self/ns/mnt")
+		host, err := os.Open("/proc/thread-self/ns/mnt")
 		if err != nil {
 			t.Fatal(err)
 		}
