@@ -13,6 +13,7 @@ import (
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
 )
 
 // TestCeilings: what a caller may have is what its table says, whatever it
@@ -151,5 +152,20 @@ func open(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	if err := os.Chmod(l.Socket, 0o666); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestHostBounds: a box that has not enough left takes no sandbox, whoever
+// asks; what was missing is told, and nothing is left of the attempt.
+func TestHostBounds(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[host]\nmemory = \"1024T\"\npids = 4194304\n"})
+	_, err := l.Client.Spawn(t.Context(), api.SpawnRequest{})
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != api.CodeExhausted || len(e.Problems) != 2 ||
+		e.Problems[0].Rule != "host.memory" || e.Problems[1].Rule != "host.pids" || !strings.Contains(e.Problems[0].Value, "available") {
+		t.Errorf("spawn: %+v", err)
+	}
+	if list, err := l.List(t.Context(), client.ListOptions{All: true}); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
 	}
 }

@@ -49,7 +49,7 @@ type Lab struct {
 type Options struct {
 	// Config is added to the configuration file, Top before its first table.
 	// Without a [[caller]] in it, everybody has the default ceiling, and may
-	// mount what it can open.
+	// mount what it can open; without [host], a busy host refuses nothing.
 	Config, Top string
 	// Image is the archive imported as "base"; Tiny when empty.
 	Image string
@@ -125,6 +125,9 @@ level = "debug"
 	}
 	if !strings.Contains(o.Config, "[[caller]]") {
 		o.Config += "\n[[caller]]\nmatch = \"default\"\nmounts = [\"*\"]\n"
+	}
+	if !strings.Contains(o.Config, "[host]") {
+		o.Config += "\n[host]\nmemory = \"0\"\npids = 0\nmemory_pressure = 0.0\nio_pressure = 0.0\n"
 	}
 	l.write(l.config, o.Top+"\n"+text+o.Config)
 	stuck := time.AfterFunc(patience(), l.stuck)

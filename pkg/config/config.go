@@ -41,6 +41,7 @@ type Config struct {
 	IDs            IDs        `toml:"ids"`
 	Cgroup         Cgroup     `toml:"cgroup"`
 	Limits         Limits     `toml:"limits"`
+	Host           Host       `toml:"host"`
 	Exec           Exec       `toml:"exec"`
 	Logs           Logs       `toml:"logs"`
 	Evidence       Evidence   `toml:"evidence"`
@@ -99,6 +100,14 @@ type Totals struct {
 	VolumeBytesPerUser api.Size `toml:"volume_bytes_per_user"`
 }
 
+// Host is what the box must have left for one more sandbox. Zero is no bound.
+type Host struct {
+	Memory         api.Size `toml:"memory"`
+	Pids           int64    `toml:"pids"`
+	MemoryPressure float64  `toml:"memory_pressure"` // percent
+	IOPressure     float64  `toml:"io_pressure"`
+}
+
 // Exec bounds execs.
 type Exec struct {
 	MaxPerSandbox int `toml:"max_per_sandbox"`
@@ -153,6 +162,7 @@ func Defaults() Config {
 		Runtime:  Runtime{Default: "crun", Allowed: []string{"crun", "runc"}},
 		IDs:      IDs{First: 0x7800_0000, Last: 0x7FFD_FFFF},
 		Limits:   Limits{Max: Totals{Sandboxes: 1024, SandboxesPerUser: 256, KeptPerUser: 512, VolumesPerUser: 64, VolumeBytesPerUser: 64 << 30}},
+		Host:     Host{Memory: 128 << 20, Pids: 1024, MemoryPressure: 20, IOPressure: 90},
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},

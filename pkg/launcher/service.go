@@ -47,7 +47,11 @@ func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err != nil {
 		return nil, err
 	}
-	if err := admission.Refusal(rules); err != nil {
+	box, err := l.Callers.Box()
+	if err != nil {
+		return nil, err
+	}
+	if err := admission.Refusal(append(rules, box...)); err != nil {
 		return nil, err
 	}
 	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}

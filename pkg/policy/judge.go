@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/hostload"
 	"github.com/creel-sandbox/creel/pkg/peer"
 )
 
@@ -81,4 +84,38 @@ func (r *Rules) Room(c peer.Cred, own, all, want admission.Sum) ([]api.Rule, err
 		rules = append(rules, rule)
 	}
 	return append(rules, p.max.Judge("limits.max.", "all", all, want)...), nil
+}
+
+// loadAge is how old what the kernel said may be: reading it takes a tenth of
+// a millisecond and more, and a burst of spawns need not each ask.
+const loadAge = 100 * time.Millisecond
+
+// load is what the kernel said last.
+type load struct {
+	mu    sync.Mutex
+	at    time.Time
+	state hostload.State
+}
+
+func (l *load) read() (hostload.State, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); l.at.IsZero() || now.Sub(l.at) > loadAge {
+		s, err := hostload.Read(os.DirFS("/proc"))
+		if err != nil {
+			return s, err
+		}
+		l.state, l.at = s, now
+	}
+	return l.state, nil
+}
+
+// Box holds what the kernel says of the host against what it must have left for
+// one more sandbox, whoever asks.
+func (r *Rules) Box() ([]api.Rule, error) {
+	s, err := r.load.read()
+	if err != nil {
+		return nil, err
+	}
+	return hostload.Judge(s, r.now.Load().host), nil
 }

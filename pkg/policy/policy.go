@@ -21,6 +21,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/config"
+	"github.com/creel-sandbox/creel/pkg/hostload"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/peer"
 )
@@ -32,6 +33,7 @@ type Policy struct {
 	max       admission.Totals
 	// Of every user: sandboxes that have not ended, and that are kept.
 	perUser, kept int
+	host          hostload.Bounds
 }
 
 type table struct {
@@ -85,6 +87,9 @@ func Compile(cfg *config.Config) (*Policy, error) {
 	p := &Policy{
 		max:     admission.Totals{Sandboxes: m.Sandboxes, Memory: m.Memory, CPUs: m.CPUs, Pids: m.Pids, Disk: m.Disk},
 		perUser: m.SandboxesPerUser, kept: m.KeptPerUser,
+		host: hostload.Bounds{
+			Memory: cfg.Host.Memory, Pids: cfg.Host.Pids, MemoryPressure: cfg.Host.MemoryPressure, IOPressure: cfg.Host.IOPressure,
+		},
 	}
 	var errs []error
 	for _, o := range cfg.Operators {

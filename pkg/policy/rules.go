@@ -18,6 +18,7 @@ type Rules struct {
 	now    atomic.Pointer[Policy]
 	spawns rates
 	execs  rates
+	load   load
 }
 
 // NewRules puts a policy in force.
