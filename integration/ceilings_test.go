@@ -117,6 +117,32 @@ exec_rate = 3
 			t.Errorf("the fourth exec: %d %s", code, out)
 		}
 	})
+	t.Run("explain", func(t *testing.T) {
+		// One runs, with 128M: nothing is made or counted, however often it is asked.
+		for range 2 {
+			out, code := creel(guest, "explain", "--image", "base", "--profile", "strict", "--memory", "200M", "-v", "/usr:/w:ro", "-v", "gone:/v:ro")
+			for _, want := range []string{
+				"NO  ceiling.images", "ok  ceiling.profiles", "NO  ceiling.mounts", "ok  ceiling.sandboxes", "NO  ceiling.memory", "128M, with this one 328M",
+				"refused, by the ceiling of uid:", "fix: have the operator add it to mounts of [[caller]] uid:", "fix: ask for memory of at most 172M", `no volume "gone"`, "fix: creel volume create gone",
+			} {
+				if code != 1 || !strings.Contains(out, want) {
+					t.Errorf("%d\n%s\ndoes not say %q", code, out, want)
+				}
+			}
+		}
+		if out, code := creel(guest, "explain", "--image", "team/base:1", "--profile", "strict", "--memory", "172M", "-v", dir+":/w:ro"); code != 0 || !strings.Contains(out, "allowed, by the ceiling of uid:") {
+			t.Errorf("with that mended: %d %s", code, out)
+		}
+		if out, code := creel(guest, "explain", "--memory", "1K", "--cpus", "9999"); code != 1 || !strings.Contains(out, "NO  limits.memory") || !strings.Contains(out, "NO  limits.cpus") {
+			t.Errorf("a wrong request: %d %s", code, out)
+		}
+		if out, code := creel(nil, "explain", "--image", "base"); code != 0 || !strings.Contains(out, "allowed, by the ceiling of operator") {
+			t.Errorf("root: %d %s", code, out)
+		}
+		if out, code := creel(guest, "ps", "-q"); code != 0 || len(strings.Fields(out)) != 1 {
+			t.Errorf("after asking: %d %q", code, out)
+		}
+	})
 	t.Run("unknown", func(t *testing.T) {
 		for _, args := range [][]string{{"run", "-d"}, {"image", "ls"}, {"events"}, {"doctor"}, {"profile", "ls"}, {"system", "df"}, {"inspect", "x"}} {
 			if out, code := creel(unknown, args...); code == 0 || !strings.Contains(out, "no [[caller]] of creeld's configuration is for uid") {

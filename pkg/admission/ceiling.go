@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -168,6 +169,23 @@ func access(readonly bool) string {
 		return ":ro"
 	}
 	return ""
+}
+
+// Explained turns an error that a request would be answered into rules that do
+// not hold. One that is not the request's to mend stays an error.
+func Explained(err error) ([]api.Rule, error) {
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || e.Code == api.CodeInternal || e.Code == api.CodeUnavailable {
+		return nil, err
+	}
+	if len(e.Problems) == 0 {
+		return []api.Rule{{Rule: "request", Allowed: e.Message, Fix: e.Hint, Total: e.Code == api.CodeExhausted}}, nil
+	}
+	var rules []api.Rule
+	for _, p := range e.Problems {
+		rules = append(rules, api.Rule{Rule: or(p.Rule, "request"), Field: p.Field, Asked: p.Value, Allowed: p.Want, Fix: p.Field + ": " + p.Want})
+	}
+	return rules, nil
 }
 
 // Refusal is nil if every rule holds, and else one error with all that do not:

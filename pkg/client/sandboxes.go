@@ -74,7 +74,32 @@ func (c *Client) spawn(ctx context.Context, r wireRequest, req api.SpawnRequest)
 	return c.send(ctx, r, req, dirs)
 }
 
-func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
+// Explain says what Spawn would be answered now, and has no effect.
+func (c *Client) Explain(ctx context.Context, req api.SpawnRequest) (*api.Decision, error) {
+	dirs, err := OpenSources(req.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(dirs)
+	r := wireRequest{method: http.MethodPost, target: route("explain")}
+	if err := r.attach(req, dirs); err != nil {
+		return nil, err
+	}
+	w, err := c.openWire(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	var out api.Decision
+	if err := json.NewDecoder(io.LimitReader(w.answer.Body, maxAnswer)).Decode(&out); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	return &out, nil
+}
+
+// attach puts a spawn request and its directories, one for each mount that is
+// not a volume, into r.
+func (r *wireRequest) attach(req api.SpawnRequest, dirs []*os.File) (err error) {
 	req.Mounts = slices.Clone(req.Mounts)
 	used := 0
 	for i := range req.Mounts {
@@ -85,11 +110,18 @@ func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, 
 		}
 	}
 	if used != len(dirs) {
-		return nil, false, fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
+		return fmt.Errorf("%d directories for %d mounts of directories", len(dirs), used)
 	}
 	r.dirs = dirs
 	if r.body, err = json.Marshal(req); err != nil {
-		return nil, false, fmt.Errorf("encode request: %w", err)
+		return fmt.Errorf("encode request: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, r wireRequest, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
+	if err := r.attach(req, dirs); err != nil {
+		return nil, false, err
 	}
 	// A connection of its own: the descriptors belong to exactly this request.
 	w, err := c.openWire(ctx, r)

@@ -21,6 +21,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/proctree"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
@@ -54,11 +55,8 @@ func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err := admission.Refusal(append(rules, box...)); err != nil {
 		return nil, err
 	}
-	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}
-	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() || a.Request.Home == "persistent" {
-		if err := l.RoomOnDisk(); err != nil {
-			return nil, err
-		}
+	if err := l.roomForLayer(a); err != nil {
+		return nil, err
 	}
 	return a, nil
 }
@@ -92,6 +90,64 @@ func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted
 		q.Dirs[i] = dir
 	}
 	return l.Callers.Judge(ctx, q)
+}
+
+// Explain says what a spawn would be answered now, rule by rule, and has no
+// effect.
+func (l *Launcher) Explain(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error) {
+	d := &api.Decision{Allowed: true, Ceiling: l.Callers.Name(c), Rules: []api.Rule{}}
+	a, err := l.resolve(req)
+	if err == nil {
+		d.Rules, err = l.rules(ctx, c, a, dirs)
+	}
+	if err != nil {
+		why, err := admission.Explained(err)
+		if err != nil {
+			return nil, err
+		}
+		d.Rules = append(d.Rules, why...)
+	}
+	for _, r := range d.Rules {
+		d.Allowed = d.Allowed && r.OK
+	}
+	return d, nil
+}
+
+// rules are all that Spawn asks, in its order. It stops, with what there is, at
+// what leaves nothing to ask further.
+func (l *Launcher) rules(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
+	all, err := l.judge(ctx, c, a, dirs)
+	if err != nil {
+		return all, err
+	}
+	box, err := l.Callers.Box()
+	if err != nil {
+		return all, err
+	}
+	own, everybody := l.tally.Sums(c.UID)
+	room, err := l.Callers.Room(c, own, everybody, admission.SumOf(a.Request.Rootfs == "ephemeral", a.Limits))
+	if err != nil {
+		return all, err
+	}
+	all = slices.Concat(all, l.Callers.Rate(c), room, box)
+	if err := l.roomForLayer(a); err != nil {
+		return all, err
+	}
+	if _, err := l.Runtime.Resolve(ctx, c.UID, a.Request.Image); err != nil {
+		return all, err
+	}
+	named := a.Request
+	named.Home = "" // a spawn makes that one
+	return all, l.volumes.Use(c.UID, named, func([]store.VolumeUse) error { return nil })
+}
+
+// roomForLayer is nil if the disk has room for what the sandbox may write.
+func (l *Launcher) roomForLayer(a *admission.Admitted) error {
+	layer := rootfs.Options{Limit: a.Limits.Disk, Memory: a.Limits.Memory}
+	if a.Request.Rootfs == "ephemeral" && layer.OnDisk() || a.Request.Home == "persistent" {
+		return l.RoomOnDisk()
+	}
+	return nil
 }
 
 // List is the caller's sandboxes, newest first.

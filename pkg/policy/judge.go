@@ -86,6 +86,15 @@ func (r *Rules) Room(c peer.Cred, own, all, want admission.Sum) ([]api.Rule, err
 	return append(rules, p.max.Judge("limits.max.", "all", all, want)...), nil
 }
 
+// Name is what the configuration calls whom a caller's ceiling is for;
+// "operator" for one, who has none.
+func (r *Rules) Name(c peer.Cred) string {
+	if ceiling := r.Ceiling(c); ceiling != nil {
+		return ceiling.Name
+	}
+	return "operator"
+}
+
 // loadAge is how old what the kernel said may be: reading it takes a tenth of
 // a millisecond and more, and a burst of spawns need not each ask.
 const loadAge = 100 * time.Millisecond

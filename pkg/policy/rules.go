@@ -80,6 +80,23 @@ func (r *Rules) Exec(c peer.Cred) error {
 	return r.execs.take(c.UID, ceiling.ExecRate, "ceiling.exec_rate")
 }
 
+// Rate is whether one more spawn would be counted, which it is not by asking.
+func (r *Rules) Rate(c peer.Cred) []api.Rule {
+	ceiling := r.Ceiling(c)
+	if ceiling == nil || ceiling.SpawnRate == 0 {
+		return nil
+	}
+	left := r.spawns.left(c.UID, ceiling.SpawnRate)
+	rule := api.Rule{
+		Rule: "ceiling.spawn_rate", Asked: fmt.Sprintf("%d are left", left), Allowed: fmt.Sprintf("%d in a minute", ceiling.SpawnRate),
+		OK: left > 0, Total: true,
+	}
+	if left == 0 {
+		rule.Fix = "wait"
+	}
+	return []api.Rule{rule}
+}
+
 // rates are a token bucket for each user: a minute's worth, filled evenly.
 type rates struct {
 	mu    sync.Mutex
@@ -122,6 +139,16 @@ func (r *rates) take(uid uint32, perMinute int, rule string) error {
 		WithHint(fmt.Sprintf("try again in %v, or have the operator raise it", max(delay.Round(time.Second), time.Second)))
 	e.Retry = delay
 	return e
+}
+
+func (r *rates) left(uid uint32, perMinute int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, ok := r.users[uid]
+	if !ok {
+		return perMinute
+	}
+	return max(0, int(b.TokensAt(time.Now())))
 }
 
 func (r *rates) dropFullLocked(now time.Time) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -102,6 +103,14 @@ func (f *fake) Spawn(_ context.Context, c server.Caller, req api.SpawnRequest, d
 		}
 	}
 	return &api.SpawnResult{Sandbox: api.Sandbox{ID: "s1", State: api.StateRunning}}, nil
+}
+
+func (f *fake) Explain(_ context.Context, _ server.Caller, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error) {
+	ok := req.Profile != "open"
+	return &api.Decision{Allowed: ok, Ceiling: "default", Rules: []api.Rule{
+		{Rule: "ceiling.profiles", Field: "profile", Asked: req.Profile, Allowed: "strict", OK: ok, Fix: map[bool]string{false: "ask for profile strict"}[ok]},
+		{Rule: "ceiling.mounts", Asked: fmt.Sprint(len(dirs)), Allowed: "*", OK: true},
+	}}, nil
 }
 
 func (f *fake) SpawnOnce(_ context.Context, c server.Caller, key string, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, bool, error) {

@@ -25,6 +25,7 @@ func Routes() []Route { return slices.Clone(routes) }
 // routes is never written.
 var routes = []Route{
 	{Method: "POST", Pattern: "/v1/sandboxes", Once: true, handle: (*Server).spawn},
+	{Method: "POST", Pattern: "/v1/explain", handle: (*Server).explain},
 	{Method: "GET", Pattern: "/v1/sandboxes", Anyone: true, handle: (*Server).list},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
 	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).ensure},

@@ -50,6 +50,15 @@ func (s *Server) spawn(w http.ResponseWriter, r *http.Request, c Caller) error {
 	return nil
 }
 
+func (s *Server) explain(w http.ResponseWriter, r *http.Request, c Caller) error {
+	req, dirs, err := readSpawn(w, r)
+	defer closeFiles(dirs)
+	if err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Explain(r.Context(), c, req, dirs))
+}
+
 // idempotencyKey is the request's, empty when it has none.
 func idempotencyKey(r *http.Request) (string, error) {
 	values := r.Header.Values("Idempotency-Key")

@@ -40,6 +40,8 @@ type Service interface {
 	// id). If that was made of the same it is the answer, and made is false;
 	// else the error is api.CodeConflict with each difference as a problem.
 	Ensure(ctx context.Context, c Caller, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error)
+	// Explain is what Spawn would be answered now, and has no effect.
+	Explain(ctx context.Context, c Caller, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error)
 	List(ctx context.Context, c Caller, opts ListOptions) ([]api.Sandbox, error)
 	Get(ctx context.Context, c Caller, ref string) (*api.Sandbox, error)
 	// Stop asks the main command to end, kills after grace, and waits.
