@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -193,5 +194,81 @@ func TestHostBounds(t *testing.T) {
 	}
 	if list, err := l.List(t.Context(), client.ListOptions{All: true}); err != nil || len(list) != 0 {
 		t.Errorf("left: %v, %v", list, err)
+	}
+}
+
+// TestReload: SIGHUP puts what the configuration says of callers in force, for
+// what is asked from then on; one that is wrong keeps the policy there was, and
+// who may know is told why.
+func TestReload(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: fmt.Sprintf("[[caller]]\nmatch = \"uid:%d\"\nsandboxes = 1\n", stranger)})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	run := func() (string, int) {
+		out, errOut, code := l.CreelAs(guest, "", "run", "-d", "--image", "base")
+		return out + errOut, code
+	}
+	doctor := func(as *syscall.Credential) string {
+		out, _, _ := l.CreelAs(as, "", "doctor")
+		return out
+	}
+	generation := func(want int) {
+		t.Helper()
+		l.Eventually("the policy is read again", 30*time.Second, func() error {
+			v, err := l.Version(t.Context())
+			if err == nil && v.Policy != want {
+				err = fmt.Errorf("generation %d", v.Policy)
+			}
+			return err
+		})
+	}
+	generation(1)
+	first, code := run()
+	if code != 0 {
+		t.Fatal(first)
+	}
+	if out, code := run(); code == 0 {
+		t.Fatalf("two of one: %s", out)
+	}
+	l.Reconfigure("sandboxes = 1", "sandboxes = 2")
+	generation(2)
+	second, code := run()
+	if code != 0 {
+		t.Fatalf("after the bound was raised: %s", second)
+	}
+
+	l.Reconfigure("sandboxes = 2", "sandboxes = many")
+	l.Eventually("the failure is told", 30*time.Second, func() error {
+		if out := doctor(nil); !strings.Contains(out, "the last reload failed") || !strings.Contains(out, "creeld.toml:") {
+			return fmt.Errorf("doctor says %s", out)
+		}
+		return nil
+	})
+	if out := doctor(guest); !strings.Contains(out, "the last reload failed") || strings.Contains(out, "creeld.toml:") {
+		t.Errorf("a caller is told %s", out)
+	}
+	if out, code := run(); code == 0 || !strings.Contains(out, "ceiling.sandboxes is 2") {
+		t.Errorf("with the old policy: %d %s", code, out)
+	}
+
+	l.Reconfigure("sandboxes = many", "sandboxes = 1\nprofiles = []")
+	generation(3)
+	for _, id := range []string{first, second} { // they keep what they were admitted with
+		if out, errOut, code := l.CreelAs(guest, "", "exec", strings.TrimSpace(id), "--", "/bin/true"); code != 0 {
+			t.Errorf("exec in what runs: %d %s%s", code, out, errOut)
+		}
+	}
+	if out := doctor(nil); strings.Contains(out, "reload failed") || !strings.Contains(out, "generation 3") {
+		t.Errorf("doctor after it was mended: %s", out)
+	}
+	l.Reconfigure("[log]", "[exec]\nmax_per_sandbox = 3\n[log]")
+	generation(4)
+	if out := doctor(nil); !strings.Contains(out, "changed and not in force: exec.max_per_sandbox") {
+		t.Errorf("a key that needs a restart: %s", out)
+	}
+	l.Reconfigure(fmt.Sprintf("match = \"uid:%d\"", stranger), "match = \"uid:1\"")
+	generation(5)
+	if out, code := run(); code == 0 || !strings.Contains(out, "no [[caller]] of creeld's configuration is for uid") {
+		t.Errorf("without a table: %d %s", code, out)
 	}
 }

@@ -154,6 +154,9 @@ func examine(path string, args []string, out io.Writer) error {
 }
 
 func serve(path string) error {
+	// From the start: a reload that is asked for too early must not end it.
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
 	cfg, err := config.Load(path)
 	if err != nil {
 		return err
@@ -173,7 +176,7 @@ func serve(path string) error {
 	log := slog.New(handler(cfg))
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	return daemon.Run(ctx, cfg, log)
+	return daemon.Run(ctx, cfg, log, daemon.Reload{Asked: reload, Load: func() (*config.Config, error) { return config.Load(path) }})
 }
 
 func handler(cfg *config.Config) slog.Handler {

@@ -179,6 +179,20 @@ func (l *Lab) write(path, text string) {
 	}
 }
 
+// Reconfigure replaces a part of the configuration file and has the daemon read
+// it again.
+func (l *Lab) Reconfigure(old, text string) {
+	l.tb.Helper()
+	b, err := os.ReadFile(l.config)
+	if err != nil || !strings.Contains(string(b), old) {
+		l.tb.Fatalf("the configuration has no %q: %v", old, err)
+	}
+	l.write(l.config, strings.Replace(string(b), old, text, 1))
+	if err := l.daemon.Process.Signal(unix.SIGHUP); err != nil {
+		l.tb.Fatal(err)
+	}
+}
+
 // creeld is the daemon with failpoints, or the one CREEL_TEST_CREELD names.
 func (l *Lab) creeld() string {
 	if p := os.Getenv("CREEL_TEST_CREELD"); p != "" {

@@ -414,6 +414,9 @@ type Version struct {
 	Runtime    string `json:"runtime"`         // default runtime's name
 	RuntimeVer string `json:"runtime_version"` // and version
 	Cgroup     string `json:"cgroup"`          // v1 or v2
+	// Policy is how often who may have what was read: 1 since the start, one
+	// more with each reload that succeeded.
+	Policy int `json:"policy"`
 }
 
 // Profile is a resolved isolation profile.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -213,6 +214,18 @@ func fields(v reflect.Value) map[string]reflect.Value {
 		}
 		for k, leaf := range fields(fv) {
 			out[name+"."+k] = leaf
+		}
+	}
+	return out
+}
+
+// Changed are the keys, sorted, that two configurations have other values of.
+func Changed(a, b *Config) []string {
+	was, is := fields(reflect.ValueOf(a).Elem()), fields(reflect.ValueOf(b).Elem())
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(was)) {
+		if !reflect.DeepEqual(was[key].Interface(), is[key].Interface()) {
+			out = append(out, key)
 		}
 	}
 	return out

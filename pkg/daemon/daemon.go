@@ -63,13 +63,14 @@ type daemon struct {
 	filters  map[string]seccomp.Filter
 	hostNS   map[string]uint64
 	callers  *policy.Rules
+	reloads  reloads
 	launcher *launcher.Launcher
 }
 
 // Run is creeld: it returns when ctx ends, with every sandbox still running
 // for the next daemon, or with the reason why it cannot start. The process
 // must already be in its mount namespace (mountns.Enter, or Stay).
-func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, again Reload) (err error) {
 	d := &daemon{cfg: cfg, log: log}
 	defer func() { err = errors.Join(err, d.close()) }()
 	// The daemon's heap is small and its work short: collecting a little
@@ -99,7 +100,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
-	return d.serve(ctx)
+	return d.serve(ctx, again)
 }
 
 func (d *daemon) onClose(fn func() error) { d.closers = append(d.closers, fn) }
@@ -129,6 +130,7 @@ func (d *daemon) whom(context.Context) error {
 		return err
 	}
 	d.callers = policy.NewRules(p)
+	d.reloads.generation, d.reloads.at = 1, time.Now()
 	return nil
 }
 
@@ -348,7 +350,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *daemon) serve(ctx context.Context) error {
+func (d *daemon) serve(ctx context.Context, again Reload) error {
 	svc := &service{Launcher: d.launcher, rt: d.rt, d: d}
 	srv, err := server.New(svc, server.Options{
 		Log: d.log, Callers: d.callers, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
@@ -359,6 +361,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.launcher.Watch()
+	reading, stop := context.WithCancel(ctx)
+	read := make(chan struct{})
+	go func() { d.await(reading, again); close(read) }()
+	defer func() { stop(); <-read }()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(d.socket.UnixListener) }()
 	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {

@@ -146,6 +146,7 @@ func (s *service) Version(context.Context) api.Version {
 	return api.Version{
 		Creel: api.BuildVersion, API: "v1", Go: runtime.Version(), Kernel: v.Kernel,
 		Containerd: v.Containerd, Runtime: name, RuntimeVer: have, Cgroup: s.d.cgroups.Version(),
+		Policy: s.d.reloads.number(),
 	}
 }
 
@@ -173,6 +174,7 @@ func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*a
 	}
 	in := inputs(s.d.cfg, s.d.versions)
 	in.User, in.Workspace, in.Leftovers = user, dir, leftovers
+	in.More = append(in.More, s.d.reloads.check(operator))
 	in.CgroupVersion, in.CgroupWeaker = s.d.cgroups.Version(), s.d.cgroups.Weaker()
 	out := doctor.Run(ctx, in)
 	return &out, nil
