@@ -1,0 +1,183 @@
+package launcher
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/config"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/policy"
+	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/retention"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/profiles"
+)
+
+// crowded is a launcher with sandboxes that have ended and sandboxes that run,
+// each of an agent of its own, of callers 1000 to 1009.
+func crowded(tb testing.TB, past, running int) *Launcher {
+	tb.Helper()
+	set, err := profile.Load(profiles.FS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cfg := config.Defaults()
+	cfg.Limits.Max.SandboxesPerUser, cfg.Limits.Max.KeptPerUser, cfg.Limits.Max.Sandboxes = 0, 0, running+10
+	cfg.Limits.Max.Memory, cfg.Limits.Max.CPUs, cfg.Limits.Max.Pids, cfg.Limits.Max.Disk = 1<<50, 1<<20, 1<<22, 1<<50
+	caller := config.DefaultCaller()
+	caller.Match, caller.Sandboxes, caller.SpawnRate = "default", running, 0
+	caller.Memory, caller.CPUs, caller.Pids, caller.Disk = 1<<50, 1<<20, 1<<22, 1<<50
+	cfg.Callers = []config.Caller{caller}
+	p, err := policy.Compile(&cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	l := &Launcher{
+		Options: Options{
+			Callers: policy.NewRules(p),
+			Policy:  admission.Policy{Profiles: set, DefaultProfile: "default", DefaultImage: "base", DefaultRuntime: "crun", Runtimes: []string{"crun"}},
+		},
+		sandboxes: map[string]*sandbox{},
+	}
+	for i := range past + running {
+		state := api.StateStopped
+		if i >= past {
+			state = api.StateRunning
+		}
+		sb := l.newSandbox(store.Record{Sandbox: api.Sandbox{
+			ID: newID(), Name: fmt.Sprintf("n%d", i), Agent: fmt.Sprintf("a%d", i), State: state,
+			Limits: api.Limits{Memory: 1 << 20, CPUs: 0.1, Pids: 8}, Caller: api.Caller{UID: 1000 + uint32(i%10)},
+		}})
+		sb.hold(sb.countLocked)
+		l.sandboxes[sb.id] = sb
+	}
+	return l
+}
+
+// BenchmarkAdmission is what a spawn's decision takes, all but the commit of
+// its record, with 1,000 agents and 10,000 past sandboxes.
+func BenchmarkAdmission(b *testing.B) {
+	l := crowded(b, 10_000, 1000)
+	c := peer.Cred{UID: 1003, GID: 1003}
+	req := api.SpawnRequest{Agent: "a3", Command: []string{"/bin/true"}}
+	for b.Loop() {
+		a, err := l.admit(b.Context(), c, req, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := l.take("new", c, admission.SumOf(false, a.Limits)); err != nil {
+			b.Fatal(err)
+		}
+		l.tally.Drop("new")
+	}
+}
+
+// BenchmarkFindAnothers and BenchmarkFindNone are to take the same time.
+func BenchmarkFindAnothers(b *testing.B) {
+	l := crowded(b, 10_000, 1000)
+	var anothers string
+	for id, sb := range l.sandboxes {
+		if sb.fixed.Sandbox.Caller.UID != 1003 {
+			anothers = id
+		}
+	}
+	benchmarkFind(b, l, anothers)
+}
+
+func BenchmarkFindNone(b *testing.B) {
+	benchmarkFind(b, crowded(b, 10_000, 1000), newID())
+}
+
+func benchmarkFind(b *testing.B, l *Launcher, id string) {
+	for b.Loop() {
+		if _, err := l.find(peer.Cred{UID: 1003}, id); api.CodeOf(err) != api.CodeNotFound {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestTallyFollowsStates: whatever way sandboxes go through their states, also
+// when the disk does not take it, the sums are those of their records.
+func TestTallyFollowsStates(t *testing.T) {
+	l := keeper(t, retention.Caps{})
+	n := 0
+	rapid.Check(t, func(t *rapid.T) {
+		for _, sb := range l.all() {
+			if err := l.drop(sb); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range rapid.IntRange(1, 25).Draw(t, "steps") {
+			all := l.all()
+			if len(all) == 0 || rapid.IntRange(0, 3).Draw(t, "what") == 0 {
+				n++
+				sb := l.newSandbox(store.Record{Sandbox: api.Sandbox{
+					ID: fmt.Sprintf("id%d", n), Name: fmt.Sprintf("name%d", n), State: api.StateCreating, Rootfs: "ephemeral",
+					Limits: api.Limits{Memory: api.Size(n) << 20, CPUs: 0.3, Pids: int64(n), Disk: 1 << 20},
+					Caller: api.Caller{UID: rapid.Uint32Range(1, 3).Draw(t, "uid")},
+				}})
+				sb.hold(sb.countLocked)
+				l.sandboxes[sb.id] = sb
+				continue
+			}
+			sb := all[rapid.IntRange(0, len(all)-1).Draw(t, "sandbox")]
+			to := rapid.SampledFrom([]api.State{
+				api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateRemoving, api.StateUnknown,
+			}).Draw(t, "to")
+			switch {
+			case checkMove(sb.state(), to) != nil:
+			case to == api.StateUnknown:
+				l.unknown(sb, api.Errorf(api.CodeInternal, "stuck"))
+			case rapid.Bool().Draw(t, "moveOn"):
+				_ = sb.moveOn(to, func(*store.Record) {})
+			default:
+				_ = sb.move(to, nil)
+			}
+			if sb.state() == api.StateRemoving && rapid.Bool().Draw(t, "drop") {
+				if err := l.drop(sb); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var want admission.Tally
+		for _, sb := range l.all() {
+			r := sb.rec.Sandbox
+			switch {
+			case r.State == api.StateRemoving:
+			case ended(r.State):
+				want.Set(r.ID, r.Caller.UID, admission.Sum{Kept: 1})
+			default:
+				want.Set(r.ID, r.Caller.UID, admission.SumOf(true, r.Limits))
+			}
+		}
+		for uid := range uint32(4) {
+			own, all := l.tally.Sums(uid)
+			wantOwn, wantAll := want.Sums(uid)
+			if own != wantOwn || all != wantAll {
+				t.Fatalf("uid %d: %+v of %+v, want %+v of %+v", uid, own, all, wantOwn, wantAll)
+			}
+		}
+	})
+}
+
+// TestFindDoesTheSame: another caller's id, name and prefix answer as what
+// nobody has, whatever is asked for.
+func TestFindDoesTheSame(t *testing.T) {
+	l := crowded(t, 50, 50)
+	for id, sb := range l.sandboxes {
+		r := sb.identity().Sandbox
+		for _, ref := range []string{id, id[:6], r.Name, newID()} {
+			c := peer.Cred{UID: 1000 + (r.Caller.UID-1000+1+rand.Uint32N(8))%10}
+			_, err := l.find(c, ref)
+			want := fmt.Sprintf("no sandbox %q; creel ps -a lists yours", ref)
+			if api.CodeOf(err) != api.CodeNotFound || err.Error() != want {
+				t.Errorf("uid %d asks for %s of uid %d: %v", c.UID, ref, r.Caller.UID, err)
+			}
+		}
+	}
+}
