@@ -170,7 +170,7 @@ func TestBounds(t *testing.T) {
 		m[fmt.Sprint(i, big)] = big
 	}
 	e := audit.Entry{
-		Kind: audit.Fact, Action: big, Op: big, Agent: big, Sandbox: big, Object: big, Asked: m, Decided: m, Digests: m,
+		Kind: audit.Fact, Action: big, Op: big, Agent: big, Sandbox: big, Object: big, Asked: m, Decided: m, Digests: m, Detail: m,
 		Who: &audit.Who{Groups: make([]uint32, 65536), Exe: big}, Result: &audit.Result{Code: big, Message: big, Reason: big},
 	}
 	for range 10_000 {
@@ -376,4 +376,13 @@ func TestRead(t *testing.T) {
 	}
 	cancel()
 	<-ended
+}
+
+func TestOpenSourcesRefuses(t *testing.T) {
+	empty := t.TempDir()
+	for _, path := range []string{empty, filepath.Join(empty, "none"), os.DevNull} {
+		if src, done, err := audit.OpenSources(path); err == nil || src != nil || done != nil {
+			t.Errorf("%s: %v, %v", path, src, err)
+		}
+	}
 }

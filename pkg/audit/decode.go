@@ -29,6 +29,7 @@ type wire struct {
 	Asked   map[string]string `json:"asked"`
 	Decided map[string]string `json:"decided"`
 	Digests map[string]string `json:"digests"`
+	Detail  map[string]string `json:"detail"`
 	Result  *wireResult       `json:"result"`
 	Drop    *wireDrop         `json:"drop"`
 	Seal    *wireSeal         `json:"seal"`
@@ -80,7 +81,7 @@ func Parse(line []byte) (*Record, error) {
 	}
 	r := &Record{Seq: w.Seq, Chain: w.Chain, Key: w.Key, Sig: w.Sig, Entry: Entry{
 		Kind: w.Kind, Action: w.Action, Op: w.Op, Agent: w.Agent, Sandbox: w.Sandbox, Object: w.Object,
-		Command: w.Command, Asked: w.Asked, Decided: w.Decided, Digests: w.Digests,
+		Command: w.Command, Asked: w.Asked, Decided: w.Decided, Digests: w.Digests, Detail: w.Detail,
 	}}
 	r.Time, _ = time.Parse(timeLayout, w.Time) // a time that is none is not the same again below
 	r.Prev, _ = parseHash(w.Prev)

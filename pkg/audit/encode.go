@@ -39,6 +39,7 @@ func (r *Record) line() []byte {
 	w.strs("asked", r.Asked)
 	w.strs("decided", r.Decided)
 	w.strs("digests", r.Digests)
+	w.strs("detail", r.Detail)
 	w.result(r.Result)
 	if d := r.Drop; d != nil {
 		w.raw(`,"drop":{"first":`, strconv.FormatUint(d.First, 10), `,"last":`, strconv.FormatUint(d.Last, 10), `,"hash":"`, d.Hash.String(), `"}`)
@@ -228,7 +229,8 @@ func (e Entry) bounded(now time.Time) Entry {
 		out.Code, out.Message, out.Reason = b.cut(r.Code, MaxName), b.cut(r.Message, MaxText), b.cut(r.Reason, MaxName)
 		e.Result = &out
 	}
-	e.Digests, e.Decided, e.Asked = b.strs(e.Digests), b.strs(e.Decided), b.strs(e.Asked)
+	e.Digests, e.Detail = b.strs(e.Digests), b.strs(e.Detail)
+	e.Decided, e.Asked = b.strs(e.Decided), b.strs(e.Asked)
 	args, left := e.Command, budget(MaxCommand)
 	e.Command = nil
 	for i, a := range args {

@@ -76,7 +76,9 @@ type Entry struct {
 	// Asked is what the caller gave, Decided what came of it and by what rule,
 	// Digests "sha256:..." of spec, image, evidence and command.
 	Asked, Decided, Digests map[string]string
-	Result                  *Result
+	// Detail is what a fact is.
+	Detail map[string]string
+	Result *Result
 }
 
 // DropInfo is what a drop record says.

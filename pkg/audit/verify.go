@@ -65,14 +65,14 @@ type Source struct {
 // them in the order of their first records. The caller closes them.
 func OpenSources(paths ...string) (_ []Source, closeAll func(), err error) {
 	var files []*os.File
-	closeAll = func() {
+	shut := func() {
 		for _, f := range files {
 			_ = f.Close()
 		}
 	}
 	defer func() {
 		if err != nil {
-			closeAll()
+			shut()
 		}
 	}()
 	var names []string
@@ -135,7 +135,7 @@ func OpenSources(paths ...string) (_ []Source, closeAll func(), err error) {
 	for _, p := range parts {
 		out = append(out, p.Source)
 	}
-	return out, closeAll, nil
+	return out, shut, nil
 }
 
 // Verify reads a log from its first record that is there to its last. keys are

@@ -54,7 +54,7 @@ func (l *Log) noteLost() {
 	l.lost = 0
 	l.mu.Unlock()
 	if n > 0 {
-		l.due = append(l.due, &item{e: Entry{Kind: Fact, Time: time.Now(), Action: "audit.lost", Asked: map[string]string{"records": strconv.Itoa(n)}}})
+		l.due = append(l.due, &item{e: Entry{Kind: Fact, Time: time.Now(), Action: "audit.lost", Detail: map[string]string{"records": strconv.Itoa(n)}}})
 	}
 }
 

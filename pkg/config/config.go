@@ -45,6 +45,7 @@ type Config struct {
 	Exec           Exec       `toml:"exec"`
 	Logs           Logs       `toml:"logs"`
 	Evidence       Evidence   `toml:"evidence"`
+	Audit          Audit      `toml:"audit"`
 	Retention      Retention  `toml:"retention"`
 	Disk           Disk       `toml:"disk"`
 	Server         Server     `toml:"server"`
@@ -123,6 +124,18 @@ type Evidence struct {
 	Interval api.Duration `toml:"interval"`
 }
 
+// Audit says how the audit log is kept.
+type Audit struct {
+	// Dir has its files; empty is "audit" in the state directory.
+	Dir string `toml:"dir"`
+	// FileSize is the size from which a new file is begun.
+	FileSize api.Size `toml:"file_size"`
+	// Keep is how many files are kept; 0 is all.
+	Keep int `toml:"keep"`
+	// Commands is "full" or "digest".
+	Commands string `toml:"commands"`
+}
+
 // Retention bounds what is kept of sandboxes that have ended. Zero is no bound.
 type Retention struct {
 	Age      api.Duration `toml:"age"`
@@ -166,6 +179,7 @@ func Defaults() Config {
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},
+		Audit:    Audit{FileSize: 16 << 20, Keep: 64, Commands: "full"},
 		Retention: Retention{
 			Age: api.Duration(30 * 24 * time.Hour), PerUser: 256, All: 4096, LogBytes: 4 << 30, Evidence: 10_000,
 		},

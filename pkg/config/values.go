@@ -174,6 +174,7 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 		{"socket", cfg.Socket, false},
 		{"profiles_dir", cfg.ProfilesDir, true},
 		{"containerd.address", cfg.Containerd.Address, true},
+		{"audit.dir", cfg.Audit.Dir, true},
 	} {
 		if (p.v != "" || !p.optional) && (!filepath.IsAbs(p.v) || filepath.Clean(p.v) != p.v || p.v == "/" || strings.ContainsRune(p.v, 0)) {
 			bad(p.key, "%q is not an absolute path without \"..\" or a slash at its end", p.v)
@@ -204,6 +205,12 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, cfg.Log.Level) {
 		bad("log.level", "%q is not debug, info, warn or error", cfg.Log.Level)
+	}
+	if cfg.Audit.Keep == 1 {
+		bad("audit.keep", "1 is too few: the file that is written, and one before; 0 is all")
+	}
+	if cfg.Audit.Commands != "full" && cfg.Audit.Commands != "digest" {
+		bad("audit.commands", "%q is not full or digest", cfg.Audit.Commands)
 	}
 	if cfg.Log.Format != "text" && cfg.Log.Format != "json" {
 		bad("log.format", "%q is not text or json", cfg.Log.Format)
@@ -245,6 +252,8 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		{"host.io_pressure", cfg.Host.IOPressure, 0, 100, " percent"},
 		{"exec.max_per_sandbox", float64(cfg.Exec.MaxPerSandbox), 1, 4096, ""},
 		{"logs.max_bytes", float64(cfg.Logs.MaxBytes), 64 << 10, 1 << 40, " bytes"},
+		{"audit.file_size", float64(cfg.Audit.FileSize), 64 << 10, 1 << 30, " bytes"},
+		{"audit.keep", float64(cfg.Audit.Keep), 0, 1 << 20, ""},
 		{"retention.per_user", float64(cfg.Retention.PerUser), 0, 32768, ""},
 		{"retention.all", float64(cfg.Retention.All), 0, 1 << 20, ""},
 		{"retention.log_bytes", float64(cfg.Retention.LogBytes), 0, 1 << 50, " bytes"},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/auditlog"
 	"github.com/creel-sandbox/creel/pkg/boxkey"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/config"
@@ -56,6 +57,7 @@ type daemon struct {
 	versions runtime.Versions
 	store    *store.Store
 	key      *boxkey.Key
+	records  *auditlog.Recorder
 	ids      *idmap.Pool
 	cgroups  *cgroup.Host
 	bus      *events.Bus
@@ -301,7 +303,13 @@ func (d *daemon) state(ctx context.Context) (err error) {
 	if made {
 		d.log.InfoContext(ctx, "made the key that this box signs with; creel audit key prints its public half, to be kept elsewhere", slog.String("key", d.key.ID()))
 	}
+	if err := d.audit(ctx); err != nil {
+		return err
+	}
 	d.bus = events.New(d.store, d.log)
+	if err := d.follow(ctx); err != nil {
+		return err
+	}
 	d.onClose(func() error { d.bus.Close(); return nil })
 	used, err := launcher.InUse(d.store)
 	if err != nil {
@@ -326,7 +334,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		},
 		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
-		BlindRuntime: d.blind, Sign: d.sign,
+		BlindRuntime: d.blind, Spawning: d.records.Spawning, Sign: d.sign,
 		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
 		EvidenceEvery: d.cfg.Evidence.Interval.D(),
 		// More at one time than processors only makes each of them slower.
@@ -352,7 +360,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 
 func (d *daemon) serve(ctx context.Context, again Reload) error {
 	svc := &service{Launcher: d.launcher, rt: d.rt, d: d}
-	srv, err := server.New(svc, server.Options{
+	srv, err := server.New(d.records.Wrap(svc), server.Options{
 		Log: d.log, Callers: d.callers, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
 		MaxTotalConns: d.cfg.Server.MaxTotalConnections, HeaderTime: d.cfg.Server.HeaderTimeout.D(),
 		IdleTime: d.cfg.Server.IdleTimeout.D(), StallTime: d.cfg.Server.StallTimeout.D(),
@@ -376,6 +384,7 @@ func (d *daemon) serve(ctx context.Context, again Reload) error {
 		return err
 	case <-ctx.Done():
 	}
+	d.records.Fact("daemon.stop", nil)
 	d.log.InfoContext(ctx, "creeld is stopping; sandboxes go on running")
 	_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdown)

@@ -28,7 +28,7 @@ type service struct {
 	naming  sync.Mutex
 }
 
-var _ server.Service = (*service)(nil)
+var _ server.Actions = (*service)(nil)
 
 // owner is whose images a caller's are: an operator's are the box's.
 func (s *service) owner(c peer.Cred) uint32 {

@@ -116,14 +116,19 @@ func (s *launch) reserve(ctx context.Context) error {
 	began := time.Now()
 	s.l.imageMu.RLock()
 	defer s.l.imageMu.RUnlock()
+	// Neither has an effect on the other's account: an intent of what then
+	// turns out not to be possible is followed by an outcome that says so.
+	recorded := make(chan error, 1)
+	go func() { recorded <- s.l.Spawning(ctx, s.caller, s.id, s.Admitted) }()
 	digest, err := s.l.Runtime.Resolve(ctx, s.caller.UID, s.Request.Image)
-	if err != nil {
+	s.trace.end("image", began)
+	if err := errors.Join(<-recorded, err); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("launch.image"); err != nil {
 		return err
 	}
-	s.trace.end("image", began)
+	s.trace.end("audit", began)
 	began = time.Now()
 	if s.Request.Home == "persistent" {
 		if err := s.makeHome(ctx); err != nil {

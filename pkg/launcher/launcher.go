@@ -112,6 +112,10 @@ type Options struct {
 	// descriptors are when the caller has none of its own.
 	HostMounts *os.File
 
+	// Spawning records that a sandbox of that id is about to be launched, for
+	// whom and as what. It is called before the first effect, at one time with
+	// what has none; its error refuses the launch.
+	Spawning func(ctx context.Context, c peer.Cred, id string, a *admission.Admitted) error
 	// Sign signs evidence. It fills in the versions of what the daemon drives.
 	Sign func(api.EvidenceStatement) (*api.Envelope, error)
 
@@ -279,7 +283,7 @@ func randomText(n int) string {
 // publish sends an event about a sandbox; fields are pairs of key and value.
 func (l *Launcher) publish(kind string, r *store.Record, fields ...string) {
 	e := api.Event{Time: time.Now(), Type: kind, Sandbox: r.Sandbox.ID, Name: r.Sandbox.Name}
-	e.Fields = map[string]string{events.CallerField: fmt.Sprint(r.Sandbox.Caller.UID)}
+	e.Fields = map[string]string{events.CallerField: fmt.Sprint(r.Sandbox.Caller.UID), "agent": r.Sandbox.Agent}
 	for i := 0; i+1 < len(fields); i += 2 {
 		e.Fields[fields[i]] = fields[i+1]
 	}

@@ -95,6 +95,49 @@ func (s *Server) checkProfile(w http.ResponseWriter, r *http.Request, c Caller) 
 	return answerNone(w, s.svc.CheckProfile(r.Context(), c, body))
 }
 
+// auditLog sends lines of JSON, each as it is in the log.
+func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	now := time.Now()
+	opts := AuditOptions{
+		Since: q.since("since", now), Until: q.since("until", now), Kind: q.str("kind"), Action: q.str("action"),
+		Agent: q.str("agent"), Sandbox: q.str("sandbox"), Follow: q.flag("follow"), All: q.flag("all"),
+	}
+	if uid := q.number("caller", -1, 0, 1<<32-1); uid >= 0 {
+		u := uint32(uid)
+		opts.Caller = &u
+	}
+	if err := q.done(); err != nil {
+		return err
+	}
+	ctx, cancel := s.untilStop(r.Context())
+	defer cancel()
+	out := s.bodyTo(w, "application/jsonl", opts.Follow)
+	if opts.Follow {
+		if err := out.begin(); err != nil {
+			return err
+		}
+	}
+	err := s.svc.AuditLog(ctx, c, opts, func(line []byte) error {
+		_, err := out.Write(append(line[:len(line):len(line)], '\n'))
+		return err
+	})
+	switch {
+	case err == nil && !out.begun:
+		return out.begin()
+	case opts.Follow && ctx.Err() != nil:
+		return nil //nolint:nilerr // the client has gone or the daemon stops: an ordinary end
+	}
+	return stopped(ctx, err)
+}
+
+func (s *Server) auditHead(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.AuditHead(r.Context(), c))
+}
+
 func (s *Server) publicKey(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err := parseQuery(r).done(); err != nil {
 		return err

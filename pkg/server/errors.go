@@ -41,7 +41,7 @@ func Status(code api.Code) int {
 // class becomes CodeInternal: the detail goes to the log under the request id,
 // because it may hold paths and facts of the host.
 func (s *Server) public(ctx context.Context, err error) *api.Error {
-	id := requestID(ctx)
+	id := RequestID(ctx)
 	var e *api.Error
 	switch {
 	case errors.As(err, &e) && e.Code != api.CodeInternal:

@@ -345,6 +345,17 @@ func (f *fake) Evidence(_ context.Context, c server.Caller, ref string, fresh bo
 	return []api.Evidence{{Sandbox: ref, OK: true}}, f.note(c, "Evidence", ref, fresh)
 }
 
+func (f *fake) AuditLog(_ context.Context, c server.Caller, o server.AuditOptions, emit func([]byte) error) error {
+	if err := f.note(c, "AuditLog", o.Kind, o.Agent, o.Follow, o.All); err != nil {
+		return err
+	}
+	return emit([]byte(`{"kind":"fact"}`))
+}
+
+func (f *fake) AuditHead(_ context.Context, c server.Caller) (*api.AuditHead, error) {
+	return &api.AuditHead{}, f.note(c, "AuditHead")
+}
+
 func (f *fake) PublicKey(_ context.Context, c server.Caller) (*api.PublicKey, error) {
 	return &api.PublicKey{}, f.note(c, "PublicKey")
 }

@@ -29,7 +29,9 @@ type requestIDKey struct{}
 // requestIDHeader names the request in answers and in the log.
 const requestIDHeader = "Creel-Request-Id"
 
-func requestID(ctx context.Context) string {
+// RequestID names the request that ctx is of, in answers and in the log; empty
+// for a context of none.
+func RequestID(ctx context.Context) string {
 	id, _ := ctx.Value(requestIDKey{}).(string)
 	return id
 }
@@ -111,7 +113,7 @@ func (s *Server) recovered(a *answer, r *http.Request) {
 	if p == http.ErrAbortHandler { //nolint:errorlint // the very value is the contract
 		panic(p)
 	}
-	s.log.LogAttrs(r.Context(), slog.LevelError, "handler panicked", slog.String("request_id", requestID(r.Context())),
+	s.log.LogAttrs(r.Context(), slog.LevelError, "handler panicked", slog.String("request_id", RequestID(r.Context())),
 		slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 	if a.status != 0 {
 		panic(http.ErrAbortHandler) // too late for a status: the client must see a broken answer
@@ -128,7 +130,7 @@ func (s *Server) logRequest(r *http.Request, a *answer, start time.Time) {
 		uid = int64(c.UID)
 	}
 	// The query is left out: it holds paths of the agent's.
-	s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("request_id", requestID(r.Context())),
+	s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("request_id", RequestID(r.Context())),
 		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int64("uid", uid),
 		slog.Int("status", a.status), slog.Duration("took", time.Since(start)))
 }
@@ -164,7 +166,7 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request, mux *http.Serve
 	if allow := d.header.Get("Allow"); d.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", allow)
 		e := api.Errorf(api.CodeInvalid, "%s is not possible on %s", r.Method, r.URL.Path).WithHint("possible: " + allow)
-		e.RequestID = requestID(r.Context())
+		e.RequestID = RequestID(r.Context())
 		writeJSON(w, http.StatusMethodNotAllowed, e)
 		return
 	}

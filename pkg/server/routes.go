@@ -73,6 +73,8 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/system/df", handle: (*Server).diskUsage},
 	{Method: "POST", Pattern: "/v1/system/prune", handle: (*Server).prune},
 
+	{Method: "GET", Pattern: "/v1/audit", Stream: true, handle: (*Server).auditLog},
+	{Method: "GET", Pattern: "/v1/audit/head", handle: (*Server).auditHead},
 	{Method: "GET", Pattern: "/v1/key", handle: (*Server).publicKey},
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
 	{Method: "GET", Pattern: "/v1/version", Anyone: true, handle: (*Server).version},

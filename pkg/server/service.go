@@ -14,7 +14,23 @@ import (
 // Caller is the process that connected, as the kernel recorded it.
 type Caller = peer.Cred
 
-// Service does what the routes ask for. pkg/launcher implements it.
+// Service does what the routes ask for.
+type Service interface {
+	Actions
+	Audit
+}
+
+// Audit shows what was recorded of all others. pkg/auditlog implements it.
+type Audit interface {
+	// AuditLog gives lines of the audit log to emit, oldest first: for root all,
+	// for others those of what they did, without number and hash. line is
+	// valid during the call only.
+	AuditLog(ctx context.Context, c Caller, opts AuditOptions, emit func(line []byte) error) error
+	// AuditHead is the last signed head, for root only.
+	AuditHead(ctx context.Context, c Caller) (*api.AuditHead, error)
+}
+
+// Actions are what is asked of the box itself. pkg/launcher implements most.
 //
 // It decides who may see and do what: a sandbox that is not the caller's is
 // answered api.CodeNotFound, as if it did not exist. Errors that are not (or
@@ -25,7 +41,7 @@ type Caller = peer.Cred
 //
 // ctx ends when the client hangs up or the daemon stops. Methods are called
 // concurrently.
-type Service interface {
+type Actions interface {
 	// Spawn launches a sandbox and returns when it is proven and running.
 	// dirs are the directories that came with the request, in the order of
 	// api.Mount.FD, each known to be a directory and close-on-exec. They are
@@ -145,6 +161,22 @@ type ListOptions struct {
 	// Images, where there are any, are those wanted: references as they were
 	// asked for, or digests.
 	Images []string
+}
+
+// AuditOptions select lines of the audit log. The zero value selects all but
+// those of the log itself.
+type AuditOptions struct {
+	// Since and Until bound the time, where they are not zero.
+	Since, Until time.Time
+	// Each of these, where it is not empty, is the one wanted.
+	Kind, Action, Agent, Sandbox string
+	// Caller, where it is not nil, is the uid wanted.
+	Caller *uint32
+	// Follow goes on with what comes.
+	Follow bool
+	// All gives every line, those of the log itself too, as they are in the
+	// files: a log that can be verified. For root, and without the others.
+	All bool
 }
 
 // AttachOptions say what of the main command is wanted.

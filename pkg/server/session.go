@@ -334,7 +334,7 @@ func (s *Server) errorFrame(ctx context.Context, w *stream.Writer, err error) er
 		return merr
 	}
 	if len(b) > stream.MaxPayload {
-		b, merr = json.Marshal(&api.Error{Code: api.CodeOf(err), Message: "the error is too long to send", RequestID: requestID(ctx)})
+		b, merr = json.Marshal(&api.Error{Code: api.CodeOf(err), Message: "the error is too long to send", RequestID: RequestID(ctx)})
 		if merr != nil {
 			return merr
 		}

@@ -83,7 +83,7 @@ func upgradeRequired(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Connection", "Upgrade, close")
 	e := invalid("this route speaks frames after an upgrade",
 		api.Problem{Field: "Connection", Want: "Upgrade"}, api.Problem{Field: "Upgrade", Want: stream.Protocol})
-	e.RequestID = requestID(r.Context())
+	e.RequestID = RequestID(r.Context())
 	writeJSON(w, http.StatusUpgradeRequired, e)
 }
 
@@ -110,7 +110,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, start func(cont
 		return fmt.Errorf("take over the connection: it is a %T", conn)
 	}
 	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + stream.Protocol + "\r\nConnection: Upgrade\r\n" + requestIDHeader + ": "
-	if _, err := fc.Write([]byte(head + requestID(r.Context()) + "\r\n\r\n")); err != nil {
+	if _, err := fc.Write([]byte(head + RequestID(r.Context()) + "\r\n\r\n")); err != nil {
 		return nil //nolint:nilerr // the client has gone; closing the session is all there is to do
 	}
 	newSession(s, sess, fc, buf.Reader).run(r.Context())

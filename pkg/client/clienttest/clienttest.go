@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/audit"
 	"github.com/creel-sandbox/creel/pkg/boxkey"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
@@ -52,6 +53,7 @@ type Daemon struct {
 	requests  []api.SpawnRequest
 	dirs      [][]string
 	killed    []string
+	log       *audit.Log // nil until it is asked for
 }
 
 type box struct {
@@ -107,6 +109,11 @@ func (d *Daemon) serve(tb testing.TB) {
 		defer d.mu.Unlock()
 		for _, b := range d.sandboxes {
 			b.proc.kill()
+		}
+		if d.log != nil {
+			if err := d.log.Close(); err != nil {
+				tb.Errorf("close the audit log: %v", err)
+			}
 		}
 	})
 }

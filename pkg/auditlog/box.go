@@ -1,0 +1,93 @@
+package auditlog
+
+import (
+	"context"
+	"io"
+	"strconv"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/peer"
+)
+
+// ImportImage implements server.Service.
+func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (img *api.Image, err error) {
+	a := s.r.begin(ctx, c, "image.import", "", ref)
+	err = s.working(ctx, a, func() error {
+		in := &counter{ReadCloser: io.NopCloser(r)}
+		img, err = s.Actions.ImportImage(ctx, c, ref, in)
+		a.copied(in.n)
+		a.image(img)
+		return err
+	})
+	return img, err
+}
+
+// image is what came of it.
+func (a *action) image(img *api.Image) {
+	if img != nil {
+		a.Object = img.Ref
+		digest(&a.Entry, "image", img.Digest)
+	}
+}
+
+// TagImage implements server.Service.
+func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string) (img *api.Image, err error) {
+	a := s.r.begin(ctx, c, "image.tag", "", ref)
+	a.Asked = map[string]string{"source": source}
+	err = s.working(ctx, a, func() error {
+		img, err = s.Actions.TagImage(ctx, c, source, ref)
+		a.image(img)
+		return err
+	})
+	return img, err
+}
+
+// RemoveImage implements server.Service.
+func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) error {
+	a := s.r.begin(ctx, c, "image.remove", "", ref)
+	a.keep(ctx)
+	return a.done(s.Actions.RemoveImage(ctx, c, ref))
+}
+
+// SaveImage implements server.Service.
+func (s *service) SaveImage(ctx context.Context, c peer.Cred, ref string, w io.Writer) error {
+	a := s.r.begin(ctx, c, "image.save", "", ref)
+	if err := a.queue(ctx); err != nil {
+		return a.done(err)
+	}
+	return a.done(s.Actions.SaveImage(ctx, c, ref, w))
+}
+
+// CreateVolume implements server.Service.
+func (s *service) CreateVolume(ctx context.Context, c peer.Cred, req api.VolumeRequest) (v *api.Volume, err error) {
+	a := s.r.begin(ctx, c, "volume.create", "", req.Name)
+	a.Agent, a.Asked = req.Agent, asked(req)
+	err = s.working(ctx, a, func() error {
+		v, err = s.Actions.CreateVolume(ctx, c, req)
+		return err
+	})
+	return v, err
+}
+
+// RemoveVolume implements server.Service.
+func (s *service) RemoveVolume(ctx context.Context, c peer.Cred, name string) error {
+	a := s.r.begin(ctx, c, "volume.remove", "", name)
+	a.keep(ctx)
+	return a.done(s.Actions.RemoveVolume(ctx, c, name))
+}
+
+// Prune implements server.Service. One that only says what it would do is not
+// recorded.
+func (s *service) Prune(ctx context.Context, c peer.Cred, req api.PruneRequest) (res *api.PruneResult, err error) {
+	if req.DryRun {
+		return s.Actions.Prune(ctx, c, req)
+	}
+	a := s.r.begin(ctx, c, "system.prune", "", "")
+	a.Asked = asked(req)
+	a.keep(ctx)
+	res, err = s.Actions.Prune(ctx, c, req)
+	if res != nil {
+		a.Detail = map[string]string{"items": strconv.Itoa(len(res.Items)), "bytes": strconv.FormatInt(res.Bytes, 10)}
+	}
+	return res, a.done(err)
+}

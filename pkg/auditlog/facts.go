@@ -1,0 +1,96 @@
+package auditlog
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+	"strings"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/audit"
+	"github.com/creel-sandbox/creel/pkg/events"
+)
+
+// eventOp begins the op of a fact that is an event.
+const eventOp = "event-"
+
+// recorded are the events that are facts of their own: what nobody asked for,
+// and how things that were asked for ended.
+var recorded = map[string]bool{
+	"sandbox.stopped": true, "sandbox.failed": true, "sandbox.adopted": true, "sandbox.oom": true,
+	"sandbox.paused": true, "exec.ended": true, "evidence.drift": true, events.TypeDropped: true,
+}
+
+// Fact records what nobody asked for.
+func (r *Recorder) Fact(action string, detail map[string]string) {
+	r.log.Later(audit.Entry{Kind: audit.Fact, Action: action, Detail: detail})
+}
+
+// look is how many of the last records are searched for the last event.
+const look = 20_000
+
+// LastEvent is the number of the last event on the log, so that Follow goes on
+// from there after a crash; last where none is found.
+func (r *Recorder) LastEvent(ctx context.Context, last uint64) (uint64, error) {
+	from := uint64(0)
+	if head, err := audit.Parse(r.log.HeadLine()); err == nil && head.Seq > look {
+		from = head.Seq - look
+	}
+	found := last
+	err := r.log.Read(ctx, audit.Range{After: from}, func(line []byte) error {
+		const mark = `"op":"` + eventOp
+		_, rest, ok := strings.Cut(string(line), mark)
+		if !ok {
+			return nil
+		}
+		digits, _, _ := strings.Cut(rest, `"`)
+		if n, err := strconv.ParseUint(digits, 10, 64); err == nil && n <= last {
+			found = n
+		}
+		return nil
+	})
+	return found, err
+}
+
+// Follow records events after a number until ctx ends or the bus does.
+func (r *Recorder) Follow(ctx context.Context, bus *events.Bus, after uint64) {
+	err := bus.Follow(ctx, after, func(e api.Event) error {
+		if recorded[e.Type] {
+			r.log.Later(fact(e))
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, events.ErrClosed) && ctx.Err() == nil {
+		r.slog.ErrorContext(ctx, "events are not recorded any more", slog.Any("error", err))
+	}
+}
+
+func fact(e api.Event) audit.Entry {
+	a := audit.Entry{Kind: audit.Fact, Time: e.Time, Action: e.Type, Op: eventOp + strconv.FormatUint(e.Seq, 10), Sandbox: e.Sandbox, Object: e.Name}
+	for k, v := range e.Fields {
+		switch k {
+		case "exit_code":
+			if n, err := strconv.Atoi(v); err == nil {
+				a.Result = result(a.Result)
+				a.Result.Exit = &n
+			}
+		case "reason":
+			a.Result = result(a.Result)
+			a.Result.Reason = v
+		case "agent":
+			a.Agent = v
+		case "error": // of the host, and for root
+		default:
+			a.Detail = with(a.Detail, k, v)
+		}
+	}
+	return a
+}
+
+func result(r *audit.Result) *audit.Result {
+	if r == nil {
+		r = &audit.Result{Code: "ok"}
+	}
+	return r
+}
