@@ -239,6 +239,7 @@ SOURCE_DATE_EPOCH is respected.`,
 	fl := cmd.Flags()
 	fl.StringVarP(&output, "output", "o", "", "write an OCI archive to this file")
 	fl.StringVar(&opts.Ref, "ref", "", "name of the image (the recipe's)")
+	fl.StringArrayVar(&opts.Extra, "package", nil, "a Debian package that it has as well, such as apt; may be given more than once")
 	fl.StringVar(&opts.Suite, "suite", imagebuild.DefaultSuite, "Debian release")
 	fl.StringArrayVar(&opts.Mirrors, "mirror", nil, "URL of a Debian archive, or a whole \"deb ...\" line (this host's APT sources)")
 	fl.StringVar(&epoch, "epoch", os.Getenv("SOURCE_DATE_EPOCH"), "no file is newer than this many seconds since 1970")

@@ -134,6 +134,18 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// TestExtra: packages that are asked for come on top of the recipe's.
+func TestExtra(t *testing.T) {
+	o := Options{Extra: []string{"apt", "npm"}}
+	if err := o.fill(); err != nil || len(o.Packages) != len(basePackages)+2 || !slices.Contains(o.Packages, "apt") || slices.Contains(basePackages, "apt") {
+		t.Errorf("packages %q, %v", o.Packages, err)
+	}
+	o = Options{Extra: []string{"--hook=x"}}
+	if err := o.fill(); err == nil || !strings.Contains(err.Error(), "not a Debian package name") {
+		t.Errorf("an option as a package: %v", err)
+	}
+}
+
 func TestRecipes(t *testing.T) {
 	if diff := cmp.Diff([]string{"base", "dev"}, Recipes()); diff != "" {
 		t.Fatalf("recipes (-want +got):\n%s", diff)

@@ -36,6 +36,9 @@ type Options struct {
 	Mirrors []string
 	// Packages replaces the recipe's when not nil.
 	Packages []string
+	// Extra are packages besides those, such as apt, which no image has by
+	// itself.
+	Extra []string
 	// Arch is the Debian architecture, this machine's when empty.
 	Arch string
 	// Epoch clamps every time in the image. When zero it is the newest
@@ -106,6 +109,7 @@ func (o *Options) fill() error {
 	if o.Packages == nil {
 		o.Packages = recipe.packages
 	}
+	o.Packages = slices.Concat(o.Packages, o.Extra)
 	if o.Arch == "" {
 		o.Arch = runtime.GOARCH
 	}
