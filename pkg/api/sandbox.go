@@ -389,6 +389,12 @@ type ImageLayer struct {
 	MediaType string `json:"media_type"`
 }
 
+// CommitRequest makes an image of a sandbox's writable root.
+type CommitRequest struct {
+	// Image is the new image's name. Required.
+	Image string `json:"image"`
+}
+
 // TagRequest gives an image one more name.
 type TagRequest struct {
 	Source string `json:"source"` // a reference or digest. Required

@@ -42,6 +42,17 @@ func (s *service) TagImage(ctx context.Context, c peer.Cred, source, ref string)
 	return img, err
 }
 
+// Commit implements server.Service.
+func (s *service) Commit(ctx context.Context, c peer.Cred, ref, name string) (img *api.Image, err error) {
+	a := s.r.begin(ctx, c, "image.commit", ref, name)
+	err = s.working(ctx, a, func() error {
+		img, err = s.Actions.Commit(ctx, c, ref, name)
+		a.image(img)
+		return err
+	})
+	return img, err
+}
+
 // RemoveImage implements server.Service.
 func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) error {
 	a := s.r.begin(ctx, c, "image.remove", "", ref)

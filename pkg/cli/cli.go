@@ -153,7 +153,7 @@ func newRoot(a *app) *cobra.Command {
 			pauseCommand(a), resumeCommand(a), removeCommand(a), waitCommand(a), mcpCommand(a),
 		}},
 		{groupLook, []*cobra.Command{
-			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a), diffCommand(a),
+			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a), diffCommand(a), commitCommand(a),
 			statsCommand(a), topCommand(a), eventsCommand(a), evidenceCommand(a), auditCommand(a),
 		}},
 		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), profileCommand(a), systemCommand(a), doctorCommand(a), versionCommand(a)}},

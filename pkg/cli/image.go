@@ -203,6 +203,28 @@ func (a *app) imported(img *api.Image, err error) error {
 	return err
 }
 
+func commitCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "commit SANDBOX REF",
+		Short: "Make an image of a sandbox's writable root",
+		Long: `Make an image of what a sandbox has written to its root, on top of the image it
+runs from. The sandbox must run or be paused; it is held still meanwhile.
+
+What is in /tmp, /run and other tmpfs is not in it. Set-user-ID bits, devices and
+extended attributes are left out. The image is yours; one that root commits is
+everybody's, as with an import.`,
+		Args: args(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			img, err := a.client().Commit(cmd.Context(), args[0], args[1])
+			if err != nil || a.json {
+				return orJSON(a, img, err)
+			}
+			_, err = fmt.Fprintf(a.Out, "%s %s\n", printable(img.Ref), printable(img.Digest))
+			return err
+		},
+	}
+}
+
 func imageBuildCommand(a *app) *cobra.Command {
 	var opts imagebuild.Options
 	var output, epoch string

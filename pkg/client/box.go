@@ -47,6 +47,17 @@ func (c *Client) ImportImage(ctx context.Context, ref string, archive io.Reader)
 	return &out, nil
 }
 
+// Commit makes an image of what a sandbox's writable root has more than its
+// image, and gives it a name, which is the caller's own. The sandbox is held
+// still meanwhile, and goes on.
+func (c *Client) Commit(ctx context.Context, sandbox, ref string) (*api.Image, error) {
+	var out api.Image
+	if err := c.call(ctx, request{method: http.MethodPost, path: route("sandboxes", sandbox, "commit"), in: api.CommitRequest{Image: ref}}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // TagImage gives an image one more name, which is the caller's own. A name of
 // the box's is a conflict.
 func (c *Client) TagImage(ctx context.Context, source, ref string) (*api.Image, error) {

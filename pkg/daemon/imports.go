@@ -72,6 +72,27 @@ func (r *roomyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// newImage begins an image that is to be a caller's, with the bounds that are
+// left for it. Call end when it is there, or is not to be.
+func (s *service) newImage(ctx context.Context, c peer.Cred) (_ image.Limits, end func(), err error) {
+	// What is left of a bound is one image's, or two would have it.
+	most := maxImports
+	if ceiling := s.Callers.Ceiling(c); ceiling != nil && ceiling.ImageBytes > 0 {
+		most = 1
+	}
+	if err := s.imports.begin(c.UID, most); err != nil {
+		return image.Limits{}, nil, err
+	}
+	left, err := s.roomForImage(ctx, c)
+	if err != nil {
+		s.imports.end(c.UID)
+		return image.Limits{}, nil, err
+	}
+	limits := image.DefaultLimits
+	limits.Bytes = min(limits.Bytes, left)
+	return limits, func() { s.imports.end(c.UID) }, nil
+}
+
 // roomForImage is how many bytes one more image of a caller's may have, if it
 // may have one.
 func (s *service) roomForImage(ctx context.Context, c peer.Cred) (int64, error) {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/doctor"
-	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/launcher"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
@@ -56,21 +55,11 @@ func (s *service) Image(ctx context.Context, c peer.Cred, ref string) (*api.Imag
 // else's is that caller's alone, so that no caller starts from what another
 // has put under a name.
 func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io.Reader) (*api.Image, error) {
-	// What is left of a bound is one import's, or two would have it.
-	most := maxImports
-	if ceiling := s.Callers.Ceiling(c); ceiling != nil && ceiling.ImageBytes > 0 {
-		most = 1
-	}
-	if err := s.imports.begin(c.UID, most); err != nil {
-		return nil, err
-	}
-	defer s.imports.end(c.UID)
-	left, err := s.roomForImage(ctx, c)
+	limits, end, err := s.newImage(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	limits := image.DefaultLimits
-	limits.Bytes = min(limits.Bytes, left)
+	defer end()
 	img, err := s.rt.Import(ctx, s.owner(c), &roomyReader{r: r, room: s.RoomOnDisk}, ref, limits)
 	if err != nil {
 		return nil, err

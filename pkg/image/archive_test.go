@@ -270,6 +270,43 @@ func TestWriteArchive(t *testing.T) {
 	}
 }
 
+// TestExtend: what was extended is the old layers and the new one, and
+// nothing else of what the old image said.
+func TestExtend(t *testing.T) {
+	p := newParts(t)
+	store := &memory{}
+	img, err := image.ReadArchive(t.Context(), bytes.NewReader(pack(t, blobEntry(p.layer), blobEntry(p.config), blobEntry(p.manifest), p.index(t))), "amd64", image.DefaultLimits, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := image.ReadManifest(img.Manifest, img.ManifestType, image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := tarOf(t, dir("usr"), reg("usr/tool"))
+	got, err := image.Extend(t.Context(), k, store, bytes.NewReader(more), int64(len(more)), image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := append(img.Layers, image.Layer{Digest: digest(more), DiffID: digest(more), Size: int64(len(more)), MediaType: tLayer})
+	if diff := cmp.Diff(want, got.Layers); diff != "" {
+		t.Errorf("layers (-want +got):\n%s", diff)
+	}
+	if text := string(store.blobs[got.Config]); strings.Contains(text, "Entrypoint") || strings.Contains(text, "User") {
+		t.Errorf("configuration %s", text)
+	}
+	again(t, got, store) // it can be saved and imported
+	few := image.DefaultLimits
+	few.Layers = 1
+	if _, err := image.Extend(t.Context(), k, store, bytes.NewReader(more), int64(len(more)), few); !errors.Is(err, image.ErrRefused) {
+		t.Errorf("a layer too many: %v", err)
+	}
+	k.Layers = append(k.Layers, k.Layers[0])
+	if _, err := image.Extend(t.Context(), k, store, bytes.NewReader(more), int64(len(more)), image.DefaultLimits); !errors.Is(err, image.ErrRefused) {
+		t.Errorf("fewer diff ids than layers: %v", err)
+	}
+}
+
 func TestReadManifest(t *testing.T) {
 	p := newParts(t)
 	with := func(more obj) []byte {

@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -11,11 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/layerdiff"
+	"github.com/creel-sandbox/creel/pkg/layertar"
 	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
 
@@ -316,6 +320,95 @@ func (l *Launcher) Diff(ctx context.Context, c peer.Cred, ref string, limit int)
 		out.Changes = append(out.Changes, changeOf(c))
 	}
 	return out, nil
+}
+
+// commitTime is how long a sandbox may be held still for an image of it.
+const commitTime = 10 * time.Minute
+
+// WriteLayer writes what a sandbox's root has more than its image as an image
+// layer, while the sandbox is held still, and says what the image is. Only who
+// made the sandbox may: root's images are everybody's, and what is in a layer
+// is its caller's.
+func (l *Launcher) WriteLayer(ctx context.Context, c peer.Cred, ref string, w io.Writer, lim layertar.Options) (base string, err error) {
+	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return "", err
+	}
+	r := sb.identity().Sandbox
+	if c.UID != r.Caller.UID {
+		return "", api.Errorf(api.CodeDenied, "sandbox %s is another user's, and an image of it would be yours", sb.id).
+			WithHint("run creel commit as that user")
+	}
+	if r.Rootfs != "ephemeral" {
+		return "", api.Errorf(api.CodeConflict, "the root of sandbox %s is read-only: it has nothing that its image has not", sb.id).
+			WithHint("start it with --rootfs ephemeral, or --profile build")
+	}
+	sb.client(1) // not idle meanwhile
+	defer sb.client(-1)
+	ctx, cancel := context.WithTimeoutCause(ctx, commitTime, api.Errorf(api.CodeTooLarge, "reading the layer took more than %v", commitTime))
+	defer cancel()
+	thaw, err := sb.hush(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	if err := failpoint.Hit("commit.still"); err != nil {
+		return "", err
+	}
+	lim.Upper, lim.HostID, lim.IDs = l.layers.Upper(sb.id), r.HostUID, spec.RangeSize
+	// A file of holes has any size: what the layer may hold is all that an
+	// image of it may.
+	lim.Bytes = min(lim.Bytes, int64(r.Limits.Disk))
+	_, err = layertar.Write(ctx, w, lim)
+	if err == nil && sb.over() {
+		err = errors.New("it has ended meanwhile") // and may have been let run for that
+	}
+	switch {
+	case errors.Is(err, layertar.ErrTooLarge):
+		err = api.Errorf(api.CodeTooLarge, "%w", err)
+	case errors.Is(err, layertar.ErrRefused):
+		err = api.Errorf(api.CodeInvalid, "%w", err)
+	case err != nil && sb.over(), errors.Is(err, layertar.ErrChanged):
+		err = api.Errorf(api.CodeConflict, "sandbox %s: %w", sb.id, err)
+	}
+	return r.ImageDigest, err
+}
+
+// hush keeps a sandbox's agent from running, and everybody from changing that,
+// until thaw. Killed in between, the next daemon has it as its record says.
+func (sb *sandbox) hush(ctx context.Context) (thaw func() error, err error) {
+	for !sb.still.TryLock() {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	defer func() {
+		if err != nil {
+			sb.still.Unlock()
+		}
+	}()
+	switch state := sb.state(); state {
+	case api.StatePaused:
+		return func() error { sb.still.Unlock(); return nil }, nil
+	case api.StateRunning:
+	default:
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s is %s, and what it wrote to its root is gone", sb.id, state).
+			WithHint("commit it while it runs or is paused")
+	}
+	if err := sb.cg.Freeze(ctx); err != nil {
+		return nil, err
+	}
+	return func() error {
+		defer sb.still.Unlock()
+		if sb.over() {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+		defer cancel()
+		return sb.cg.Thaw(ctx)
+	}, nil
 }
 
 // notCompared are the places other than its root where a sandbox can write.

@@ -332,6 +332,10 @@ func (sb *sandbox) kill(sig unix.Signal) error {
 // pause freezes the agent's processes. why is ReasonIdle or ReasonDisk, or
 // empty if somebody asked for it.
 func (sb *sandbox) pause(ctx context.Context, why api.Reason) error {
+	if !sb.still.TryRLock() {
+		return sb.committing()
+	}
+	defer sb.still.RUnlock()
 	if err := checkMove(sb.state(), api.StatePaused); err != nil {
 		return err
 	}
@@ -380,6 +384,10 @@ func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
 }
 
 func (sb *sandbox) resume(ctx context.Context) error {
+	if !sb.still.TryRLock() {
+		return sb.committing()
+	}
+	defer sb.still.RUnlock()
 	if err := checkMove(sb.state(), api.StateRunning); err != nil {
 		return err
 	}

@@ -45,6 +45,10 @@ type sandbox struct {
 	// mainEnded means that it ended while no daemon ran: no timeout any more.
 	mainEnded bool
 
+	// still is held by who needs the agent not to change anything; pausing,
+	// resuming and new execs hold it together.
+	still sync.RWMutex
+
 	done chan struct{} // closed when the sandbox has ended and that is on disk
 	gone chan struct{} // closed when nothing is left of it but its record
 
@@ -133,12 +137,12 @@ func (l *Launcher) newSandbox(rec store.Record) *sandbox {
 
 // identity is the record as it was at the start; only what never changes may
 // be read from it.
+func (sb *sandbox) identity() *store.Record { return &sb.fixed }
+
 // hostUser is the host's uid and gid of the sandbox's processes.
 func (sb *sandbox) hostUser() uint32 {
 	return sb.fixed.Sandbox.HostUID + spec.UID(sb.fixed.Sandbox.User)
 }
-
-func (sb *sandbox) identity() *store.Record { return &sb.fixed }
 
 // markDone says that the sandbox has ended, markGone that nothing is left of
 // it but its record.
@@ -245,6 +249,10 @@ func (sb *sandbox) moveOn(to api.State, change func(*store.Record)) error {
 // active is nil if the sandbox takes commands; one that was paused for being
 // idle is woken.
 func (sb *sandbox) active(ctx context.Context) error {
+	if !sb.still.TryRLock() {
+		return sb.committing()
+	}
+	defer sb.still.RUnlock()
 	sb.waking.Lock() // not while it is being paused for being idle
 	defer sb.waking.Unlock()
 	sb.mu.Lock()
@@ -263,6 +271,12 @@ func (sb *sandbox) active(ctx context.Context) error {
 		return api.Errorf(api.CodeConflict, "sandbox %s is paused", sb.id).WithHint("creel resume " + sb.fixed.Sandbox.Name)
 	}
 	return api.Errorf(api.CodeConflict, "sandbox %s is %s", sb.id, state).WithHint("creel inspect tells why it ended")
+}
+
+// committing is why nothing else can be done now.
+func (sb *sandbox) committing() error {
+	return api.Errorf(api.CodeConflict, "an image of sandbox %s is being made, or something else that needs it still", sb.id).
+		WithHint("try again in a moment")
 }
 
 // client counts a caller that is listening; the sandbox is not idle meanwhile.

@@ -53,7 +53,15 @@ const (
 // before is replaced; a name of the box's is refused to others, with code
 // api.CodeConflict. When the image is refused, with code api.CodeInvalid,
 // nothing of it stays.
-func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string, lim image.Limits) (_ api.Image, err error) {
+func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string, lim image.Limits) (api.Image, error) {
+	return c.bring(ctx, uid, ref, lim, func(ctx context.Context, store image.Store) (*image.Image, error) {
+		return image.ReadArchive(ctx, r, gort.GOARCH, lim, store)
+	})
+}
+
+// bring is every way in: read puts the blobs of an image into the store and
+// says what it is; then its layers are looked at and unpacked.
+func (c *Client) bring(ctx context.Context, uid uint32, ref string, lim image.Limits, read func(context.Context, image.Store) (*image.Image, error)) (_ api.Image, err error) {
 	if ref != "" {
 		if ref, err = c.nameFor(ctx, uid, ref); err != nil {
 			return api.Image{}, err
@@ -77,7 +85,7 @@ func (c *Client) Import(ctx context.Context, uid uint32, r io.Reader, ref string
 		}
 	}()
 	store := &contentStore{cs: c.cd.ContentStore(), prefix: lease.ID}
-	img, err := image.ReadArchive(ctx, r, gort.GOARCH, lim, store)
+	img, err := read(ctx, store)
 	if err != nil {
 		return api.Image{}, refused(err)
 	}

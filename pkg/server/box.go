@@ -61,6 +61,22 @@ func (s *Server) tagImage(w http.ResponseWriter, r *http.Request, c Caller) erro
 	return answerOne(w)(s.svc.TagImage(r.Context(), c, req.Source, r.PathValue("ref")))
 }
 
+func (s *Server) commit(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.CommitRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	img, err := s.svc.Commit(r.Context(), c, r.PathValue("ref"), req.Image)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, img)
+	return nil
+}
+
 func (s *Server) saveImage(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err := parseQuery(r).done(); err != nil {
 		return err

@@ -288,6 +288,10 @@ func (f *fake) ImportImage(_ context.Context, c server.Caller, ref string, r io.
 	return &api.Image{Ref: ref, Size: n}, errors.Join(err, f.note(c, "ImportImage", ref, n))
 }
 
+func (f *fake) Commit(_ context.Context, c server.Caller, ref, image string) (*api.Image, error) {
+	return &api.Image{Ref: image}, f.note(c, "Commit", ref, image)
+}
+
 func (f *fake) TagImage(_ context.Context, c server.Caller, source, ref string) (*api.Image, error) {
 	return &api.Image{Ref: ref}, f.note(c, "TagImage", source, ref)
 }

@@ -118,7 +118,7 @@ var wire = []reflect.Type{
 	reflect.TypeFor[api.Sandbox](), reflect.TypeFor[api.Caller](), reflect.TypeFor[api.Step](), reflect.TypeFor[api.Evidence](), reflect.TypeFor[api.Envelope](), reflect.TypeFor[api.Signature](), reflect.TypeFor[api.PublicKey](), reflect.TypeFor[api.AuditHead](),
 	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.ExecOutput](), reflect.TypeFor[api.WaitResult](),
 	reflect.TypeFor[api.StopRequest](), reflect.TypeFor[api.KillRequest](), reflect.TypeFor[api.Stats](), reflect.TypeFor[api.FileInfo](),
-	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
+	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.CommitRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
 	reflect.TypeFor[api.VolumeRequest](), reflect.TypeFor[api.Volume](), reflect.TypeFor[api.VolumeUse](), reflect.TypeFor[api.Share](),
 	reflect.TypeFor[api.Exec](), reflect.TypeFor[api.Top](), reflect.TypeFor[api.Process](), reflect.TypeFor[api.Check](), reflect.TypeFor[api.Doctor](), reflect.TypeFor[api.Error](), reflect.TypeFor[api.Problem](), reflect.TypeFor[api.Rule](), reflect.TypeFor[api.Decision](),
 	reflect.TypeFor[api.Diff](), reflect.TypeFor[api.Change](), reflect.TypeFor[api.DiskUsage](), reflect.TypeFor[api.DiskUse](), reflect.TypeFor[api.Disk](),
@@ -127,7 +127,7 @@ var wire = []reflect.Type{
 
 // requests are closed schemas, with what a client must send.
 var requests = map[string][]string{
-	"SpawnRequest": nil, "ExecRequest": {"command"}, "StopRequest": nil, "KillRequest": nil, "TagRequest": {"source"},
+	"SpawnRequest": nil, "ExecRequest": {"command"}, "StopRequest": nil, "KillRequest": nil, "TagRequest": {"source"}, "CommitRequest": {"image"},
 	"Mount": {"target"}, "Limits": nil, "PruneRequest": nil, "VolumeRequest": {"name"},
 }
 

@@ -41,6 +41,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/execs", handle: (*Server).execs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/evidence", handle: (*Server).evidence},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/diff", handle: (*Server).diff},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/commit", Stream: true, handle: (*Server).commit},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Stream: true, Once: true, handle: (*Server).exec},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
 

@@ -158,6 +158,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/sandboxes/x/diff?limit=7", "", 200, call{"Diff", []any{"x", 7}}, `"rootfs":"ephemeral"`},
 		{"GET", "/v1/system/df", "", 200, call{"DiskUsage", nil}, `"rows":[]`},
 		{"POST", "/v1/system/prune", `{"images":true,"until":"7d"}`, 200, call{"Prune", []any{api.PruneRequest{Images: true, Until: api.Duration(168 * time.Hour)}}}, `"items":[]`},
+		{"POST", "/v1/sandboxes/a/commit", `{"image":"tools:1"}`, 201, call{"Commit", []any{"a", "tools:1"}}, `"ref":"tools:1"`},
 		{"GET", "/v1/images", "", 200, call{"Images", nil}, `[{"ref":"base"`},
 		{"POST", "/v1/images?ref=x", "archive", 201, call{"ImportImage", []any{"x", int64(7)}}, `"size":7`},
 		{"GET", "/v1/images/local/base:1", "", 200, call{"Image", []any{"local/base:1"}}, `"ref":"local/base:1"`},

@@ -114,6 +114,9 @@ type Actions interface {
 	// archive's own name is used.
 	ImportImage(ctx context.Context, c Caller, ref string, r io.Reader) (*api.Image, error)
 	RemoveImage(ctx context.Context, c Caller, ref string) error
+	// Commit makes an image of a sandbox's writable root and gives it a name,
+	// which is the caller's.
+	Commit(ctx context.Context, c Caller, ref, image string) (*api.Image, error)
 	// TagImage gives the image source one more name, which is the caller's.
 	TagImage(ctx context.Context, c Caller, source, ref string) (*api.Image, error)
 	// SaveImage writes an OCI archive. An error before the first byte is the

@@ -510,6 +510,19 @@ func (d *Daemon) ImportImage(_ context.Context, _ server.Caller, ref string, r i
 	return &img, nil
 }
 
+// Commit makes one of a sandbox that there is.
+func (d *Daemon) Commit(ctx context.Context, c server.Caller, ref, image string) (*api.Image, error) {
+	sb, err := d.Get(ctx, c, ref)
+	if err != nil {
+		return nil, err
+	}
+	img := api.Image{Ref: image, Digest: sb.ImageDigest, Owner: c.UID}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.images[image] = img
+	return &img, nil
+}
+
 // TagImage names one once more.
 func (d *Daemon) TagImage(ctx context.Context, c server.Caller, source, ref string) (*api.Image, error) {
 	img, err := d.Image(ctx, c, source)
