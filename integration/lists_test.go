@@ -44,6 +44,13 @@ func TestPages(t *testing.T) {
 	if diff := cmp.Diff([]string{"four", "three", "two", "one"}, names); diff != "" || end != "" {
 		t.Errorf("next %q; names (-want +got):\n%s", end, diff)
 	}
+	out, errOut, code := l.Creel("ps", "-q", "--limit", "2")
+	if strings.Count(out, "\n") != 2 || !strings.Contains(errOut, "more than these 2") || code != 0 {
+		t.Errorf("creel ps --limit 2: %d, %q, %q", code, out, errOut)
+	}
+	if out, errOut, code := l.Creel("ps", "-q"); strings.Count(out, "\n") != 4 || errOut != "" || code != 0 {
+		t.Errorf("creel ps: %d, %q, %q", code, out, errOut)
+	}
 	images, next, err := l.ImagesPage(ctx, client.Page{Limit: 1})
 	if err != nil || len(images) != 1 || next != "" {
 		t.Errorf("images %+v, next %q, %v", images, next, err)

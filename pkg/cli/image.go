@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
 	"github.com/creel-sandbox/creel/pkg/imagebuild"
 	"github.com/creel-sandbox/creel/pkg/ocilayout"
 )
@@ -30,8 +31,9 @@ func imageCommand(a *app) *cobra.Command {
 }
 
 func imageListCommand(a *app) *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List images", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
-		list, err := a.client().Images(cmd.Context())
+	var limit int
+	cmd := &cobra.Command{Use: "ls", Short: "List images", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		list, err := pages(a, limit, maxPage, func(p client.Page) ([]api.Image, string, error) { return a.client().ImagesPage(cmd.Context(), p) })
 		if err != nil || a.json {
 			return orJSON(a, list, err)
 		}
@@ -42,6 +44,8 @@ func imageListCommand(a *app) *cobra.Command {
 		}
 		return a.writeTable(&t)
 	}}
+	addLimit(cmd, &limit, "the first so many, by reference")
+	return cmd
 }
 
 // owner says whose an image is: a name of the box's is meant by everybody.

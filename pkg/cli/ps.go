@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 func psCommand(a *app) *cobra.Command {
 	var all, quiet bool
+	var limit int
 	var filters []string
 	cmd := &cobra.Command{
 		Use:   "ps",
@@ -30,20 +32,27 @@ must. A status finds ended sandboxes without -a.`,
 				return err
 			}
 			opts.All = all
-			return a.ps(cmd.Context(), opts, quiet)
+			return a.ps(cmd.Context(), opts, limit, quiet)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
 	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those with KEY=VALUE; may be repeated")
+	addLimit(cmd, &limit, "the newest so many")
 	return cmd
 }
 
-func (a *app) ps(ctx context.Context, opts client.ListOptions, quiet bool) error {
-	list, err := a.client().List(ctx, opts)
+func (a *app) ps(ctx context.Context, opts client.ListOptions, limit int, quiet bool) error {
+	list, err := pages(a, limit, maxPage, func(p client.Page) ([]api.Sandbox, string, error) { return a.client().ListPage(ctx, opts, p) })
 	switch {
 	case err != nil:
 		return err
+	case quiet && a.json:
+		ids := []string{}
+		for _, s := range list {
+			ids = append(ids, s.ID)
+		}
+		return a.writeJSON(ids)
 	case quiet:
 		for _, s := range list {
 			if _, err := fmt.Fprintln(a.Out, printable(s.ID)); err != nil {
@@ -60,6 +69,43 @@ func (a *app) ps(ctx context.Context, opts client.ListOptions, quiet bool) error
 		t.row(s.ID, s.Name, s.Agent, stateCell(s), s.Profile, imageCell(s), ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit))
 	}
 	return a.writeTable(&t)
+}
+
+// maxPage is the most items that the daemon has on one page.
+const maxPage = 1000
+
+func addLimit(cmd *cobra.Command, limit *int, what string) {
+	cmd.Flags().IntVar(limit, "limit", 0, "only "+what+"; 0 is all")
+}
+
+// pages gets a list page by page, each at most size long, up to limit items,
+// or all of them when that is 0. It says when there are more.
+func pages[T any](a *app, limit, size int, get func(client.Page) ([]T, string, error)) ([]T, error) {
+	if limit < 0 {
+		return nil, misuse("--limit %d: want 1 or more, or 0 for all", limit)
+	}
+	list := []T{} // not null in JSON
+	for p := (client.Page{}); ; {
+		p.Limit = size
+		if limit > 0 {
+			p.Limit = min(size, limit-len(list))
+		}
+		items, next, err := get(p)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, items...)
+		switch {
+		case next == "":
+			return list, nil
+		case limit > 0 && len(list) >= limit:
+			a.say("there are more than these %d", len(list))
+			return list, nil
+		case next == p.After:
+			return nil, errors.New("the daemon answered the same page twice")
+		}
+		p.After = next
+	}
 }
 
 // imageCell says when the image's name has gone over to another since.
