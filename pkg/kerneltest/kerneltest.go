@@ -77,6 +77,8 @@ var (
 	Go     = program("go")
 	Node   = program("node")
 	Python = program("python3")
+	// Mmdebstrap is what images are built with.
+	Mmdebstrap = program("mmdebstrap")
 	// NodeTS is a Node that runs TypeScript without being told to (22.18).
 	NodeTS = Need{"node-ts", func() error {
 		out, err := exec.Command("node", "--print", "process.features.typescript").Output()
