@@ -93,17 +93,17 @@ bin/crun: $(STAMPS)/crun-$(CRUN_VERSION)-$(CRUN_SHA256) | deps
 
 # Our own programs. creeld checks its seccomp profiles with libseccomp when it
 # is there; the others are static, creel-init because it runs in any image.
-OURS := $(patsubst cmd/%,bin/%,$(wildcard cmd/creeld cmd/creel cmd/creel-mcp cmd/creel-init))
+OURS := $(patsubst cmd/%,bin/%,$(wildcard cmd/creeld cmd/creel cmd/creel-mcp cmd/creel-pull cmd/creel-init))
 
 .PHONY: build
-build: $(OURS) ## Build creeld, creel, creel-mcp and creel-init into bin/
+build: $(OURS) ## Build creeld, creel and their parts into bin/
 
 bin/creeld: FORCE
 	@if pkg-config --exists libseccomp 2>/dev/null; \
 	then export CGO_ENABLED=1 tags=seccomp; else export CGO_ENABLED=0 tags=; fi; \
 	mkdir -p bin; $(GO) build -trimpath -tags "$$tags" -ldflags '$(LDFLAGS)' -o $@ ./cmd/creeld
 
-bin/creel bin/creel-mcp bin/creel-init: FORCE
+bin/creel bin/creel-mcp bin/creel-pull bin/creel-init: FORCE
 	@mkdir -p bin
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 

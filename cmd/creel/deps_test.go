@@ -23,6 +23,7 @@ func TestDependencies(t *testing.T) {
 			"github.com/containerd/", "google.golang.org/", "go.etcd.io/", "github.com/creel-sandbox/creel/pkg/runtime",
 			"github.com/creel-sandbox/creel/pkg/launcher", "github.com/creel-sandbox/creel/pkg/server", "testing",
 			"github.com/modelcontextprotocol/", "github.com/creel-sandbox/creel/pkg/mcp",
+			"github.com/google/go-containerregistry/", "github.com/docker/", "github.com/creel-sandbox/creel/pkg/imagepull",
 		} {
 			if dep == never || strings.HasSuffix(never, "/") && strings.HasPrefix(dep, never) {
 				t.Errorf("creel links %s", dep)

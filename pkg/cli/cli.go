@@ -42,8 +42,11 @@ type app struct {
 	json   bool
 	conn   *client.Client
 
-	line     []string                                // without the program's name
-	serveMCP func(context.Context, MCPOptions) error // nil in creel itself
+	line []string // without the program's name
+
+	// Of creel's other programs; nil in creel itself.
+	serveMCP   func(context.Context, MCPOptions) error
+	openRemote func(context.Context, PullOptions) (*RemoteImage, error)
 }
 
 func (a *app) client() *client.Client {
@@ -140,6 +143,12 @@ func newRoot(a *app) *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "write the result as JSON")
 	if a.serveMCP != nil {
 		root.AddCommand(mcpCommand(a))
+		return root
+	}
+	if a.openRemote != nil {
+		image := &cobra.Command{Use: "image", Args: args(0, 0), RunE: root.RunE}
+		image.AddCommand(imagePullCommand(a))
+		root.AddCommand(image)
 		return root
 	}
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Sandboxes:"}, &cobra.Group{ID: groupLook, Title: "Looking in:"},

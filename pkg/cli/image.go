@@ -25,7 +25,7 @@ func imageCommand(a *app) *cobra.Command {
 		Use: "image", Short: "Images", Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imageListCommand(a), imageInspectCommand(a),
+	cmd.AddCommand(imageBuildCommand(a), imageImportCommand(a), imagePullCommand(a), imageListCommand(a), imageInspectCommand(a),
 		imageTagCommand(a), imageSaveCommand(a), imageRemoveCommand(a))
 	return cmd
 }
@@ -297,7 +297,10 @@ func (a *app) buildImage(ctx context.Context, opts imagebuild.Options, output st
 		_, err = fmt.Fprintf(a.Out, "%s %s\n", printable(output), res.Digest)
 		return err
 	}
-	img, err := a.buildToDaemon(ctx, opts)
+	img, err := a.importFrom(ctx, opts.Ref, func(ctx context.Context, w io.Writer) error {
+		_, err := imagebuild.Build(ctx, opts, w)
+		return err
+	})
 	p.end()
 	return a.imported(img, err)
 }
@@ -335,10 +338,10 @@ func replaceFile(output string, write func(io.Writer) error) (err error) {
 	return os.Rename(f.Name(), output)
 }
 
-// buildToDaemon streams the archive into an import. The connection is made
-// when the first bytes are there, so ask the daemon first: a minute's work
-// should not end in "connection refused".
-func (a *app) buildToDaemon(ctx context.Context, opts imagebuild.Options) (*api.Image, error) {
+// importFrom streams what write does, an archive, into an import. The
+// connection is made when the first bytes are there, so ask the daemon first:
+// a minute's work should not end in "connection refused".
+func (a *app) importFrom(ctx context.Context, ref string, write func(context.Context, io.Writer) error) (*api.Image, error) {
 	if _, err := a.client().Version(ctx); err != nil {
 		return nil, err
 	}
@@ -348,7 +351,7 @@ func (a *app) buildToDaemon(ctx context.Context, opts imagebuild.Options) (*api.
 	built := make(chan error, 1)
 	ready := make(chan struct{})
 	go func() {
-		_, err := imagebuild.Build(ctx, opts, &signalWriter{w: w, first: ready})
+		err := write(ctx, &signalWriter{w: w, first: ready})
 		built <- err
 		_ = w.CloseWithError(err)
 	}()
@@ -357,7 +360,7 @@ func (a *app) buildToDaemon(ctx context.Context, opts imagebuild.Options) (*api.
 	case err := <-built:
 		return nil, err
 	}
-	img, err := a.client().ImportImage(ctx, opts.Ref, r)
+	img, err := a.client().ImportImage(ctx, ref, r)
 	if err != nil {
 		cancel(err) // nobody reads any more
 	}

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/client"
@@ -57,7 +54,7 @@ removed when the server ends.`,
 		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.serveMCP == nil {
-				return a.execMCP()
+				return a.become("creel-mcp")
 			}
 			return a.mcp(cmd.Context(), &f)
 		},
@@ -85,23 +82,4 @@ func (a *app) mcp(ctx context.Context, f *mcpFlags) error {
 	return a.serveMCP(ctx, MCPOptions{
 		Client: a.client(), Spawn: req, Timeout: f.timeout.D(), Sandboxes: f.sandboxes, Keep: f.keep, All: f.all,
 	})
-}
-
-// execMCP becomes the program that serves. It is a part of creel, so it is
-// looked for where creel is and where creel's parts are installed, and not in
-// PATH.
-func (a *app) execMCP() error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find creel-mcp: %w", err)
-	}
-	beside := filepath.Join(filepath.Dir(self), "creel-mcp")
-	installed := filepath.Join(filepath.Dir(self), "..", "lib", "creel", "bin", "creel-mcp")
-	for _, path := range []string{beside, installed} {
-		err = unix.Exec(path, append([]string{path}, a.line...), os.Environ())
-		if !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return fmt.Errorf("creel-mcp, which serves, is neither %s nor %s; install creel again", beside, installed)
 }

@@ -137,7 +137,11 @@ func (p *progress) show(frame int, took time.Duration) {
 	}
 	p.last = time.Now()
 	if p.terminal {
-		_, _ = fmt.Fprintf(p.out, "\r\x1b[K%c %s (%d s)", spinner[frame%len(spinner)], p.text, int(took.Seconds()))
+		line := []rune(fmt.Sprintf("%c %s (%d s)", spinner[frame%len(spinner)], p.text, int(took.Seconds())))
+		if cols, _ := sizeOr(p.out); len(line) >= int(cols) { // a line that wraps is not taken away
+			line = line[:cols-1]
+		}
+		_, _ = fmt.Fprintf(p.out, "\r\x1b[K%s", string(line))
 		return
 	}
 	_, _ = fmt.Fprintf(p.out, "creel: %s (%d s)\n", p.text, int(took.Seconds()))
@@ -152,6 +156,13 @@ func (p *progress) step(text string) {
 		p.last = time.Now()
 		_, _ = fmt.Fprintf(p.out, "creel: %s\n", p.text)
 	}
+}
+
+// set changes the text, without a line of its own.
+func (p *progress) set(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.text = text
 }
 
 // end takes the line away.

@@ -91,7 +91,7 @@ func usable(uid uint32, kept string) bool {
 // missing is the error for an image that is not there.
 func missing(ref string) error {
 	return api.Errorf(api.CodeNotFound, "image %q is not here", ref).
-		WithHint("get it with \"creel image import FILE\" or make one with \"creel image build\"; \"creel image ls\" lists what is here")
+		WithHint("get it with \"creel image pull REF\" or \"creel image import FILE\", or make one with \"creel image build\"; \"creel image ls\" lists what is here")
 }
 
 // Resolve gives the digest of the manifest that a reference is to a user: the
