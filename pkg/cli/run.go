@@ -24,6 +24,8 @@ type runFlags struct {
 	env         []string
 	envFiles    []string
 	labels      []string
+	pull        string
+	pullFlags
 }
 
 func runCommand(a *app) *cobra.Command {
@@ -37,6 +39,11 @@ In the foreground creel exits with the command's own code; 128+n when signal n
 ended it; 124 timed out; 125 creel itself failed; 126 not executable; 127 not
 found. Ctrl-C goes to the command; the third in a row kills it. Without a
 command the sandbox waits for execs.
+
+An image that is not here and whose name says of which registry it is, such as
+ghcr.io/team/tools:1 or docker.io/library/debian:12, is pulled first, as by
+"creel image pull". --pull never does not, --pull always asks the registry each
+time. A short name, such as base, is never pulled.
 
 When creel itself is killed, the command runs on; creel attach joins it again.
 With --rm, creeld removes the sandbox when the command has ended, whatever
@@ -66,6 +73,8 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	fl.BoolVar(&r.Trace, "trace", false, "show what each step of the launch took")
 	durationVar(fl, &r.Timeout, "timeout", "end the command after this long (exit code 124)")
 	fl.StringVar(&r.Name, "name", "", "name of the sandbox")
+	fl.StringVar(&f.pull, "pull", pullMissing, "pull the image: missing, always or never")
+	f.pullFlags.register(fl)
 	f.registerSandbox(fl)
 }
 
@@ -97,7 +106,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 }
 
 // withFile are the flags that go with -f; the others would say things twice.
-var withFile = map[string]bool{"file": true, "detach": true, "ensure": true, "trace": true, "rm": true, "json": true, "socket": true}
+var withFile = map[string]bool{"file": true, "detach": true, "ensure": true, "trace": true, "rm": true, "json": true, "socket": true, "pull": true, "authfile": true, "tls-verify": true}
 
 // request joins flags, file and arguments, and reports all that is wrong.
 func (f *runFlags) request(a *app, fl *pflag.FlagSet, args []string) (api.SpawnRequest, error) {
@@ -163,6 +172,9 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 	if f.ensure && (!f.detach || req.Name == "") {
 		return &exitError{exitOwn, errors.New("--ensure goes with -d and a name: creel run -d --name NAME --ensure")}
 	}
+	if err := checkPull(f.pull, req.Image); err != nil {
+		return &exitError{exitOwn, err}
+	}
 	// Without a command there is nothing to be in front of.
 	foreground := !f.detach && len(req.Command) > 0
 	if foreground {
@@ -173,7 +185,7 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 	// The daemon could be done with a short command, or drop the start of a
 	// long output, before creel has joined it.
 	req.Attach = foreground
-	res, err := a.spawn(ctx, req, f.ensure)
+	res, err := a.spawnPulling(ctx, f, req)
 	if err != nil {
 		return a.spawnFailed(ctx, req, err)
 	}
@@ -199,6 +211,9 @@ func (a *app) run(ctx context.Context, cmd *cobra.Command, f *runFlags, args []s
 // spawnFailed is creel's own failure, unless it is the command that could not
 // be executed.
 func (a *app) spawnFailed(ctx context.Context, req api.SpawnRequest, err error) error {
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		return ee
+	}
 	var e *api.Error
 	if !errors.As(err, &e) || e.ExitCode == 0 {
 		return &exitError{exitOwn, err}
