@@ -6,6 +6,7 @@
 package kerneltest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -81,7 +82,11 @@ var (
 	Mmdebstrap = program("mmdebstrap")
 	// NodeTS is a Node that runs TypeScript without being told to (22.18).
 	NodeTS = Need{"node-ts", func() error {
-		out, err := exec.Command("node", "--print", "process.features.typescript").Output()
+		node, err := exec.LookPath("node")
+		if err != nil {
+			return err
+		}
+		out, err := exec.CommandContext(context.Background(), node, "--print", "process.features.typescript").Output()
 		if s := strings.TrimSpace(string(out)); err == nil && s != "strip" && s != "transform" {
 			return fmt.Errorf("process.features.typescript is %q", s)
 		}
