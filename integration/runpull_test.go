@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,26 +114,33 @@ func TestPullInterrupted(t *testing.T) {
 	auth, ref := r.authFile(pullSecret), r.host+"/team/tools:1"
 	kept := len(storedBlobs(t, l))
 	for _, tt := range []struct {
-		sig  syscall.Signal
-		code int
-		args []string
+		sig      syscall.Signal
+		code     int
+		terminal bool
+		shows    string
+		args     []string
 	}{
-		{syscall.SIGINT, 1, []string{"image", "pull", "--authfile", auth, ref}},
-		{syscall.SIGTERM, 125, []string{"run", "--rm", "--authfile", auth, "--image", ref, "--", "/bin/true"}},
+		{syscall.SIGINT, 1, true, "[                              ] 0%", []string{"image", "pull", "--authfile", auth, ref}},
+		{syscall.SIGTERM, 125, false, "creel: pulling " + ref + ": 0%", []string{"run", "--rm", "--authfile", auth, "--image", ref, "--", "/bin/true"}},
 	} {
 		cmd := l.Command(nil, tt.args...)
-		var errOut bytes.Buffer
-		cmd.Stderr = &errOut
+		out, in := outputOf(t, tt.terminal)
+		cmd.Stderr = in
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
+		shown := readUntil(t, out, tt.shows)
 		<-r.reached
 		if err := cmd.Process.Signal(tt.sig); err != nil {
 			t.Fatal(err)
 		}
+		rest, _ := io.ReadAll(out) // a terminal that nobody has ends in EIO
 		_ = cmd.Wait()
-		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(errOut.String(), "interrupted") {
-			t.Errorf("%q: exit %d, want %d: %s", tt.args, code, tt.code, &errOut)
+		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(string(rest), "interrupted") {
+			t.Errorf("%q: exit %d, want %d: %q", tt.args, code, tt.code, shown+string(rest))
 		}
 		l.Eventually("nothing of it is left", 20*time.Second, func() error {
 			if n := len(storedBlobs(t, l)); n != kept {
@@ -150,4 +158,32 @@ func TestPullInterrupted(t *testing.T) {
 			t.Errorf("%q: there is an image: %v", tt.args, err)
 		}
 	}
+}
+
+// outputOf is what a program writes on a terminal, or to a pipe.
+func outputOf(t *testing.T, onTerminal bool) (out, in *os.File) {
+	t.Helper()
+	if onTerminal {
+		return terminal(t)
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = out.Close() })
+	return out, in
+}
+
+// readUntil reads until a text has come.
+func readUntil(t *testing.T, r io.Reader, want string) string {
+	t.Helper()
+	var got strings.Builder
+	for b := make([]byte, 4096); !strings.Contains(got.String(), want); {
+		n, err := r.Read(b)
+		got.Write(b[:n])
+		if err != nil {
+			t.Fatalf("%v, after %q; want %q", err, got.String(), want)
+		}
+	}
+	return got.String()
 }

@@ -75,7 +75,15 @@ func short(err error) string {
 	if before, _, ok := strings.Cut(text, "no token in bearer response"); ok {
 		return before + "its token server gave no token"
 	}
-	text = strings.Join(strings.Fields(text), " ")
+	words := strings.Fields(text)
+	for i, w := range words {
+		// An address that a registry redirects to is often signed, and then
+		// gives the blob to whoever has it.
+		if before, _, query := strings.Cut(w, "?"); query && strings.Contains(before, "://") {
+			words[i] = before + "?…"
+		}
+	}
+	text = strings.Join(words, " ")
 	if len(text) > most {
 		text = fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:most], ""), len(text))
 	}

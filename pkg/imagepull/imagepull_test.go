@@ -371,7 +371,7 @@ func TestLeadAstray(t *testing.T) {
 		code       api.Code
 		want       string
 	}{
-		{"plain HTTP elsewhere", path, to("http://registry.invalid/"), api.CodeUnavailable, "plain HTTP"},
+		{"plain HTTP elsewhere", path, to("http://registry.invalid/?X-Signature=very-secret"), api.CodeUnavailable, "plain HTTP"},
 		{"plain HTTP below localhost", path, to("http://x.localhost/"), api.CodeUnavailable, "plain HTTP"},
 		{"a cloud's metadata", path, to("http://169.254.169.254/latest"), api.CodeUnavailable, "denied"},
 		{"a file", path, to("file:///etc/passwd"), api.CodeUnavailable, "plain HTTP"},
@@ -389,6 +389,9 @@ func TestLeadAstray(t *testing.T) {
 			_, err := f.open(t, "")
 			if err == nil || api.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 900 {
 				t.Errorf("%s: %v; want %s with %q", api.CodeOf(err), err, tt.code, tt.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "very-secret") {
+				t.Errorf("a signed address is told: %v", err)
 			}
 		})
 	}
