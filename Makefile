@@ -129,11 +129,23 @@ $(IMAGE): $(filter-out %_test.go,$(wildcard pkg/imagebuild/*.go)) | deps-image b
 	@bin/creel image build --output $@.new base
 	@mv -f $@.new $@
 
+# An image with package managers, for the tests of the profile "build". apt,
+# npm and cargo are in no image that creel makes by itself.
+PACKAGES := .cache/images/packages.oci.tar
+
+.PHONY: image-packages
+image-packages: $(PACKAGES) ## Make the image with apt, npm and cargo that a test needs
+
+$(PACKAGES): $(IMAGE) | bin/creel
+	@echo "building an image with package managers (some minutes the first time, 1 GB)"
+	@bin/creel image build --output $@.new --ref packages --package apt --package npm --package cargo base
+	@mv -f $@.new $@
+
 ##@ Test
 
 # What the machine of "make test" promises: a test that needs one of these and
 # does not find it fails instead of skipping.
-PROMISED := root,idmap,bin,base-image,landlock,curl,go,python3
+PROMISED := root,idmap,bin,base-image,packages-image,landlock,curl,go,python3
 
 UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 
@@ -141,7 +153,7 @@ UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 test: ## All that CI runs, in order, with the time of each stage (as root)
 	@test "$$(id -u)" = 0 || { echo "make test: must run as root; make test-unit does not" >&2; exit 1; }
 	@CREEL_TEST_REQUIRE=$${CREEL_TEST_REQUIRE-$(PROMISED)} hack/stages.sh $(MAKE) \
-		deps! deps-test! tools! build! cross lint image! test-bare test-unit test-race test-fuzz-seeds test-integration test-caller test-vm
+		deps! deps-test! tools! build! cross lint image! image-packages! test-bare test-unit test-race test-fuzz-seeds test-integration test-caller test-vm
 
 .PHONY: test-unit
 test-unit: ## Unit and golden tests, no cgo; any user
@@ -165,7 +177,7 @@ fuzz: ## Fuzz each target for FUZZTIME (60s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: test-integration
-test-integration: deps-test tools build build-failpoint image ## Tests against a real containerd; T=Name runs one (as root)
+test-integration: deps-test tools build build-failpoint image image-packages ## Tests against a real containerd; T=Name runs one (as root)
 	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') $$($(GO) list ./integration/... | grep -v /hostile-caller)
 
 .PHONY: test-caller

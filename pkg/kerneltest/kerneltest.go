@@ -107,6 +107,14 @@ var (
 		}
 		return nil
 	}}
+	// PackagesImage is an image with package managers, that "make
+	// image-packages" builds.
+	PackagesImage = Need{"packages-image", func() error {
+		if err := exists(PackagesImagePath()); err != nil {
+			return fmt.Errorf("%w; run \"make image-packages\"", err)
+		}
+		return nil
+	}}
 )
 
 // BinDir is bin/ of this checkout, or CREEL_BIN.
@@ -123,6 +131,15 @@ func BaseImagePath() string {
 		return p
 	}
 	return filepath.Join(repo(), ".cache", "images", "base.oci.tar")
+}
+
+// PackagesImagePath is the OCI archive of the image with package managers, or
+// CREEL_PACKAGES_IMAGE.
+func PackagesImagePath() string {
+	if p := os.Getenv("CREEL_PACKAGES_IMAGE"); p != "" {
+		return p
+	}
+	return filepath.Join(repo(), ".cache", "images", "packages.oci.tar")
 }
 
 // BusyboxPath is a static busybox: Debian's, or CREEL_TEST_BUSYBOX.
