@@ -36,23 +36,31 @@ type Disk struct {
 	Reserve int64 `json:"reserve"`
 }
 
-// Diff is what a sandbox changed in its root since it started.
+// Diff is what a sandbox changed in its root since it started, and what was
+// changed meanwhile in the volumes and directories that it can write.
 type Diff struct {
 	// Rootfs is "readonly", where nothing can change, or "ephemeral".
 	Rootfs  string   `json:"rootfs"`
 	Changes []Change `json:"changes"`
 	// Truncated says that there is more than is listed.
 	Truncated bool `json:"truncated"`
+	// ByTime are the mounted volumes and directories of which is listed what
+	// was made or changed since the start, by whomever. What was removed there
+	// is not; the directory that it was in is.
+	ByTime []string `json:"by_time,omitempty"`
 	// NotCompared are the places where it could write and of which nothing is
-	// known from before: mounted directories and tmpfs.
+	// listed: tmpfs, and mounts when an older creeld launched it.
 	NotCompared []string `json:"not_compared"`
 }
 
-// Change is one path that is not as in the image. The sandbox made the name:
-// it may hold any character, and what is not UTF-8 is U+FFFD.
+// Change is one path that is not as in the image or, in a mount, not as at the
+// start. The sandbox made the name: it may hold any character, and what is not
+// UTF-8 is U+FFFD.
 type Change struct {
 	Kind string `json:"kind"` // A added, C changed, D deleted
 	Path string `json:"path"`
+	// Mount is the target of the mount that it is in, empty in the root.
+	Mount string `json:"mount,omitempty"`
 	// Type is file, dir, symlink or other; empty of what is deleted.
 	Type string `json:"type,omitempty"`
 	Mode uint32 `json:"mode,omitempty"` // permission bits

@@ -44,12 +44,15 @@ func diffCommand(a *app) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "diff SANDBOX",
-		Short: "Show what a sandbox changed in its root: A added, C changed, D deleted",
+		Short: "Show what a sandbox changed: A added, C changed, D deleted",
 		Long: `Show what a sandbox that has not ended changed in its root file system,
 compared with its image: A added, C changed, D deleted.
 
-Mounted directories and tmpfs are not compared, because nothing is known of
-them from before; they are named on standard error.`,
+Of volumes and directories that it can write, show what is new (A) or was
+changed (C) since it started, by the file system's own times. That is whoever
+did it, also outside. What was removed is not shown; the directory that it was
+in is, as changed. These mounts, and the places of which nothing is shown, are
+named on standard error.`,
 		Args: args(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := a.client().Diff(cmd.Context(), args[0], limit)
@@ -74,6 +77,9 @@ func (a *app) writeDiff(d *api.Diff) error {
 	}
 	if d.Truncated {
 		a.say("there are more")
+	}
+	if len(d.ByTime) > 0 {
+		a.say("by time, whoever did it, and without what was removed: %s", strings.Join(d.ByTime, ", "))
 	}
 	if len(d.NotCompared) > 0 {
 		a.say("not compared: %s", strings.Join(d.NotCompared, ", "))

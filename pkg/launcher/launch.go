@@ -24,6 +24,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/recent"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -352,7 +353,10 @@ func takeHost(ctx context.Context, pidfd *os.File) (host *agentinit.Host, err er
 	return host, cerr
 }
 
-func (s *launch) goAhead(ctx context.Context) error { return s.sb.host.Go(ctx) }
+func (s *launch) goAhead(ctx context.Context) error {
+	s.sb.amend(func(r *store.Record) { r.Go = recent.Now() })
+	return s.sb.host.Go(ctx)
+}
 
 // main starts the main command as the first exec.
 func (s *launch) main(ctx context.Context) error {

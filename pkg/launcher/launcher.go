@@ -11,6 +11,7 @@
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift
+//	layer.go      what a sandbox changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
 //	ensure.go     those that give the same sandbox when they come again

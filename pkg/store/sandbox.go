@@ -63,6 +63,10 @@ type Record struct {
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`
 
+	// Go is just before the agent's first instruction, by the clock that file
+	// systems stamp with. Records of older daemons have none.
+	Go time.Time `json:"go,omitzero"`
+
 	// Mounts are the staged mounts, in the order they were made.
 	Mounts []Mount `json:"mounts,omitempty"`
 
