@@ -19,6 +19,9 @@ import (
 	"github.com/creel-sandbox/creel/pkg/recent"
 )
 
+// The mounts that tests make go with their namespace.
+func TestMain(m *testing.M) { kerneltest.InMountNamespace(m) }
+
 // tree makes a directory with files in it, and returns it with a moment after
 // all of them.
 func tree(t *testing.T, names ...string) (string, time.Time) {

@@ -33,8 +33,11 @@ func (k *Keeper) Home(ctx context.Context, c peer.Cred, agent string, size api.S
 		return err // most often nil
 	}
 	_, err = k.create(ctx, c, api.VolumeRequest{Name: name, Agent: agent, Size: size})
-	if api.CodeOf(err) == api.CodeConflict {
-		return nil // another launch was first
+	if err == nil {
+		return nil
+	}
+	if _, there := k.Store.Volume(c.UID, name); there == nil {
+		return nil // another launch was first, and may have taken the last place
 	}
 	return err
 }
