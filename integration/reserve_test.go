@@ -18,7 +18,7 @@ import (
 // TestDiskReserve: below the reserve those who write are paused, and nobody
 // else; everything that ends and removes works; with room they go on.
 func TestDiskReserve(t *testing.T) {
-	l := lab.New(t, lab.Options{StateMiB: 400, Config: "[disk]\nreserve = \"150M\"\n"})
+	l := lab.New(t, lab.Options{StateMiB: 480, Config: "[disk]\nreserve = \"150M\"\n"})
 	if err := os.Chmod(l.Socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +36,13 @@ func TestDiskReserve(t *testing.T) {
 	}
 	// Without a root to write to, its output is what grows.
 	writers["talker"] = l.Spawn(api.SpawnRequest{Name: "talker", Command: []string{"/bin/sh", "-c", "while :; do seq 10000; usleep 100000; done"}})
+	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "work", Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	writers["keeper"] = l.Spawn(api.SpawnRequest{
+		Name: "keeper", Command: []string{"/bin/sh", "-c", strings.ReplaceAll(fill, "$HOME", "/work")}, Mounts: []api.Mount{{Volume: "work", Target: "/work"}},
+	})
+	l.Spawn(api.SpawnRequest{Name: "reader", Agent: "other", Mounts: []api.Mount{{Volume: "work", Target: "/work", ReadOnly: true}}})
 	quiet := spawn("quiet", `while :; do dd if=/dev/zero of=$HOME/f bs=4k count=1 conv=notrunc,fsync 2>/dev/null; cat /etc/passwd >/dev/null; usleep 100000; done`)
 
 	state := func(id string, want api.State, why api.Reason) {
@@ -60,7 +67,7 @@ func TestDiskReserve(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Disk.Reserve != 150<<20 || d.Disk.Free < d.Disk.Reserve || d.Disk.Total > 400<<20 {
+		if d.Disk.Reserve != 150<<20 || d.Disk.Free < d.Disk.Reserve || d.Disk.Total > 480<<20 {
 			t.Fatalf("disk: %+v", d.Disk)
 		}
 		if err := unix.Fallocate(int(f.Fd()), 0, 0, d.Disk.Free-140<<20); err != nil {
@@ -75,6 +82,7 @@ func TestDiskReserve(t *testing.T) {
 		state(sb.ID, api.StatePaused, api.ReasonDisk)
 	}
 	state(quiet.ID, api.StateRunning, "")
+	state("reader", api.StateRunning, "")
 	if out, res := l.Sh(quiet.ID, "echo alive"); out != "alive\n" {
 		t.Errorf("who does not grow: %q, %+v", out, res)
 	}

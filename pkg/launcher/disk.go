@@ -339,14 +339,24 @@ func (sb *sandbox) mayBePaused() bool {
 }
 
 // onDisk is what a sandbox has written in creel's own directories: what it
-// writes to a mounted directory is its caller's disk, whichever that is.
+// writes to a mounted directory is its caller's disk, whichever that is. What
+// several sandboxes can write together, a volume, is of each.
 func (sb *sandbox) onDisk() (int64, error) {
 	layer, err := sb.l.layers.Usage(sb.id)
 	if err != nil {
 		return 0, err
 	}
 	log, err := logs.Usage(sb.l.logDir(sb.id))
-	return layer + log, err
+	sum := layer + log
+	for _, u := range sb.fixed.Volumes {
+		if u.ReadOnly || err != nil {
+			continue
+		}
+		var n api.Size
+		n, err = sb.l.volumes.Files.Used(u.ID)
+		sum += int64(n)
+	}
+	return sum, err
 }
 
 func (l *Launcher) resumeWriters(ctx context.Context) {

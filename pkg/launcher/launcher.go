@@ -3,7 +3,6 @@
 //
 //	launch.go     request -> proven, running sandbox
 //	mounts.go     the caller's directories and volumes, and who may write them
-//	grants.go     what the operator lets several agents write
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
