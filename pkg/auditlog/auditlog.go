@@ -134,6 +134,8 @@ func (a *action) end(err error) {
 	e.Kind, e.Time = audit.Outcome, time.Now()
 	if a.begun {
 		e.Asked, e.Command = nil, nil
+	} else {
+		shorten(&e)
 	}
 	if e.Result == nil {
 		e.Result = &audit.Result{}
@@ -146,6 +148,21 @@ func (a *action) end(err error) {
 		}
 	}
 	a.r.log.Later(e)
+}
+
+// maxRefused is how much of each thing that was asked is recorded of a request
+// that is refused: who sends nothing else must not push others' records out.
+const maxRefused = 100
+
+func shorten(e *audit.Entry) {
+	short := make(map[string]string, len(e.Asked))
+	for k, v := range e.Asked {
+		short[k] = v[:min(len(v), maxRefused)]
+	}
+	e.Asked = short
+	if len(e.Command) > 1 {
+		e.Command = e.Command[:1]
+	}
 }
 
 // done is end where there is nothing more to say.
