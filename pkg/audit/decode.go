@@ -137,7 +137,7 @@ func scan(line []byte) (o outline, ok bool) {
 	if rest, ok = bytes.CutPrefix(rest, []byte(`","prev":"`)); !ok || len(rest) < 64 {
 		return o, false
 	}
-	if o.prev, ok = parseHash(string(rest[:64])); !ok {
+	if o.prev, ok = parseHash(rest[:64]); !ok {
 		return o, false
 	}
 	if rest, ok = bytes.CutPrefix(rest[64:], []byte(`","kind":"`)); !ok {

@@ -3,7 +3,6 @@ package audit
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -246,10 +245,27 @@ func (e Entry) bounded(now time.Time) Entry {
 }
 
 // parseHash takes lower case only: one hash, one form.
-func parseHash(s string) (h Hash, ok bool) {
-	if len(s) != 2*len(h) || strings.ToLower(s) != s {
+func parseHash[T string | []byte](s T) (h Hash, ok bool) {
+	if len(s) != 2*len(h) {
 		return h, false
 	}
-	_, err := hex.Decode(h[:], []byte(s))
-	return h, err == nil
+	for i := range h {
+		hi, lo := nibble(s[2*i]), nibble(s[2*i+1])
+		if hi > 15 || lo > 15 {
+			return Hash{}, false
+		}
+		h[i] = hi<<4 | lo
+	}
+	return h, true
+}
+
+// nibble is a hexadecimal digit's value, 255 of anything else.
+func nibble(c byte) byte {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0'
+	case c >= 'a' && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 255
 }

@@ -192,13 +192,14 @@ type verifier struct {
 	seq   uint64 // of the last record
 	hash  Hash   // of its line
 	where Finding
-	sure  bool // seq and hash are of a good line
-	first Hash // what the first record says of the one before
+	sure  bool   // seq and hash are of a good line
+	first Hash   // what the first record says of the one before
+	until []byte // the last record's time
 
-	head    mark   // the last one, its signature not looked at yet
-	headKey string // the key that it names
-	badRuns []mark // heads whose signature is not good
-	after   int    // records since the last head
+	head    mark      // the last one, its signature not looked at yet
+	headKey string    // the key that it names
+	badRuns []Finding // heads whose signature is not good
+	after   int       // records since the last head
 }
 
 func (v *verifier) anchor(line []byte) error {
@@ -255,9 +256,8 @@ func (v *verifier) record(line []byte, off int64, whole bool) error {
 	v.seq, v.hash, v.where, v.sure = o.seq, hashOf(line), at, true
 	v.r.Records++
 	v.r.Last = o.seq
-	t, _ := time.Parse(timeLayout, string(o.time))
-	if v.r.Until = t; v.r.Since.IsZero() {
-		v.r.Since = t
+	if v.until = append(v.until[:0], o.time...); v.r.Records == 1 {
+		v.r.Since, _ = time.Parse(timeLayout, string(o.time))
 	}
 	v.after++
 	if a, ok := v.anchors[o.seq]; ok {
@@ -307,7 +307,10 @@ func (v *verifier) own(at Finding, o outline, line []byte) error {
 	switch o.kind {
 	case Intent, Outcome, Fact:
 		return nil
-	case Begin, Head, Drop, Seal:
+	case Head:
+		v.newest(at, line)
+		return nil
+	case Begin, Drop, Seal:
 	}
 	r, err := Parse(line)
 	if err != nil {
@@ -321,15 +324,23 @@ func (v *verifier) own(at Finding, o outline, line []byte) error {
 		v.drops[r.Drop.Last] = *r.Drop
 	case o.kind == Seal && r.Seal != nil:
 		v.seal(at, *r.Seal)
-	case o.kind == Head:
-		// The newest head of a key is under all that came before it; so is
-		// an older one's signature, which need not be looked at.
-		if v.headKey != "" && r.Key != v.headKey {
-			v.judge()
-		}
-		v.head, v.headKey, v.after = mark{at, slices.Clone(line)}, r.Key, 0
 	}
 	return nil
+}
+
+// newest takes a head. Only the last of each key is looked at: it is of all
+// that came before it, and so are older ones' signatures.
+func (v *verifier) newest(at Finding, line []byte) {
+	_, rest, ok := bytes.Cut(line, []byte(`,"key":"`))
+	key, _, quoted := bytes.Cut(rest, []byte(`"`))
+	if !ok || !quoted || len(key) == 0 {
+		v.find(at, "head %d names no key", at.Seq)
+		return
+	}
+	if v.headKey != "" && string(key) != v.headKey {
+		v.judge()
+	}
+	v.head, v.headKey, v.after = mark{at, append(v.head.text[:0], line...)}, string(key), 0
 }
 
 func (v *verifier) seal(at Finding, s SealInfo) {
@@ -345,10 +356,12 @@ func (v *verifier) judge() {
 	key, known, good := checkHead(v.head.text, v.keys)
 	switch {
 	case v.headKey == "":
+	case key == "":
+		v.find(v.head.Finding, "record %d is no head as creeld writes it", v.head.Seq)
 	case !known:
 		v.find(v.head.Finding, "record %d is signed by key %s, which was not given", v.head.Seq, key)
 	case !good:
-		v.badRuns = append(v.badRuns, v.head)
+		v.badRuns = append(v.badRuns, v.head.Finding)
 	default:
 		v.r.SignedThrough = v.head.Seq
 	}
@@ -356,6 +369,7 @@ func (v *verifier) judge() {
 
 // end looks at what is seen only when all is read.
 func (v *verifier) end() {
+	v.r.Until, _ = time.Parse(timeLayout, string(v.until))
 	v.judge()
 	switch {
 	case v.r.Records == 0:

@@ -117,8 +117,8 @@ func (s *launch) reserve(ctx context.Context) error {
 	began := time.Now()
 	s.l.imageMu.RLock()
 	defer s.l.imageMu.RUnlock()
-	// Neither has an effect on the other's account: an intent of what then
-	// turns out not to be possible is followed by an outcome that says so.
+	// Looking up the image has no effect, so the intent is committed meanwhile.
+	// If the image is not there, an outcome says so.
 	recorded := make(chan error, 1)
 	go func() { recorded <- s.l.Spawning(ctx, s.caller, s.id, s.Admitted) }()
 	digest, err := s.l.Runtime.Resolve(ctx, s.caller.UID, s.Request.Image)
