@@ -21,11 +21,13 @@ func TestMain(m *testing.M) { kerneltest.InMountNamespace(m) }
 // smallDisks are file systems of a few MiB.
 var smallDisks = map[string]func(t *testing.T, at string){
 	"tmpfs": func(t *testing.T, at string) {
+		t.Helper()
 		if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=4m"); err != nil {
 			t.Fatal(err)
 		}
 	},
 	"ext4": func(t *testing.T, at string) {
+		t.Helper()
 		image := filepath.Join(t.TempDir(), "image")
 		if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +30,7 @@ func (l *Log) Read(ctx context.Context, r Range, fn func(line []byte) error) err
 	at := r.After
 	for {
 		l.mu.Lock()
-		firsts, length, changed := append([]uint64(nil), l.firsts...), l.length, l.changed
+		firsts, length, changed := slices.Clone(l.firsts), l.length, l.changed
 		closed := l.closed
 		l.mu.Unlock()
 		for i, first := range firsts {

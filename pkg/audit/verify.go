@@ -156,8 +156,8 @@ func Verify(sources []Source, keys []Public, anchors ...[]byte) (*Report, error)
 			return nil, err
 		}
 	}
-	for i, s := range sources {
-		v.file, v.line, v.lastFile = s.Name, 0, i == len(sources)-1
+	for _, s := range sources {
+		v.file, v.line = s.Name, 0
 		v.r.Files++
 		if err := readLines(io.NewSectionReader(s, 0, s.Size), v.record); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Name, err)
@@ -181,13 +181,12 @@ type mark struct {
 }
 
 type verifier struct {
-	r        Report
-	keys     map[string]Public
-	anchors  map[uint64][]byte
-	drops    map[uint64]DropInfo // by the last record dropped
-	file     string
-	line     int
-	lastFile bool
+	r       Report
+	keys    map[string]Public
+	anchors map[uint64][]byte
+	drops   map[uint64]DropInfo // by the last record dropped
+	file    string
+	line    int
 
 	seq   uint64 // of the last record
 	hash  Hash   // of its line
@@ -268,7 +267,8 @@ func (v *verifier) record(line []byte, off int64, whole bool) error {
 		}
 		delete(v.anchors, o.seq)
 	}
-	return v.own(at, o, line)
+	v.own(at, o, line)
+	return nil
 }
 
 // chain holds a record against the one before.
@@ -303,19 +303,19 @@ func span(from, to uint64) string {
 }
 
 // own looks at the log's own records.
-func (v *verifier) own(at Finding, o outline, line []byte) error {
+func (v *verifier) own(at Finding, o outline, line []byte) {
 	switch o.kind {
 	case Intent, Outcome, Fact:
-		return nil
+		return
 	case Head:
 		v.newest(at, line)
-		return nil
+		return
 	case Begin, Drop, Seal:
 	}
 	r, err := Parse(line)
 	if err != nil {
 		v.find(at, "record %d: %v", o.seq, err)
-		return nil
+		return
 	}
 	switch {
 	case o.kind == Begin && o.seq != 1:
@@ -325,7 +325,6 @@ func (v *verifier) own(at Finding, o outline, line []byte) error {
 	case o.kind == Seal && r.Seal != nil:
 		v.seal(at, *r.Seal)
 	}
-	return nil
 }
 
 // newest takes a head. Only the last of each key is looked at: it is of all

@@ -84,23 +84,32 @@ func (session) ID() string { return "e1" }
 func (b *box) Exec(context.Context, peer.Cred, string, api.ExecRequest) (server.Session, error) {
 	return session{}, b.done("exec")
 }
+
 func (b *box) Attach(context.Context, peer.Cred, string, server.AttachOptions) (server.Session, error) {
 	return session{}, b.done("attach")
 }
+
 func (b *box) Stop(context.Context, peer.Cred, string, time.Duration) (*api.WaitResult, error) {
 	return &api.WaitResult{}, b.done("stop")
 }
+
 func (b *box) Kill(context.Context, peer.Cred, string, syscall.Signal) error { return b.done("kill") }
-func (b *box) Pause(context.Context, peer.Cred, string) error                { return b.done("pause") }
-func (b *box) Resume(context.Context, peer.Cred, string) error               { return b.done("resume") }
-func (b *box) Remove(context.Context, peer.Cred, string, bool) error         { return b.done("remove") }
+
+func (b *box) Pause(context.Context, peer.Cred, string) error { return b.done("pause") }
+
+func (b *box) Resume(context.Context, peer.Cred, string) error { return b.done("resume") }
+
+func (b *box) Remove(context.Context, peer.Cred, string, bool) error { return b.done("remove") }
+
 func (b *box) ReadFile(context.Context, peer.Cred, string, string) (api.FileInfo, io.ReadCloser, error) {
 	return api.FileInfo{}, io.NopCloser(strings.NewReader("12345")), b.done("read")
 }
+
 func (b *box) WriteFile(_ context.Context, _ peer.Cred, _, _ string, _ uint32, r io.Reader) error {
 	_, err := io.Copy(io.Discard, r)
 	return errors.Join(err, b.done("write"))
 }
+
 func (b *box) ImportImage(_ context.Context, _ peer.Cred, _ string, r io.Reader) (*api.Image, error) {
 	_, err := io.Copy(io.Discard, r)
 	return &api.Image{Ref: "x", Digest: "sha256:bb"}, errors.Join(err, b.done("import"))

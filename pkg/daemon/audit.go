@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/coreos/go-systemd/v22/journal"
@@ -31,10 +32,10 @@ func (d *daemon) audit(ctx context.Context) error {
 		Dir: dir, Key: d.key, Public: d.key.Public(), MaxFile: int64(c.FileSize), Keep: c.Keep, OnHead: heads.put,
 		OnDown: func(err error) {
 			if err != nil {
-				d.log.Error("the audit log is down: no new work is taken", slog.Any("error", err)) //nolint:sloglint // of no request
+				d.log.ErrorContext(ctx, "the audit log is down: no new work is taken", slog.Any("error", err))
 				return
 			}
-			d.log.Info("the audit log is up") //nolint:sloglint // of no request
+			d.log.InfoContext(ctx, "the audit log is up")
 		},
 	})
 	if err != nil {
@@ -104,7 +105,7 @@ func newHeads(log *slog.Logger) *heads {
 					continue
 				}
 			}
-			log.Info("audit head", slog.String("line", string(line))) //nolint:sloglint // of no request
+			log.Info("audit head", slog.String("line", string(line)))
 		}
 	}()
 	return h
@@ -113,7 +114,7 @@ func newHeads(log *slog.Logger) *heads {
 // put does not wait.
 func (h *heads) put(line []byte) {
 	select {
-	case h.lines <- append([]byte(nil), line...):
+	case h.lines <- slices.Clone(line):
 	default:
 	}
 }
