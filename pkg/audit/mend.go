@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -164,8 +165,7 @@ func (l *Log) examine(path string, first uint64) (ending, error) {
 	}
 	keys := map[string]Public{l.o.Public.ID(): l.o.Public}
 	var e ending
-	for i := len(heads) - 1; i >= 0; i-- {
-		h := heads[i]
+	for _, h := range slices.Backward(heads) {
 		line := make([]byte, h.end-h.off-1)
 		if _, err := f.ReadAt(line, h.off); err != nil {
 			return ending{}, err

@@ -69,7 +69,7 @@ func found(r *audit.Report, seq int) bool {
 func TestEveryRecord(t *testing.T) {
 	all, anchor := sample(t, 8)
 	n := len(all)
-	with := func(i int, fn func(c [][]byte) [][]byte) [][]byte {
+	with := func(fn func(c [][]byte) [][]byte) [][]byte {
 		c := make([][]byte, 0, n+1)
 		for _, l := range all {
 			c = append(c, bytes.Clone(l))
@@ -90,7 +90,7 @@ func TestEveryRecord(t *testing.T) {
 		}
 		for name, fn := range ops {
 			want := seq
-			r := check(t, with(i, fn))
+			r := check(t, with(fn))
 			if name == "removed" && seq == n {
 				// Just behind a record that is no head: a cut within a commit.
 				want = seq - 1

@@ -296,7 +296,7 @@ func (d *daemon) state(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.store.Close)
-	made := false
+	var made bool
 	if d.key, made, err = boxkey.Load(filepath.Join(d.cfg.StateDir, keyFile)); err != nil {
 		return err
 	}

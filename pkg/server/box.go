@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -135,7 +136,7 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, c Caller) erro
 		}
 	}
 	err := s.svc.AuditLog(ctx, c, opts, func(line []byte) error {
-		_, err := out.Write(append(line[:len(line):len(line)], '\n'))
+		_, err := out.Write(append(slices.Clip(line), '\n'))
 		return err
 	})
 	switch {
