@@ -162,6 +162,7 @@ const (
 	ReasonTimeout Reason = "timeout" // the command's own --timeout
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked
+	ReasonRevoked Reason = "revoked" // its agent was
 	ReasonDisk    Reason = "disk"    // paused: it went on writing while the disk was nearly full
 )
 
@@ -170,6 +171,7 @@ type Sandbox struct {
 	ID          string `json:"id"` // 20 of [a-z2-7]
 	Name        string `json:"name"`
 	Agent       string `json:"agent"`
+	AgentID     string `json:"agent_id,omitempty"` // see Agent
 	Profile     string `json:"profile"`
 	Image       string `json:"image"`
 	ImageDigest string `json:"image_digest"`

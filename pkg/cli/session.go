@@ -168,6 +168,7 @@ var reasons = map[api.Reason]string{
 	api.ReasonTimeout: "ended: timed out (--timeout)",
 	api.ReasonStopped: "ended: the sandbox was stopped",
 	api.ReasonKilled:  "ended: killed",
+	api.ReasonRevoked: "ended: its agent was revoked",
 	api.ReasonLost:    "ended: the daemon lost its client",
 	api.ReasonDied:    "ended: the sandbox's first process died unasked",
 }

@@ -40,7 +40,7 @@ func DefaultCaller() Caller {
 	return Caller{
 		Match: "socket_group", Profiles: []string{"default", "strict"}, Images: []string{"box", "own"},
 		Mounts: []string{"own", "*:ro"}, Runtimes: []string{"crun", "runc"},
-		Sandboxes: 32, Memory: 16 << 30, CPUs: 64, Pids: 16384, Disk: 32 << 30,
+		Sandboxes: 32, Memory: 64 << 30, CPUs: 64, Pids: 16384, Disk: 32 << 30,
 		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128,
 	}
 }

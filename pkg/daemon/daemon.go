@@ -18,6 +18,7 @@ import (
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/auditlog"
 	"github.com/creel-sandbox/creel/pkg/boxkey"
@@ -322,10 +323,14 @@ func (d *daemon) state(ctx context.Context) (err error) {
 // sandboxes takes over what the last daemon left, before anybody may ask.
 func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	m, keep := d.cfg.Limits.Max, d.cfg.Retention
+	known, err := d.store.Agents()
+	if err != nil {
+		return err
+	}
 	d.launcher, err = launcher.New(launcher.Options{
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
-		Policy: d.policy, Callers: d.callers, Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
+		Policy: d.policy, Callers: d.callers, Agents: agents.New(known), Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
 		Totals: launcher.Totals{
 			VolumesPerUser: m.VolumesPerUser, VolumeBytesPerUser: m.VolumeBytesPerUser,
 		},

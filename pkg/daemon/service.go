@@ -96,6 +96,16 @@ func (s *service) RemoveImage(ctx context.Context, c peer.Cred, ref string) erro
 	return s.rt.RemoveImage(ctx, s.owner(c), ref)
 }
 
+// Agents are the caller's, an operator's everybody's.
+func (s *service) Agents(_ context.Context, c peer.Cred) ([]api.Agent, error) {
+	return s.ListAgents(c), nil
+}
+
+// Agent is one of them.
+func (s *service) Agent(_ context.Context, c peer.Cred, ref string) (*api.Agent, error) {
+	return s.FindAgent(c, ref)
+}
+
 // Profiles are the daemon's.
 func (s *service) Profiles(context.Context, peer.Cred) ([]api.Profile, error) {
 	out := []api.Profile{}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/events"
@@ -35,7 +36,7 @@ func keeper(t *testing.T, caps retention.Caps) *Launcher {
 		t.Fatal(err)
 	}
 	return &Launcher{
-		Options: Options{Callers: policy.NewRules(everybody), StateDir: dir, Store: s, Bus: bus, Log: log, Retention: caps}, log: log,
+		Options: Options{Callers: policy.NewRules(everybody), Agents: agents.New(nil), StateDir: dir, Store: s, Bus: bus, Log: log, Retention: caps}, log: log,
 		sandboxes: map[string]*sandbox{},
 	}
 }

@@ -169,6 +169,10 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 			s.l.tally.Drop(s.id)
 		}
 	}()
+	agent, forget, err := s.l.useAgentLocked(s.caller, s.Request)
+	if err != nil {
+		return err
+	}
 	first, err := s.l.IDs.Take()
 	if err != nil {
 		return api.Errorf(api.CodeExhausted, "%w", err)
@@ -181,7 +185,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		BootID:      bootID(),
 		Volumes:     volumes,
 		Sandbox: api.Sandbox{
-			ID: s.id, Name: r.Name, Agent: r.Agent, Profile: r.Profile,
+			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Profile: r.Profile,
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
@@ -193,9 +197,20 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if rec.Sandbox.Name == "" {
 		rec.Sandbox.Name = r.Agent + "-" + s.id[:6]
 	}
-	if err := s.l.Store.PutSandbox(rec); err != nil {
+	err = s.l.Store.Update(func(t *store.Tx) error {
+		err := errors.Join(t.PutSandbox(rec), t.PutAgent(agent))
+		if forget != nil {
+			err = errors.Join(err, t.DeleteAgent(forget.Caller.UID, forget.Name))
+		}
+		return err
+	})
+	if err != nil {
 		s.l.IDs.Release(first)
 		return err
+	}
+	s.l.Agents.Put(agent)
+	if forget != nil {
+		s.l.Agents.Drop(forget.Caller.UID, forget.Name)
 	}
 	s.sb = s.l.newSandbox(rec)
 	s.l.sandboxes[s.id] = s.sb
@@ -354,6 +369,9 @@ func takeHost(ctx context.Context, pidfd *os.File) (host *agentinit.Host, err er
 }
 
 func (s *launch) goAhead(ctx context.Context) error {
+	if err := s.sb.mayRun(); err != nil {
+		return err // revoked meanwhile
+	}
 	s.sb.amend(func(r *store.Record) { r.Go = recent.Now() })
 	return s.sb.host.Go(ctx)
 }

@@ -9,7 +9,8 @@
 //	session.go    their clients, and what is remembered of them
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
-//	watch.go      deadlines, idleness, output rates, drift
+//	watch.go      deadlines, idleness, output rates, drift, limits that were hit
+//	agents.go     whom sandboxes belong to
 //	layer.go      what a sandbox changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
@@ -37,6 +38,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/events"
@@ -101,6 +103,8 @@ type Options struct {
 	Policy   admission.Policy
 	// Callers are whom the daemon serves, and what each may have.
 	Callers *policy.Rules
+	// Agents are whom sandboxes belong to, as the store has them.
+	Agents *agents.Registry
 	// Filters are the compiled seccomp filters by the name profiles use.
 	Filters map[string]seccomp.Filter
 	// BlindRuntime says that containerd is not the daemon's own and not in its
@@ -374,4 +378,37 @@ func (sb *sandbox) countLocked() {
 		sum = admission.SumOf(r.Rootfs == "ephemeral", r.Limits)
 	}
 	sb.l.tally.Set(sb.id, r.Caller.UID, sum)
+}
+
+// useAgentLocked is the agent of a sandbox that is about to be made, which counts
+// already, and the one that is forgotten for it, if one is.
+func (l *Launcher) useAgentLocked(c peer.Cred, r api.SpawnRequest) (api.Agent, *api.Agent, error) {
+	own, _ := l.tally.Sums(c.UID)
+	used := api.Grant{
+		Profiles: []string{r.Profile}, Runtimes: []string{r.Runtime}, Images: []string{r.Image},
+		Sandboxes: own.Sandboxes, Memory: api.Size(own.Memory), CPUs: float64(own.CPUs) / 1e6, Pids: own.Pids, Disk: api.Size(own.Disk),
+	}
+	for _, m := range r.Mounts {
+		if m.Volume == "" {
+			used.Mounts = append(used.Mounts, admission.Root{Path: m.Source, ReadOnly: m.ReadOnly}.String())
+		}
+	}
+	var taken map[string]bool // names of the caller's agents that have sandboxes
+	busy := func(uid uint32, name string) bool {
+		if taken == nil {
+			taken = map[string]bool{}
+			for _, sb := range l.sandboxes {
+				if sb.fixed.Sandbox.Caller.UID == uid {
+					taken[sb.fixed.Sandbox.Agent] = true
+				}
+			}
+		}
+		return taken[name]
+	}
+	return l.Agents.Use(randomText(16), api.Caller{UID: c.UID, GID: c.GID}, r.Agent, time.Now().UTC(), l.Callers.Given(c), used, busy)
+}
+
+// mayRun is nil if the sandbox's agent may run.
+func (sb *sandbox) mayRun() error {
+	return sb.l.Agents.Check(sb.fixed.Sandbox.Caller.UID, sb.fixed.Sandbox.Agent)
 }

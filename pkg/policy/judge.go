@@ -95,6 +95,23 @@ func (r *Rules) Name(c peer.Cred) string {
 	return "operator"
 }
 
+// Given is a caller's ceiling as it is remembered of its agents; nil for an
+// operator.
+func (r *Rules) Given(c peer.Cred) *api.Grant {
+	ceiling := r.Ceiling(c)
+	if ceiling == nil {
+		return nil
+	}
+	g := &api.Grant{
+		Ceiling: ceiling.Name, Profiles: ceiling.Profiles, Runtimes: ceiling.Runtimes, Images: ceiling.Images, Mounts: []string{},
+		Sandboxes: ceiling.Sandboxes, Memory: ceiling.Memory, CPUs: ceiling.CPUs, Pids: ceiling.Pids, Disk: ceiling.Disk,
+	}
+	for _, m := range ceiling.Mounts {
+		g.Mounts = append(g.Mounts, m.String())
+	}
+	return g
+}
+
 // loadAge is how old what the kernel said may be: reading it takes a tenth of
 // a millisecond and more, and a burst of spawns need not each ask.
 const loadAge = 100 * time.Millisecond

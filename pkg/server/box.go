@@ -284,3 +284,31 @@ func (s *Server) prune(w http.ResponseWriter, r *http.Request, c Caller) error {
 	}
 	return answerOne(w)(s.svc.Prune(r.Context(), c, req))
 }
+
+func (s *Server) agents(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerList(w)(s.svc.Agents(r.Context(), c))
+}
+
+func (s *Server) agent(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.Agent(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) revokeAgent(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.RevokeAgent(r.Context(), c, r.PathValue("ref")))
+}
+
+func (s *Server) restoreAgent(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.RestoreAgent(r.Context(), c, r.PathValue("ref")))
+}

@@ -333,6 +333,26 @@ func (f *fake) Prune(_ context.Context, c server.Caller, req api.PruneRequest) (
 	return &api.PruneResult{Items: []api.Pruned{}}, f.note(c, "Prune", req)
 }
 
+func (f *fake) Agents(_ context.Context, c server.Caller) ([]api.Agent, error) {
+	f.note(c, "Agents")
+	return []api.Agent{{ID: "a1", Name: "coder", State: "active"}}, nil
+}
+
+func (f *fake) Agent(_ context.Context, c server.Caller, ref string) (*api.Agent, error) {
+	f.note(c, "Agent", ref)
+	return &api.Agent{ID: "a1", Name: ref, State: "active"}, nil
+}
+
+func (f *fake) RevokeAgent(_ context.Context, c server.Caller, ref string) (*api.Agent, error) {
+	f.note(c, "RevokeAgent", ref)
+	return &api.Agent{ID: "a1", Name: ref, State: "revoked"}, nil
+}
+
+func (f *fake) RestoreAgent(_ context.Context, c server.Caller, ref string) (*api.Agent, error) {
+	f.note(c, "RestoreAgent", ref)
+	return &api.Agent{ID: "a1", Name: ref, State: "active"}, nil
+}
+
 func (f *fake) Profiles(_ context.Context, c server.Caller) ([]api.Profile, error) {
 	return nil, f.note(c, "Profiles")
 }

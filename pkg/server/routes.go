@@ -67,6 +67,11 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/volumes/{name}", handle: (*Server).volume},
 	{Method: "DELETE", Pattern: "/v1/volumes/{name}", handle: (*Server).removeVolume},
 
+	{Method: "GET", Pattern: "/v1/agents", handle: (*Server).agents},
+	{Method: "GET", Pattern: "/v1/agents/{ref}", handle: (*Server).agent},
+	{Method: "POST", Pattern: "/v1/agents/{ref}/revoke", handle: (*Server).revokeAgent},
+	{Method: "POST", Pattern: "/v1/agents/{ref}/restore", handle: (*Server).restoreAgent},
+
 	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},
 	{Method: "POST", Pattern: "/v1/profiles/check", handle: (*Server).checkProfile},

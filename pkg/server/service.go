@@ -129,6 +129,15 @@ type Actions interface {
 	// RemoveVolume refuses, with api.CodeConflict, one that a sandbox uses.
 	RemoveVolume(ctx context.Context, c Caller, name string) error
 
+	Agents(ctx context.Context, c Caller) ([]api.Agent, error)
+	// Agent finds one by name or id.
+	Agent(ctx context.Context, c Caller, ref string) (*api.Agent, error)
+	// RevokeAgent ends an agent's sandboxes, and no more are made for it.
+	RevokeAgent(ctx context.Context, c Caller, ref string) (*api.Agent, error)
+	// RestoreAgent takes that back. What an operator revoked, only an operator
+	// restores; else the error is api.CodeDenied.
+	RestoreAgent(ctx context.Context, c Caller, ref string) (*api.Agent, error)
+
 	Profiles(ctx context.Context, c Caller) ([]api.Profile, error)
 	Profile(ctx context.Context, c Caller, name string) (*api.Profile, error)
 	// CheckProfile answers api.CodeInvalid with every problem of the profile.

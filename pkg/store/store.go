@@ -17,6 +17,8 @@
 //	    └── <n, 8 bytes>        → JSON api.Exec; the newest 256
 //	volumes
 //	└── <uid, 4 bytes><name>    → JSON Volume; a name is unique among a caller's volumes
+//	agents
+//	└── <uid, 4 bytes><name>    → JSON api.Agent; at most 1,024 of a caller (package agents)
 //	events
 //	└── <seq, 8 bytes>          → JSON api.Event; the newest 10,000
 //
@@ -56,6 +58,7 @@ var (
 	bucketEvidence  = []byte("evidence")
 	bucketExecs     = []byte("execs")
 	bucketVolumes   = []byte("volumes")
+	bucketAgents    = []byte("agents")
 	bucketEvents    = []byte("events")
 	keySchema       = []byte("schema")
 )
@@ -187,7 +190,7 @@ func initialize(tx *bolt.Tx) error {
 	} else if got := binary.BigEndian.Uint64(v); got > Schema {
 		return fmt.Errorf("%w (schema %d, this creel knows %d); upgrade creel", ErrNewer, got, Schema)
 	}
-	for _, b := range [][]byte{bucketSandboxes, bucketNames, bucketEvidence, bucketExecs, bucketVolumes, bucketEvents} {
+	for _, b := range [][]byte{bucketSandboxes, bucketNames, bucketEvidence, bucketExecs, bucketVolumes, bucketAgents, bucketEvents} {
 		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 			return err
 		}

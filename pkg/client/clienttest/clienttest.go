@@ -10,7 +10,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -443,16 +442,6 @@ var testKey = boxkey.New([32]byte{9})
 // PublicKey is that of a fixed key.
 func (d *Daemon) PublicKey(context.Context, server.Caller) (*api.PublicKey, error) {
 	return &api.PublicKey{ID: testKey.ID(), PEM: string(testKey.Public().PEM())}, nil
-}
-
-// Explain refuses the profile "open", and counts the directories.
-func (d *Daemon) Explain(_ context.Context, _ server.Caller, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error) {
-	profiles := api.Rule{Rule: "ceiling.profiles", Field: "profile", Asked: req.Profile, Allowed: "strict", OK: req.Profile != "open"}
-	if !profiles.OK {
-		profiles.Fix = "ask for profile strict"
-	}
-	mounts := api.Rule{Rule: "ceiling.mounts", Asked: fmt.Sprint(len(dirs)), Allowed: "own", OK: true}
-	return &api.Decision{Allowed: profiles.OK, Ceiling: "group:\x1b[2Jcreel", Rules: []api.Rule{profiles, mounts}}, nil
 }
 
 // Doctor finds one thing of each kind.

@@ -1,0 +1,133 @@
+package integration_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// TestAgents: every sandbox belongs to an agent that outlives it, with a stable
+// id. A revoked agent's sandboxes end, what is being made never runs, and no
+// more are made, also after a restart; its caller cannot undo what an operator
+// did, and another caller knows nothing of it.
+func TestAgents(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	other := &syscall.Credential{Uid: stranger + 1, Gid: stranger + 1}
+	creel := func(as *syscall.Credential, args ...string) (string, int) {
+		t.Helper()
+		out, errOut, code := l.CreelAs(as, "", args...)
+		return out + errOut, code
+	}
+	show := func(as *syscall.Credential, ref string) (a api.Agent) {
+		t.Helper()
+		out, code := creel(as, "agent", "show", ref)
+		if err := json.Unmarshal([]byte(out), &a); code != 0 || err != nil {
+			t.Fatalf("agent show %s: %d %s", ref, code, out)
+		}
+		return a
+	}
+	spawn := func(args ...string) string {
+		t.Helper()
+		out, code := creel(guest, append([]string{"run", "-d", "--image", "base", "--agent", "coder"}, args...)...)
+		if code != 0 {
+			t.Fatal(out)
+		}
+		return strings.TrimSpace(out)
+	}
+	one, two := spawn(), spawn("--memory", "64M", "--", "/bin/sleep", "1000")
+	first := show(guest, "coder")
+	if first.State != "active" || first.Spawns != 2 || first.Sandboxes != 2 || first.Caller.UID != stranger || first.Given == nil ||
+		first.Given.Ceiling != "default" || strings.Join(first.Used.Profiles, " ") != "default" || first.Used.Sandboxes != 2 {
+		t.Errorf("the agent is %+v", first)
+	}
+	if v, err := l.Inspect(t.Context(), one); err != nil || v.AgentID != first.ID {
+		t.Errorf("its sandbox is of agent %q, %v; want %q", v.AgentID, err, first.ID)
+	}
+	if out, code := creel(other, "agent", "ls", "--json"); code != 0 || strings.Contains(out, "coder") {
+		t.Errorf("another caller lists %d %s", code, out)
+	}
+	for _, verb := range []string{"show", "revoke", "restore"} {
+		theirs, code := creel(other, "agent", verb, first.ID)
+		none, code2 := creel(other, "agent", verb, "aaaaaaaaaaaaaaaa")
+		if code != 1 || code != code2 || strings.ReplaceAll(theirs, first.ID, "REF") != strings.ReplaceAll(none, "aaaaaaaaaaaaaaaa", "REF") {
+			t.Errorf("agent %s: %q for another's, %q for none", verb, theirs, none)
+		}
+	}
+
+	// One is on its way when the agent is revoked: it must not run.
+	l.Fail("launch.prove hold")
+	type result struct {
+		out  string
+		code int
+	}
+	late := make(chan result, 1)
+	go func() {
+		out, code := creel(guest, "run", "-d", "--name", "late", "--image", "base", "--agent", "coder")
+		late <- result{out, code}
+	}()
+	l.Held("launch.prove")
+	revoked := make(chan result, 1)
+	go func() {
+		out, code := creel(nil, "agent", "revoke", first.ID)
+		revoked <- result{out, code}
+	}()
+	for _, id := range []string{one, two} {
+		if r, err := l.Wait(t.Context(), id); err != nil || r.Reason != api.ReasonRevoked {
+			t.Errorf("a sandbox of a revoked agent: %+v, %v", r, err)
+		}
+	}
+	l.Fail()
+	if r := <-late; r.code != 125 || !strings.Contains(r.out, `agent "coder" is revoked`) {
+		t.Errorf("the one that was on its way: %+v", r)
+	}
+	if r := <-revoked; r.code != 0 || !strings.Contains(r.out, "revoked") {
+		t.Errorf("revoke: %+v", r)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if out, code := creel(guest, "run", "-d", "--image", "base", "--agent", "coder"); code != 125 || !strings.Contains(out, `agent "coder" is revoked`) {
+			t.Errorf("%s: %d %s", when, code, out)
+		}
+		if out, code := creel(guest, "agent", "restore", "coder"); code != 1 || !strings.Contains(out, "an operator revoked") {
+			t.Errorf("%s, its caller restores it: %d %s", when, code, out)
+		}
+	}
+	refused("revoked")
+	l.Kill()
+	l.Start()
+	open(t, l)
+	refused("after a crash")
+	if out, code := creel(guest, "agent", "report", "--json"); code != 0 || !strings.Contains(out, `"kind": "revoked"`) {
+		t.Errorf("report: %d %s", code, out)
+	}
+	if out, code := creel(nil, "agent", "restore", first.ID); code != 0 {
+		t.Errorf("an operator restores it: %s", out)
+	}
+	three := spawn()
+	if again := show(guest, "coder"); again.ID != first.ID || !again.Created.Equal(first.Created) || again.Spawns != 4 || again.State != "active" {
+		t.Errorf("the agent was %+v, is %+v", first, again)
+	}
+
+	// A daemon that was killed right after the commit ends what runs.
+	l.Fail("agent.revoked kill")
+	_, _ = creel(guest, "agent", "revoke", "coder")
+	<-l.Exited()
+	l.Fail()
+	l.Start()
+	open(t, l)
+	l.Eventually("what a revoked agent has ends", 30*time.Second, func() error {
+		v, err := l.Inspect(t.Context(), three)
+		if err == nil && (v.State != api.StateStopped || v.Reason != api.ReasonRevoked) {
+			err = fmt.Errorf("it is %s, %s", v.State, v.Reason)
+		}
+		return err
+	})
+}

@@ -1,0 +1,77 @@
+package agents
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+)
+
+// wide is how many times what was used a total may be before it is told.
+const wide = 4
+
+// Report lists what of agents nobody seems to need: those not used for long,
+// those that are revoked, and grants and totals that were never used. It only
+// looks at what it is given.
+func Report(list []api.Agent, now time.Time, unusedFor time.Duration) []api.Finding {
+	out := []api.Finding{}
+	for _, a := range list {
+		add := func(kind, what, fix string) {
+			out = append(out, api.Finding{Agent: a.Name, ID: a.ID, UID: a.Caller.UID, Kind: kind, What: what, Fix: fix})
+		}
+		if a.State == Revoked {
+			add("revoked", "revoked "+a.Revoked.Time.UTC().Format(time.RFC3339), "creel agent restore "+a.ID+", if it is to run again")
+			continue
+		}
+		if idle := now.Sub(a.LastUsed); idle >= unusedFor && a.Sandboxes == 0 {
+			add("unused", fmt.Sprintf("not seen for %d days", int(idle.Hours()/24)), "creel agent revoke "+a.ID)
+			continue
+		}
+		if a.Given == nil {
+			continue // an operator's: nothing was given
+		}
+		for _, g := range []struct {
+			key         string
+			given, used []string
+		}{
+			{"profiles", a.Given.Profiles, a.Used.Profiles},
+			{"runtimes", a.Given.Runtimes, a.Used.Runtimes},
+		} {
+			unused := slices.DeleteFunc(slices.Clone(g.given), func(n string) bool { return n == "*" || slices.Contains(g.used, n) })
+			if len(unused) > 0 {
+				add("grant", g.key+" "+strings.Join(unused, ", ")+" never used", take(g.key, a.Given))
+			}
+			if slices.Contains(g.given, "*") {
+				add("grant", g.key+" is *; used: "+strings.Join(g.used, ", "), take(g.key, a.Given))
+			}
+		}
+		if len(a.Given.Mounts) > 0 && len(a.Used.Mounts) == 0 {
+			add("grant", "mounts "+strings.Join(a.Given.Mounts, ", ")+" never used", take("mounts", a.Given))
+		}
+		for _, t := range []struct {
+			key         string
+			given, used float64
+			text        string
+		}{
+			{"sandboxes", float64(a.Given.Sandboxes), float64(a.Used.Sandboxes), fmt.Sprintf("%d, of which %d", a.Given.Sandboxes, a.Used.Sandboxes)},
+			{"memory", float64(a.Given.Memory), float64(a.Used.Memory), fmt.Sprintf("%s, of which %s", a.Given.Memory, a.Used.Memory)},
+			{"cpus", a.Given.CPUs, a.Used.CPUs, fmt.Sprintf("%g, of which %g", a.Given.CPUs, a.Used.CPUs)},
+			{"pids", float64(a.Given.Pids), float64(a.Used.Pids), fmt.Sprintf("%d, of which %d", a.Given.Pids, a.Used.Pids)},
+			{"disk", float64(a.Given.Disk), float64(a.Used.Disk), fmt.Sprintf("%s, of which %s", a.Given.Disk, a.Used.Disk)},
+		} {
+			switch {
+			case t.given == 0:
+				add("wide", t.key+" has no bound", "set "+t.key+" in [[caller]] "+a.Given.Ceiling)
+			case t.given > wide*t.used:
+				add("wide", t.key+" is "+t.text+" was the most that was used together", "lower "+t.key+" in [[caller]] "+a.Given.Ceiling)
+			}
+		}
+	}
+	return out
+}
+
+func take(key string, g *api.Grant) string {
+	return "take it out of " + key + " in [[caller]] " + g.Ceiling
+}

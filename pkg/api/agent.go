@@ -1,0 +1,63 @@
+package api
+
+import "time"
+
+// Agent is whom sandboxes belong to: a caller and a name that it gave.
+type Agent struct {
+	// ID is 16 of [a-z2-7], and never another agent's.
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Caller Caller `json:"caller"`
+	State  string `json:"state"` // active or revoked
+	// Created and LastUsed are when its first and its last sandbox were made.
+	Created  time.Time `json:"created"`
+	LastUsed time.Time `json:"last_used"`
+	// Revoked says who revoked it and when.
+	Revoked *Revocation `json:"revoked,omitempty"`
+	// Given is the ceiling that its last sandbox was held against; of an
+	// operator's none.
+	Given *Grant `json:"given,omitempty"`
+	// Used is what it used of it: names that it asked for, the newest 32 of
+	// each kind, and the most that its caller's sandboxes had together when it
+	// made one.
+	Used Grant `json:"used"`
+	// Spawns is how many sandboxes were begun for it.
+	Spawns int64 `json:"spawns"`
+	// Sandboxes is how many of them have not ended.
+	Sandboxes int `json:"sandboxes"`
+}
+
+// Revocation is who took an agent's right to run away, and when.
+type Revocation struct {
+	Time time.Time `json:"time"`
+	UID  uint32    `json:"uid"`
+	// Operator says that an operator did, and that only one can restore it.
+	Operator bool `json:"operator,omitempty"`
+}
+
+// Grant is what an agent was given, or used. A total of 0 is no bound.
+type Grant struct {
+	// Ceiling names the [[caller]].
+	Ceiling   string   `json:"ceiling,omitempty"`
+	Profiles  []string `json:"profiles"`
+	Runtimes  []string `json:"runtimes"`
+	Images    []string `json:"images"`
+	Mounts    []string `json:"mounts"`
+	Sandboxes int      `json:"sandboxes"`
+	Memory    Size     `json:"memory"`
+	CPUs      float64  `json:"cpus"`
+	Pids      int64    `json:"pids"`
+	Disk      Size     `json:"disk"`
+}
+
+// Finding is one thing that a report on agents lists.
+type Finding struct {
+	Agent string `json:"agent"`
+	ID    string `json:"id"`
+	UID   uint32 `json:"uid"`
+	// Kind is unused (an agent), grant (one that was never used), wide (a total
+	// that is more than four times what was ever used) or revoked.
+	Kind string `json:"kind"`
+	What string `json:"what"`
+	Fix  string `json:"fix"`
+}
