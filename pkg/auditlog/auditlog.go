@@ -49,14 +49,16 @@ type Recorder struct {
 	log      Log
 	slog     *slog.Logger
 	commands string
+	ceiling  func(peer.Cred) string
 
 	mu      sync.Mutex
 	readers map[uint32]int
 }
 
-// New makes a recorder. commands is Full or Digest.
-func New(log Log, commands string, logger *slog.Logger) *Recorder {
-	return &Recorder{log: log, slog: logger, commands: commands, readers: map[uint32]int{}}
+// New makes a recorder. commands is Full or Digest; ceiling names that of a
+// caller, for what is recorded of a decision.
+func New(log Log, commands string, ceiling func(peer.Cred) string, logger *slog.Logger) *Recorder {
+	return &Recorder{log: log, slog: logger, commands: commands, ceiling: ceiling, readers: map[uint32]int{}}
 }
 
 // keepTime bounds how long an action that goes on anyway waits for its record.

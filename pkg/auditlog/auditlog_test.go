@@ -119,11 +119,22 @@ func (b *box) CreateVolume(context.Context, peer.Cred, api.VolumeRequest) (*api.
 	return &api.Volume{}, b.done("volume")
 }
 func (b *box) RemoveVolume(context.Context, peer.Cred, string) error { return b.done("rmvolume") }
+func (b *box) Commit(context.Context, peer.Cred, string, string) (*api.Image, error) {
+	return &api.Image{}, b.done("commit")
+}
+func (b *box) RevokeAgent(context.Context, peer.Cred, string) (*api.Agent, error) {
+	return &api.Agent{}, b.done("revoke")
+}
+func (b *box) RestoreAgent(context.Context, peer.Cred, string) (*api.Agent, error) {
+	return &api.Agent{}, b.done("restore")
+}
 func (b *box) Prune(context.Context, peer.Cred, api.PruneRequest) (*api.PruneResult, error) {
 	return &api.PruneResult{}, b.done("prune")
 }
 
 const hidden = "hunter2"
+
+func ceiling(peer.Cred) string { return "group:creel" }
 
 // calls are what callers do, and whether it begins something.
 var calls = []struct {
@@ -155,6 +166,18 @@ var calls = []struct {
 		_, err := s.CreateVolume(ctx, c, api.VolumeRequest{Name: "v"})
 		return err
 	}},
+	{"commit", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.Commit(ctx, c, "b", "x")
+		return err
+	}},
+	{"restore", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.RestoreAgent(ctx, c, "a")
+		return err
+	}},
+	{"revoke", false, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.RevokeAgent(ctx, c, "a")
+		return err
+	}},
 	{"stop", false, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.Stop(ctx, c, "b", 0)
 		return err
@@ -174,7 +197,7 @@ func TestActions(t *testing.T) {
 	for _, call := range calls {
 		t.Run(call.name, func(t *testing.T) {
 			log := &fakeLog{}
-			r := auditlog.New(log, auditlog.Full, slog.New(slog.DiscardHandler))
+			r := auditlog.New(log, auditlog.Full, ceiling, slog.New(slog.DiscardHandler))
 			b := &box{r: r}
 			if err := call.fn(t.Context(), r.Wrap(b), peer.Cred{UID: 7}); err != nil || !slices.Equal(b.did, []string{call.name}) {
 				t.Fatalf("did %v, error %v", b.did, err)
@@ -221,6 +244,7 @@ func TestEveryActionIsKnown(t *testing.T) {
 	looks := []string{
 		"List", "Get", "Wait", "Logs", "ListDir", "StatFile", "Diff", "Stats", "Top", "Execs", "Events", "Images", "Image",
 		"Volumes", "Volume", "Profiles", "Profile", "CheckProfile", "DiskUsage", "Evidence", "PublicKey", "Doctor", "Version",
+		"Agents", "Agent", "Explain",
 	}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
@@ -244,7 +268,7 @@ func TestEveryActionIsKnown(t *testing.T) {
 
 func TestCopied(t *testing.T) {
 	log := &fakeLog{}
-	r := auditlog.New(log, auditlog.Full, slog.New(slog.DiscardHandler))
+	r := auditlog.New(log, auditlog.Full, ceiling, slog.New(slog.DiscardHandler))
 	_, f, err := r.Wrap(&box{r: r}).ReadFile(t.Context(), peer.Cred{}, "b", "/f")
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +306,7 @@ func TestWho(t *testing.T) {
 	}
 	for pidfd, want := range map[*os.File]string{own: exe, other: "", nil: ""} {
 		log := &fakeLog{}
-		r := auditlog.New(log, auditlog.Full, slog.New(slog.DiscardHandler))
+		r := auditlog.New(log, auditlog.Full, ceiling, slog.New(slog.DiscardHandler))
 		if err := r.Wrap(&box{r: r}).Kill(t.Context(), peer.Cred{PID: int32(os.Getpid()), PIDFD: pidfd}, "b", 9); err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +324,7 @@ func TestOwnLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	r := auditlog.New(l, auditlog.Full, slog.New(slog.DiscardHandler))
+	r := auditlog.New(l, auditlog.Full, ceiling, slog.New(slog.DiscardHandler))
 	b := &box{r: r}
 	s := r.Wrap(b)
 	for _, uid := range []uint32{5, 55, 0} {

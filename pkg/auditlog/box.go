@@ -87,6 +87,33 @@ func (s *service) RemoveVolume(ctx context.Context, c peer.Cred, name string) er
 	return a.done(s.Actions.RemoveVolume(ctx, c, name))
 }
 
+// RevokeAgent implements server.Service.
+func (s *service) RevokeAgent(ctx context.Context, c peer.Cred, ref string) (*api.Agent, error) {
+	a := s.r.begin(ctx, c, "agent.revoke", "", ref)
+	a.keep(ctx)
+	agent, err := s.Actions.RevokeAgent(ctx, c, ref)
+	a.agent(agent)
+	return agent, a.done(err)
+}
+
+// RestoreAgent implements server.Service.
+func (s *service) RestoreAgent(ctx context.Context, c peer.Cred, ref string) (agent *api.Agent, err error) {
+	a := s.r.begin(ctx, c, "agent.restore", "", ref)
+	err = s.working(ctx, a, func() error {
+		agent, err = s.Actions.RestoreAgent(ctx, c, ref)
+		a.agent(agent)
+		return err
+	})
+	return agent, err
+}
+
+// agent is whom it was done to.
+func (a *action) agent(g *api.Agent) {
+	if g != nil {
+		a.Agent, a.Object = g.Name, g.ID
+	}
+}
+
 // Prune implements server.Service. One that only says what it would do is not
 // recorded.
 func (s *service) Prune(ctx context.Context, c peer.Cred, req api.PruneRequest) (res *api.PruneResult, err error) {

@@ -41,7 +41,7 @@ func (r *Recorder) Spawning(ctx context.Context, c peer.Cred, id string, ad *adm
 		return err
 	}
 	a.Decided = map[string]string{
-		"profile": ad.Profile.Name, "rule": "profile " + ad.Profile.Name + " of " + ad.Profile.Source,
+		"profile": ad.Profile.Name, "rule": "ceiling " + r.ceiling(c) + ", profile " + ad.Profile.Name + " of " + ad.Profile.Source,
 		"runtime": ad.Request.Runtime, "network": ad.Request.Network, "rootfs": ad.Request.Rootfs, "limits": string(limits),
 	}
 	return a.commit(ctx)

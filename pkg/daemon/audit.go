@@ -15,6 +15,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/audit"
 	"github.com/creel-sandbox/creel/pkg/auditlog"
+	"github.com/creel-sandbox/creel/pkg/config"
 )
 
 // audit opens the audit log, and records that the daemon starts and with what
@@ -42,10 +43,10 @@ func (d *daemon) audit(ctx context.Context) error {
 		return err
 	}
 	d.onClose(l.Close)
-	d.records = auditlog.New(l, c.Commands, d.log)
+	d.records = auditlog.New(l, c.Commands, d.callers.Name, d.log)
 	detail := map[string]string{"creel": api.BuildVersion, "key": d.key.ID(), "containerd": d.versions.Containerd, "crun": d.versions.Crun, "runc": d.versions.Runc, "kernel": d.versions.Kernel}
 	d.records.Fact("daemon.start", detail)
-	policy, err := d.policyDigests()
+	policy, err := d.policyDigests(d.cfg)
 	if err != nil {
 		return err
 	}
@@ -53,10 +54,10 @@ func (d *daemon) audit(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// policyDigests names what decides: the configuration as it is in force, and
-// each profile with its filter.
-func (d *daemon) policyDigests() (map[string]string, error) {
-	text, err := json.Marshal(d.cfg)
+// policyDigests names what decides: a configuration, and each profile with its
+// filter.
+func (d *daemon) policyDigests(cfg *config.Config) (map[string]string, error) {
+	text, err := json.Marshal(cfg)
 	if err != nil {
 		return nil, err
 	}

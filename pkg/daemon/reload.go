@@ -55,6 +55,7 @@ func (d *daemon) await(ctx context.Context, r Reload) {
 func (d *daemon) reload(ctx context.Context, load func() (*config.Config, error)) {
 	cfg, err := load()
 	var waiting []string
+	var digests map[string]string
 	if err == nil {
 		for _, key := range config.Changed(d.cfg, cfg) {
 			if !canReload(key) {
@@ -64,6 +65,9 @@ func (d *daemon) reload(ctx context.Context, load func() (*config.Config, error)
 		cfg.SocketGroup = d.cfg.SocketGroup // the socket has that one
 		var p *policy.Policy
 		if p, err = policy.Compile(cfg); err == nil {
+			digests, err = d.policyDigests(cfg)
+		}
+		if err == nil {
 			d.callers.Replace(p)
 		}
 	}
@@ -72,11 +76,13 @@ func (d *daemon) reload(ctx context.Context, load func() (*config.Config, error)
 	defer s.mu.Unlock()
 	s.failed = err
 	if err != nil {
+		d.records.Fact("policy.reload_failed", map[string]string{"error": err.Error()})
 		d.log.ErrorContext(ctx, "the configuration cannot be read; the policy stays what it was", slog.Int("generation", s.generation), slog.Any("error", err))
 		return
 	}
 	s.generation++
 	s.at, s.waiting = time.Now(), waiting
+	d.records.Fact("policy.load", digests)
 	d.log.InfoContext(ctx, "the configuration was read again", slog.Int("generation", s.generation))
 	if len(waiting) > 0 {
 		d.log.WarnContext(ctx, "these keys have changed and are in force only after a restart", slog.String("keys", strings.Join(waiting, ", ")))
