@@ -27,6 +27,7 @@ func TestJSONEverywhere(t *testing.T) {
 		"creel attach": "the command's own output", "creel exec": "the command's own output", "creel run": "the command's own output; -d is below",
 		"creel kill": "no result", "creel pause": "no result", "creel resume": "no result", "creel rm": "no result", "creel image rm": "no result", "creel volume rm": "no result",
 		"creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
+		"creel image pull": "another program's; TestImagePull", "creel audit export": "the records", "creel audit verify": "needs a log",
 		"creel help": "text", "creel completion bash": "a script", "creel completion fish": "a script", "creel completion powershell": "a script", "creel completion zsh": "a script",
 	}
 	d := clienttest.New(t)
@@ -46,6 +47,8 @@ func TestJSONEverywhere(t *testing.T) {
 		t.Fatal(errOut)
 	}
 	verbs := map[string][]string{ // in this order
+		"creel agent ls": nil, "creel agent show": {"coder"}, "creel agent revoke": {"coder"}, "creel agent restore": {"coder"}, "creel agent report": nil,
+		"creel audit anchor": nil, "creel audit key": nil, "creel audit log": nil, "creel commit": {"box", "x:1"}, "creel explain": nil,
 		"creel cp": {archive, "box:/workspace"}, "creel diff": {"box"}, "creel evidence": {"box"}, "creel exec ls": {"box"}, "creel inspect": {"box"},
 		"creel logs": {"box"}, "creel ls": {"box:/"}, "creel ps": nil, "creel stats": {"--no-stream"}, "creel top": {"box"}, "creel doctor": nil, "creel version": nil,
 		"creel image import": {"--ref", "mine", archive}, "creel image inspect": {"base"}, "creel image ls": nil, "creel image tag": {"base", "other:1"},
