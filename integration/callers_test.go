@@ -88,8 +88,11 @@ func TestOtherCallers(t *testing.T) {
 			t.Errorf("the list shows another's: %s", body)
 		}
 		for _, rt := range []struct{ method, kind, path, body string }{
-			{"GET", "images", "", ""}, {"DELETE", "images", "", ""}, {"GET", "archives", "", ""},
-			{"GET", "volumes", "", ""}, {"DELETE", "volumes", "", ""},
+			{"GET", "images", "", ""},
+			{"DELETE", "images", "", ""},
+			{"GET", "archives", "", ""},
+			{"GET", "volumes", "", ""},
+			{"DELETE", "volumes", "", ""},
 		} {
 			theirs := map[string]string{"images": image.Digest, "archives": image.Digest, "volumes": "theirs"}[rt.kind]
 			none := map[string]string{"images": "sha256:" + strings.Repeat("0", 64), "archives": "sha256:" + strings.Repeat("0", 64), "volumes": "nobodys"}[rt.kind]

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"net/http"
@@ -270,5 +271,57 @@ func TestReload(t *testing.T) {
 	generation(5)
 	if out, code := run(); code == 0 || !strings.Contains(out, "no [[caller]] of creeld's configuration is for uid") {
 		t.Errorf("without a table: %d %s", code, out)
+	}
+}
+
+// TestImageBytes: what images of its own a caller has is bounded, also of one
+// that is on its way, and what is not let in leaves nothing.
+func TestImageBytes(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: fmt.Sprintf("[[caller]]\nmatch = \"uid:%d\"\nimages = [\"own\"]\nimage_bytes = \"3M\"\n", stranger)})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	archive := func(name string, size int) string {
+		body := make([]byte, size)
+		b, err := os.ReadFile(lab.TinyWith(t, nil, func(w *tar.Writer) {
+			lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, body)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	load := func(name string, size int) (string, int) {
+		out, errOut, code := l.CreelAs(guest, archive(name, size), "image", "import", "--ref", name, "-")
+		return out + errOut, code
+	}
+	if out, code := load("large", 8<<20); code == 0 {
+		t.Errorf("8 MiB of 3: %s", out)
+	}
+	if out, code := load("one", 0); code != 0 {
+		t.Fatalf("busybox alone: %s", out)
+	}
+	if out, code := load("two", 1<<20); code == 0 {
+		t.Errorf("a second busybox and a mebibyte: %s", out)
+	}
+	out, errOut, code := l.CreelAs(guest, "", "run", "--rm", "--image", "one", "--", "/bin/echo", "own")
+	if code != 0 || out != "own\n" {
+		t.Errorf("its own: %d %s%s", code, out, errOut)
+	}
+	// Neither by name nor by digest is the box's its own.
+	base, err := l.Image(t.Context(), "base")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"base", base.Digest} {
+		if _, errOut, code := l.CreelAs(guest, "", "run", "-d", "--image", ref); code != 125 || !strings.Contains(errOut, "ceiling.images is own") {
+			t.Errorf("the box's as %s: %d %s", ref, code, errOut)
+		}
+	}
+	// Nor does a name of its own make it so.
+	if _, errOut, code := l.CreelAs(guest, "", "image", "tag", "base", "mine"); code != 0 {
+		t.Errorf("tag: %s", errOut)
+	}
+	if out, errOut, code := l.CreelAs(guest, "", "run", "-d", "--image", "mine"); code != 125 || !strings.Contains(errOut, "ceiling.images is own") {
+		t.Errorf("the box's image under a name of its own: %d %s%s", code, out, errOut)
 	}
 }

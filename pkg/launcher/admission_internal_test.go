@@ -94,6 +94,7 @@ func BenchmarkFindNone(b *testing.B) {
 }
 
 func benchmarkFind(b *testing.B, l *Launcher, id string) {
+	b.Helper()
 	for b.Loop() {
 		if _, err := l.find(peer.Cred{UID: 1003}, id); api.CodeOf(err) != api.CodeNotFound {
 			b.Fatal(err)

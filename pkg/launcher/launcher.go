@@ -63,7 +63,7 @@ type Runtime interface {
 	// Resolve finds the image that a reference is to a user.
 	Resolve(ctx context.Context, uid uint32, ref string) (digest string, err error)
 	// Names are the box's for the image that a reference is to a user; there
-	// are none if the image is the user's own.
+	// are none if the image is the user's own, and not the box's as well.
 	Names(ctx context.Context, uid uint32, ref string) ([]string, error)
 	// Create makes the container; newTask then has the OCI runtime make its
 	// processes, of which PID 1 waits for StartTask.

@@ -119,7 +119,7 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%+v: %v", tt, err)
 			continue
 		}
-		for _, rule := range strings.Fields(tt.rules) {
+		for rule := range strings.FieldsSeq(tt.rules) {
 			var e *api.Error
 			if !errors.As(err, &e) || e.Hint == "" || !strings.Contains(e.Error(), rule) && !strings.Contains(ruleNames(e), rule) {
 				t.Errorf("%+v: %v does not name %s", tt, err, rule)

@@ -76,6 +76,7 @@ func (w who) is(c peer.Cred) bool {
 		return c.InGroup(w.id)
 	case byDefault:
 		return true
+	case nobody:
 	}
 	return false
 }

@@ -102,17 +102,15 @@ func (c *Client) Resolve(ctx context.Context, uid uint32, ref string) (string, e
 }
 
 // Names are the names of the box's for the image that a reference is to a
-// user; there are none if it is the user's own. A digest that both have is the
-// box's.
+// user: the one that was asked for, or all of its digest. There are none if it
+// is the user's own. What the box has by its digest is the box's, whatever name
+// the user has given it.
 func (c *Client) Names(ctx context.Context, uid uint32, ref string) ([]string, error) {
 	img, err := c.find(ctx, uid, ref)
 	if err != nil {
 		return nil, err
 	}
-	if !strings.HasPrefix(ref, "sha256:") {
-		if ownerOf(img.Name) != 0 {
-			return nil, nil
-		}
+	if ownerOf(img.Name) == 0 && !strings.HasPrefix(ref, "sha256:") {
 		return []string{familiar(img.Name)}, nil
 	}
 	same, err := c.imgs.List(ctx, "target.digest=="+img.Target.Digest.String())
