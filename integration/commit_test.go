@@ -3,6 +3,7 @@ package integration_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -71,7 +72,12 @@ cat /etc/shadow; echo x >/usr/bin/tool; chmod 777 /usr/bin/tool; rm /etc/shadow;
 	}
 
 	// It is nobody else's, and so are its names and the sandbox.
-	for _, img := range []string{"team/tools:1", imageDigest(t, l, "team/tools:1")} {
+	all, err := l.Images(t.Context())
+	i := slices.IndexFunc(all, func(i api.Image) bool { return i.Ref == "team/tools:1" })
+	if err != nil || i < 0 {
+		t.Fatalf("images %+v, %v", all, err)
+	}
+	for _, img := range []string{"team/tools:1", all[i].Digest} {
 		if _, e := as(other, 125, "run", "--rm", "--image", img, "--", "/bin/true"); !strings.Contains(e, "is not here") {
 			t.Errorf("another caller runs %s: %s", img, e)
 		}
@@ -98,21 +104,6 @@ cat /etc/shadow; echo x >/usr/bin/tool; chmod 777 /usr/bin/tool; rm /etc/shadow;
 	if _, e := as(caller, 1, "commit", "builder", "x"); !strings.Contains(e, "is gone") {
 		t.Errorf("an ended one: %s", e)
 	}
-}
-
-func imageDigest(t *testing.T, l *lab.Lab, name string) string {
-	t.Helper()
-	all, err := l.Images(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, i := range all {
-		if i.Ref == name {
-			return i.Digest
-		}
-	}
-	t.Fatalf("no image %s in %+v", name, all)
-	return ""
 }
 
 // TestCommitOfHostile: what a root can make of its layer to lead the daemon

@@ -14,6 +14,10 @@ import (
 	"github.com/creel-sandbox/creel/pkg/peer"
 )
 
+// maxNames is how many bytes of names a commit may remember. Files with many
+// names take an agent next to nothing.
+const maxNames = 128 << 20
+
 // Commit makes an image of a sandbox's writable root. The layer is first
 // written to a file without a name, so that the sandbox is held still no
 // longer than that takes, and a daemon that is killed leaves nothing of it;
@@ -38,7 +42,7 @@ func (s *service) Commit(ctx context.Context, c peer.Cred, ref, name string) (*a
 	}
 	defer spool.Close()
 	out := &roomyWriter{w: spool, room: s.RoomOnDisk}
-	base, err := s.WriteLayer(ctx, c, ref, out, layertar.Options{Bytes: lim.Bytes, Files: lim.Files})
+	base, err := s.WriteLayer(ctx, c, ref, out, layertar.Options{Bytes: lim.Bytes, Files: lim.Files, Names: maxNames})
 	if err != nil {
 		return nil, err
 	}

@@ -213,11 +213,10 @@ func (sb *sandbox) hush(ctx context.Context) (thaw func() error, err error) {
 			sb.still.Unlock()
 		}
 	}()
-	switch state := sb.state(); state {
-	case api.StatePaused:
+	switch state := sb.state(); {
+	case state == api.StatePaused:
 		return func() error { sb.still.Unlock(); return nil }, nil
-	case api.StateRunning:
-	default:
+	case state != api.StateRunning:
 		return nil, api.Errorf(api.CodeConflict, "sandbox %s is %s, and what it wrote to its root is gone", sb.id, state).
 			WithHint("commit it while it runs or is paused")
 	}

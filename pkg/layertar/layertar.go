@@ -50,6 +50,10 @@ type Options struct {
 	// how many entries there are.
 	Bytes int64
 	Files int
+	// Names bounds the bytes of names that are remembered at one time: those
+	// of the directories that are being read, and the paths of files with more
+	// than one.
+	Names int64
 }
 
 // Dropped counts what was left out.
@@ -90,6 +94,7 @@ type layer struct {
 	now     time.Time
 	bytes   int64
 	files   int
+	names   int64            // bytes of names remembered
 	linked  map[inode]string // the first name of a file with more than one
 	dropped Dropped
 }
@@ -114,16 +119,49 @@ func (l *layer) dir(d *os.File, at string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: %q is more than %d directories deep", ErrTooLarge, at, maxDepth)
 	}
-	// One more than may be, so that the memory for names is bounded as well.
-	names, err := d.Readdirnames(l.o.Files - l.files + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return changed(at, err)
+	before := l.names
+	names, err := l.list(d, at)
+	if err != nil {
+		return err
 	}
-	slices.Sort(names)
+	held := l.names - before
+	defer func() { l.names -= held }()
 	for _, name := range names {
 		if err := l.entry(int(d.Fd()), name, path.Join(at, name), depth); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// list is the names in a directory, sorted.
+func (l *layer) list(d *os.File, at string) (names []string, err error) {
+	const batch = 1024
+	for {
+		some, err := d.Readdirnames(batch)
+		for _, n := range some {
+			if err := l.remember(n); err != nil {
+				return nil, err
+			}
+		}
+		if names = append(names, some...); len(names) > l.o.Files-l.files {
+			return nil, fmt.Errorf("%w: more than %d files", ErrTooLarge, l.o.Files)
+		}
+		if errors.Is(err, io.EOF) {
+			slices.Sort(names)
+			return names, nil
+		}
+		if err != nil {
+			return nil, changed(at, err)
+		}
+	}
+}
+
+// remember counts a name that is kept.
+func (l *layer) remember(name string) error {
+	const header = 16 // of a string
+	if l.names += int64(len(name)) + header; l.names > l.o.Names {
+		return fmt.Errorf("%w: names of more than %d bytes in one directory and those above it, or of files with several", ErrTooLarge, l.o.Names)
 	}
 	return nil
 }
@@ -207,7 +245,7 @@ func (l *layer) directory(parent int, name string, h *tar.Header, depth int) err
 		return err
 	}
 	if attr(d, "opaque") == "y" {
-		err := l.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(at, hides), ModTime: time.Unix(0, 0)})
+		err := l.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: at + "/" + hides, ModTime: time.Unix(0, 0)})
 		if err != nil {
 			return err
 		}
@@ -243,13 +281,16 @@ func (l *layer) regular(parent int, name string, h *tar.Header, st *unix.Stat_t)
 	}
 	l.bytes += is.Size
 	if is.Nlink > 1 {
+		if err := l.remember(at); err != nil {
+			return err
+		}
 		l.linked[id] = at
 	}
 	h.Typeflag, h.Size = tar.TypeReg, is.Size
 	if err := l.tw.WriteHeader(h); err != nil {
 		return err
 	}
-	n, err := io.Copy(l.tw, &until{l.ctx, io.LimitReader(f, is.Size)})
+	n, err := io.Copy(l.tw, until(l.ctx, io.LimitReader(f, is.Size)))
 	if err == nil && n != is.Size {
 		err = changed(at, io.ErrUnexpectedEOF)
 	}
@@ -301,15 +342,17 @@ func changed(at string, err error) error {
 	return fmt.Errorf("writable layer: %w", err)
 }
 
-// until reads until its context ends.
-type until struct {
-	ctx context.Context //nolint:containedctx // it lives for one copy
-	r   io.Reader
-}
+// readFunc is an io.Reader.
+type readFunc func([]byte) (int, error)
 
-func (u *until) Read(p []byte) (int, error) {
-	if u.ctx.Err() != nil {
-		return 0, context.Cause(u.ctx)
-	}
-	return u.r.Read(p)
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+// until reads r until ctx ends.
+func until(ctx context.Context, r io.Reader) io.Reader {
+	return readFunc(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return r.Read(p)
+	})
 }

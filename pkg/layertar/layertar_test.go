@@ -22,7 +22,7 @@ import (
 const first = 0x7800_0000
 
 func options(dir string) layertar.Options {
-	return layertar.Options{Upper: dir, HostID: first, IDs: 65536, Bytes: 1 << 20, Files: 1000}
+	return layertar.Options{Upper: dir, HostID: first, IDs: 65536, Bytes: 1 << 20, Files: 1000, Names: 64 << 10}
 }
 
 // layer is a directory with files of the sandbox's.
@@ -179,7 +179,23 @@ func TestRefused(t *testing.T) {
 				l.file(fmt.Sprint(i), "", 0, 0o600)
 			}
 		}, o: func(o *layertar.Options) { o.Files = 10 }, want: layertar.ErrTooLarge},
-		"depth": {make: func(l *layer) { l.deep(300) }, want: layertar.ErrTooLarge},
+		"names in one directory": {make: func(l *layer) {
+			for i := range 300 {
+				l.file(fmt.Sprintf("%0250d", i), "", 0, 0o600)
+			}
+		}, want: layertar.ErrTooLarge},
+		"paths of files with two names": {make: func(l *layer) {
+			for i := range 300 {
+				dir := fmt.Sprintf("%0250d", i%30)
+				if i < 30 {
+					l.mkdir(dir, 0, 0o700)
+				}
+				name := fmt.Sprintf("%s/%d", dir, i)
+				l.file(name, "", 0, 0o600)
+				l.must(os.Link(l.path(name), l.path(name+"b")))
+			}
+		}, want: layertar.ErrTooLarge},
+		"depth": {make: func(l *layer) { l.deep() }, want: layertar.ErrTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLayer(t)
@@ -195,12 +211,12 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// deep makes n directories, each in the other.
-func (l *layer) deep(n int) {
+// deep makes more directories, each in the other, than may be.
+func (l *layer) deep() {
 	l.t.Helper()
 	at, err := unix.Open(l.dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	l.must(err)
-	for range n {
+	for range 300 {
 		l.must(unix.Mkdirat(at, "d", 0o700))
 		l.must(unix.Fchownat(at, "d", first, first, 0))
 		next, err := unix.Openat(at, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -43,8 +43,11 @@ func readThreads(r *report, p *proc, e Expect) {
 			name, field string
 			caps        uint64
 		}{
-			{"inheritable", "CapInh", 0}, {"permitted", "CapPrm", e.Caps}, {"effective", "CapEff", e.Caps},
-			{"bounding", "CapBnd", e.Caps}, {"ambient", "CapAmb", 0},
+			{"inheritable", "CapInh", 0},
+			{"permitted", "CapPrm", e.Caps},
+			{"effective", "CapEff", e.Caps},
+			{"bounding", "CapBnd", e.Caps},
+			{"ambient", "CapAmb", 0},
 		} {
 			same("caps."+c.name, c.field, fmt.Sprintf("%016x", c.caps))
 		}
