@@ -74,6 +74,7 @@ func TestEachLayerIsProven(t *testing.T) {
 		{layer: "mntns", step: "task"},   // the runtime has no right to mount in the one it is in
 		{layer: "net.link", control: "network.links"},
 		{layer: "net.route", control: "network.routes"},
+		{layer: "unix_peers", control: "unix_peers", need: kerneltest.BPFLSM.Probe},
 		{layer: "fd", control: "descriptors", need: kerneltest.Landlock.Probe},
 		{layer: "mount.none", control: "mount./workspace"},
 		{layer: "mount.other", control: "mount./workspace"},

@@ -124,7 +124,7 @@ func (l *Lab) mounts() (out []string) {
 			continue
 		}
 		switch f[4] {
-		case l.StateDir(), filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"):
+		case l.StateDir(), filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"), filepath.Join(l.Dir, "run", "bpf"):
 		default:
 			out = append(out, "mount "+f[4])
 		}

@@ -36,6 +36,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/verify"
 	"github.com/creel-sandbox/creel/profiles"
 )
@@ -67,6 +68,8 @@ type daemon struct {
 	hostNS   map[string]uint64
 	callers  *policy.Rules
 	reloads  reloads
+	peers    *unixpeers.Guard
+	noPeers  error // why peers is nil
 	launcher *launcher.Launcher
 }
 
@@ -91,6 +94,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, again Reload
 		{"host", d.host},
 		{"profiles", d.profiles},
 		{"containerd", d.containerd},
+		{"unix peers", d.unixPeers},
 		{"state", d.state},
 		{"sandboxes", d.sandboxes},
 	} {
@@ -289,6 +293,22 @@ func (d *daemon) blindContainerd(ctx context.Context, addr string) (bool, error)
 	return !same, nil
 }
 
+// unixPeers goes on without, where the kernel cannot: then profiles decide.
+func (d *daemon) unixPeers(ctx context.Context) error {
+	g, err := unixpeers.Open(filepath.Join(d.cfg.RunDir, "bpf"))
+	if errors.Is(err, unixpeers.ErrUnavailable) {
+		d.noPeers = err
+		d.log.WarnContext(ctx, "this host is weaker", slog.String("what", unixpeers.Control+": "+err.Error()))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.peers = g
+	d.onClose(g.Close)
+	return nil
+}
+
 func (d *daemon) state(ctx context.Context) (err error) {
 	if err := os.MkdirAll(d.cfg.StateDir, 0o711); err != nil {
 		return err
@@ -340,6 +360,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
 		BlindRuntime: d.blind, Spawning: d.records.Spawning, Sign: d.sign,
+		Peers: d.peers, NoPeers: d.noPeers,
 		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),
 		EvidenceEvery: d.cfg.Evidence.Interval.D(),
 		// More at one time than processors only makes each of them slower.

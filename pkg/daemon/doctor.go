@@ -19,6 +19,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
 )
 
 // notStarting is what every check costs that creeld makes at its start.
@@ -46,6 +47,7 @@ func Doctor(ctx context.Context, path, user, dir string) (*api.Doctor, error) {
 		verdict("callers", "are known", d.whom(ctx), "mend operators and [[caller]] in "+path),
 		verdict("profiles", "can be compiled", d.profiles(ctx), "mend the files in "+cfg.ProfilesDir+"; creel profile show NAME prints those built in"),
 		verdict("socket", cfg.Socket+" can be made", server.CheckSocket(cfg.Socket, cfg.SocketGroup), "systemd-sysusers and systemd-tmpfiles --create, after make install"))
+	more = append(more, peersCheck(tryPeers()))
 	in := inputs(cfg, versions)
 	in.User, in.Workspace, in.More = user, dir, more
 	h, err := cgroup.Look(cgroup.Options{Root: cfg.Cgroup.Root})
@@ -78,6 +80,33 @@ func verdict(name, good string, err error, fix string) api.Check {
 		return api.Check{Name: name, Status: doctor.Missing, Detail: err.Error(), Cost: notStarting, Fix: fix}
 	}
 	return api.Check{Name: name, Status: doctor.OK, Detail: good}
+}
+
+// peersCheck is what the absence of the control unix_peers costs.
+func peersCheck(err error) api.Check {
+	const name = "kernel." + unixpeers.Control
+	if err == nil {
+		return api.Check{Name: name, Status: doctor.OK, Detail: "works: connections of Unix sockets over a sandbox's edge are refused"}
+	}
+	return api.Check{
+		Name: name, Status: doctor.Weaker, Detail: err.Error(),
+		Cost: "a Unix socket in a mounted directory connects a sandbox with whoever is outside; profiles that require otherwise, as strict, mount nothing",
+		Fix:  "boot a kernel with CONFIG_BPF_LSM and BTF, and with bpf in lsm=",
+	}
+}
+
+// tryPeers puts the programs in place, with nobody on their list, and takes
+// them away.
+func tryPeers() (err error) {
+	dir, err := os.MkdirTemp("", "creel-doctor-")
+	if err != nil {
+		return err
+	}
+	g, err := unixpeers.Open(dir)
+	if err == nil {
+		err = g.Close()
+	}
+	return errors.Join(err, unixpeers.Remove(dir))
 }
 
 // programs looks for those that have no version to tell.

@@ -173,7 +173,7 @@ func (s *service) Doctor(ctx context.Context, c peer.Cred, user, dir string) (*a
 	}
 	in := inputs(s.d.cfg, s.d.versions)
 	in.User, in.Workspace, in.Leftovers = user, dir, leftovers
-	in.More = append(in.More, s.d.reloads.check(operator))
+	in.More = append(in.More, s.d.reloads.check(operator), peersCheck(s.d.noPeers))
 	in.CgroupVersion, in.CgroupWeaker = s.d.cgroups.Version(), s.d.cgroups.Weaker()
 	out := doctor.Run(ctx, in)
 	return &out, nil

@@ -99,7 +99,7 @@ func lsms() []api.Check {
 			"no label is a barrier beside the namespaces", "boot with security=apparmor"))
 	}
 	if has("bpf") {
-		out = append(out, ok("lsm.bpf", "active; creel does not use it yet"))
+		out = append(out, ok("lsm.bpf", "active"))
 	} else {
 		out = append(out, bad(Weaker, "lsm.bpf", "the BPF LSM is not active",
 			"a socket in a shared directory connects a sandbox with whoever listens there", "add bpf to lsm= on the kernel's command line"))

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,6 +59,9 @@ var (
 		}
 		return nil
 	}}
+	// BPFLSM is a kernel that takes LSM programs (CONFIG_BPF_LSM and BTF) and
+	// has bpf among its active LSMs.
+	BPFLSM = Need{"bpf-lsm", bpfLSM}
 	// Bin is the directory of pinned binaries that "make tools" builds.
 	Bin = Need{"bin", func() error {
 		for _, b := range []string{"containerd", "containerd-shim-runc-v2", "crun", "runc"} {
@@ -177,6 +182,20 @@ func Require(tb testing.TB, needs ...Need) {
 			tb.Skipf("need %s: %v", n.Name, err)
 		}
 	}
+}
+
+func bpfLSM() error {
+	if active, err := os.ReadFile("/sys/kernel/security/lsm"); err == nil && !slices.Contains(strings.Split(strings.TrimSpace(string(active)), ","), "bpf") {
+		return fmt.Errorf("active LSMs: %s", active)
+	}
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.LSM, AttachType: ebpf.AttachLSMMac, AttachTo: "unix_may_send", License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return err
+	}
+	return p.Close()
 }
 
 func program(name string) Need {

@@ -32,6 +32,7 @@ type effect struct {
 // these are gone, so that nothing is forgotten and no id is shared.
 var effects = []effect{
 	{name: "rundir", undo: func(l *Launcher, _ context.Context, id string) error { return removeDir(l.dir(id)) }, above: []string{"mounts", "task"}},
+	{name: "unix_peers", undo: func(l *Launcher, _ context.Context, id string) error { return l.unguardPeers(id) }, above: []string{"task"}},
 	{name: "volumes", undo: func(l *Launcher, _ context.Context, id string) error { return l.releaseVolumes(id) }, above: []string{"mounts", "task"}},
 	{name: "mounts", undo: func(l *Launcher, _ context.Context, id string) error {
 		return mount.Cleanup(filepath.Join(l.dir(id), "mnt"))

@@ -264,7 +264,8 @@ func (s *launch) prepare(ctx context.Context) error {
 		return err
 	}
 	s.ns = ns
-	if err := failpoint.Hit("launch.netns"); err != nil {
+	s.did("unix_peers")
+	if err := errors.Join(s.guardPeers(), failpoint.Hit("launch.netns")); err != nil {
 		return err
 	}
 	if err := errors.Join(s.stageMounts(ctx), failpoint.Hit("launch.mounts")); err != nil {

@@ -54,6 +54,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/volume"
 )
 
@@ -107,6 +108,10 @@ type Options struct {
 	Agents *agents.Registry
 	// Filters are the compiled seccomp filters by the name profiles use.
 	Filters map[string]seccomp.Filter
+	// Peers refuses connections of Unix sockets over the edge of a sandbox. It
+	// is nil where the kernel cannot, and NoPeers says why.
+	Peers   *unixpeers.Guard
+	NoPeers error
 	// BlindRuntime says that containerd is not the daemon's own and not in its
 	// mount namespace: nothing the daemon mounts is seen by shims.
 	BlindRuntime bool

@@ -22,6 +22,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/verify"
 	"github.com/creel-sandbox/creel/pkg/volume"
 )
@@ -60,6 +61,7 @@ func (s *launch) prove(ctx context.Context) error {
 	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
 	e.Extra = append(e.Extra, s.said...)
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
+	e.Extra = append(e.Extra, s.sb.peersControl(s.ns.Cookie())...)
 	// What every later proof is held against. Nothing runs but PID 1, which
 	// has no way to change either.
 	spaces, nserr := verify.Namespaces(s.sb.pid)
@@ -267,19 +269,20 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 	inode := sb.rec.NetNS
 	sb.proven = time.Now()
 	sb.mu.Unlock()
-	e.Extra = append(e.Extra, wire(e.PID, inode)...)
+	e.Extra = append(e.Extra, sb.wire(e.PID, inode)...)
 	return readSettled(ctx, e), nil
 }
 
-// wire is what the sandbox's network namespace holds. By the pid, which the
-// pidfd holds, and the inode it is that namespace.
-func wire(pid int, inode uint64) []api.Control {
+// wire is what the sandbox's network namespace holds, and that Unix sockets do
+// not lead out of it. By the pid, which the pidfd holds, and the inode it is
+// that namespace.
+func (sb *sandbox) wire(pid int, inode uint64) []api.Control {
 	ns, err := netns.Open(pid, inode)
 	if err != nil {
 		return []api.Control{{Name: "netns", Expected: "can be read", Observed: err.Error()}}
 	}
 	defer func() { _ = ns.Close() }()
-	return netns.Check(ns)
+	return append(netns.Check(ns), sb.peersControl(ns.Cookie())...)
 }
 
 // oldRecord is said of a sandbox that an older creeld started.
@@ -321,7 +324,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		return verify.Expect{}, err
 	}
 	sb.mu.Lock()
-	alone := sb.rec.Isolated
+	alone, guarded := sb.rec.Isolated, sb.rec.UnixPeers
 	shares := sb.rec.Sandbox.Shares
 	sb.mu.Unlock()
 	lim := sb.fixed.Sandbox.Limits
@@ -343,7 +346,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 		FDs:          initFDs(why == "spawn", alone),
 		Exe:          exe,
 		Extra:        append(controls(sb.cg.Controls()), unreadable),
-		Weaker:       append(sb.l.Cgroups.Weaker(), weaker(sb.fixed.Request, shares, alone)...),
+		Weaker:       append(sb.l.Cgroups.Weaker(), sb.weaker(shares, alone, guarded)...),
 	}, nil
 }
 
@@ -363,11 +366,11 @@ func controls(cs []cgroup.Control) []api.Control {
 	return out
 }
 
-// weaker says what is not enforced for such a request: the host cannot, or the
-// operator wants it so. Connecting
-// to a socket is not a write to its file system, so a read-only mount does
-// not help (path_resolution(7), kernel fs/namei.c sb_permission).
-func weaker(r api.SpawnRequest, shares []api.Share, isolated bool) []string {
+// weaker says what is not enforced for this sandbox: the host cannot, or the
+// operator wants it so. Connecting to a socket is not a write to its file
+// system, so a read-only mount does not help (path_resolution(7), kernel
+// fs/namei.c sb_permission).
+func (sb *sandbox) weaker(shares []api.Share, isolated, guarded bool) []string {
 	var out []string
 	if !isolated {
 		out = append(out, agentinit.Isolation+": a command of this sandbox can read the memory, the environment and the open files of another; boot with landlock in lsm=")
@@ -375,10 +378,14 @@ func weaker(r api.SpawnRequest, shares []api.Share, isolated bool) []string {
 	for _, sh := range shares {
 		out = append(out, fmt.Sprintf("share: %s can be written by %s at the same time, because the operator shares %s", sh.Target, strings.Join(sh.With, ", "), sh.Path))
 	}
-	if len(volume.Mounts(r)) == 0 {
-		return out
+	switch {
+	case guarded || len(volume.Mounts(sb.fixed.Request)) == 0:
+	case sb.l.Peers != nil:
+		out = append(out, unixpeers.Control+": connections of Unix sockets that this sandbox made before this creeld guarded it go on; start it anew")
+	default:
+		out = append(out, fmt.Sprintf("%s: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume (%v); mount no directory that holds one, or boot with bpf in lsm=", unixpeers.Control, sb.l.NoPeers))
 	}
-	return append(out, "unix_peers: a Unix socket in a mounted directory can be connected to from inside, where the caller's own rights allow it, and one in a volume from every sandbox that has the volume; mount no directory that holds one")
+	return out
 }
 
 // initFDs are the descriptors that PID 1 may have: its own closed list and,

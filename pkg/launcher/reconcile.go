@@ -199,6 +199,9 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	if err := sb.endLost(ctx, live, finished); err != nil {
 		return err
 	}
+	if err := sb.guardPeersAgain(); err != nil {
+		return err
+	}
 	if err := sb.proveAgain(ctx, "reconcile"); err != nil {
 		return err
 	}
@@ -424,6 +427,13 @@ func (l *Launcher) Leftovers(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	ids = slices.Concat(ids, more, layers)
+	if l.Peers != nil {
+		guarded, err := l.Peers.List()
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, guarded...)
+	}
 	for _, dir := range []string{filepath.Join(l.RunDir, "sandboxes"), filepath.Join(l.StateDir, "logs")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {

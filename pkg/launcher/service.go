@@ -70,6 +70,10 @@ func (l *Launcher) resolve(req api.SpawnRequest) (*admission.Admitted, error) {
 		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
+	if l.Peers == nil && a.Profile.UnixPeers != "preferred" && len(volume.Mounts(a.Request)) > 0 {
+		return nil, api.Errorf(api.CodeUnsupportedHost, "profile %s mounts nothing on this host: a Unix socket in it would connect the sandbox with processes outside, and %w", a.Profile.Name, l.NoPeers).
+			WithHint("boot with bpf in lsm=, copy files in with creel cp, or use a profile with unix_peers = \"preferred\"")
+	}
 	return a, nil
 }
 

@@ -87,13 +87,13 @@ func TestStuckEffectKeepsWhatItUses(t *testing.T) {
 		name string
 		want []string // undone, in this order
 	}{
-		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "rundir"}},
-		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "rundir"}},
+		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "unix_peers", "rundir"}},
+		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "unix_peers", "rundir"}},
 		{"task", []string{"cgroup"}},
-		{"container", []string{"cgroup", "task", "mounts", "volumes", "rundir"}},
-		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "rundir"}},
-		{"mounts", []string{"cgroup", "task", "container", "rootfs"}},
-		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "rundir"}},
+		{"container", []string{"cgroup", "task", "mounts", "volumes", "unix_peers", "rundir"}},
+		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "unix_peers", "rundir"}},
+		{"mounts", []string{"cgroup", "task", "container", "rootfs", "unix_peers"}},
+		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "unix_peers", "rundir"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			var undone []string

@@ -25,8 +25,9 @@ import (
 
 // NS is a network namespace, held by a descriptor.
 type NS struct {
-	file  *os.File
-	inode uint64
+	file   *os.File
+	inode  uint64
+	cookie uint64
 }
 
 // Create makes a network namespace with lo, up, and nothing else. It takes
@@ -34,9 +35,13 @@ type NS struct {
 // or has failed to.
 func Create() (*NS, error) {
 	var f *os.File
+	var cookie uint64
 	err := thread.Do(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
+		}
+		if cookie, err = cookieHere(); err != nil {
+			return err
 		}
 		if err := loUp(); err != nil {
 			return fmt.Errorf("set lo up: %w", err)
@@ -50,7 +55,7 @@ func Create() (*NS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
-	return hold(f)
+	return hold(f, cookie)
 }
 
 // Open holds the network namespace of a process, for a daemon that was
@@ -61,7 +66,19 @@ func Open(pid int, inode uint64) (*NS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
-	ns, err := hold(f)
+	var cookie uint64
+	err = thread.Do(func() (err error) {
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		cookie, err = cookieHere()
+		return err
+	})
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	ns, err := hold(f, cookie)
 	if err != nil {
 		return nil, err
 	}
@@ -72,18 +89,36 @@ func Open(pid int, inode uint64) (*NS, error) {
 	return ns, nil
 }
 
-func hold(f *os.File) (*NS, error) {
+func hold(f *os.File, cookie uint64) (*NS, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("stat network namespace: %w", err)
 	}
-	return &NS{file: f, inode: st.Ino}, nil
+	return &NS{file: f, inode: st.Ino, cookie: cookie}, nil
+}
+
+// cookieHere is the cookie of the calling thread's namespace.
+func cookieHere() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("SO_NETNS_COOKIE: %w", err)
+	}
+	return cookie, nil
 }
 
 // Inode names the namespace as /proc/PID/ns/net does. The number is unique
 // while the namespace exists.
 func (n *NS) Inode() uint64 { return n.inode }
+
+// Cookie is the kernel's own number for the namespace (SO_NETNS_COOKIE, Linux
+// 5.14). No other namespace gets it between two boots.
+func (n *NS) Cookie() uint64 { return n.cookie }
 
 // File is the descriptor. It stays the namespace's.
 func (n *NS) File() *os.File { return n.file }

@@ -37,6 +37,7 @@ type Profile struct {
 	User           string   `toml:"user"`           // "agent", also when not given, or "root"
 	Capabilities   []string `toml:"capabilities"`   // a root's, of api.Capabilities
 	ExecIsolation  string   `toml:"exec_isolation"` // "required", also when not given, or "preferred"
+	UnixPeers      string   `toml:"unix_peers"`     // the same
 	Limits         Limits   `toml:"limits"`
 
 	// Source is "embedded" or the file's path; Text is its content.
@@ -115,8 +116,10 @@ func (p *Profile) check() error {
 		}
 	}
 	p.checkHome(bad)
-	if e := p.ExecIsolation; e != "" && e != "required" && e != "preferred" {
-		bad("exec_isolation", `%q must be "required" or "preferred"`, e)
+	for _, c := range []struct{ name, value string }{{"exec_isolation", p.ExecIsolation}, {"unix_peers", p.UnixPeers}} {
+		if c.value != "" && c.value != "required" && c.value != "preferred" {
+			bad(c.name, `%q must be "required" or "preferred"`, c.value)
+		}
 	}
 	p.checkUser(bad)
 	l, m := p.Limits.Limits, p.Limits.Max

@@ -60,6 +60,10 @@ type Record struct {
 	// Isolated says that each command has a Landlock domain of its own.
 	Isolated bool `json:"isolated,omitempty"`
 
+	// UnixPeers says that the kernel has refused connections of Unix sockets
+	// over the sandbox's edge since before it ran.
+	UnixPeers bool `json:"unix_peers,omitempty"`
+
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`
 
