@@ -68,7 +68,7 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	}
 	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
 	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
-		Dir: dir, Namespaces: s.namespaces(), UserNS: users,
+		Dir: dir, Namespaces: s.namespaces(), Host: s.l.HostMounts, UserNS: users,
 		Target: staged, ReadOnly: m.ReadOnly,
 		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
 	})

@@ -6,9 +6,10 @@
 // gets is a clone of that one mount, from that directory down, without the
 // mounts nested in it: a directory that is a mount point in the source shows
 // what its own file system has there, which the caller's rights govern as
-// they do elsewhere. (Where the kernel has locked a nested mount, because the
-// caller's namespace has less privilege than the one it came from, cloning is
-// refused.) Ids other than the caller's uid and groups are not mapped: such files
+// they do elsewhere. That is for the host's own mounts. A caller's namespace may
+// have nested mounts to hide something from the caller or to make it read-only
+// (systemd.exec(5), InaccessiblePaths=), so there a directory with any is refused.
+// Ids other than the caller's uid and groups are not mapped: such files
 // appear as the overflow user's or group's and cannot be written, not even by
 // the owner of a file whose group the caller is not in.
 //
@@ -42,6 +43,10 @@ type Request struct {
 	// Only a thread in the namespace of a mount may clone it. With none, the
 	// daemon's own is used.
 	Namespaces []*os.File
+
+	// Host is the host's mount namespace, /proc/PID/ns/mnt. In any other of
+	// Namespaces a directory with mounts beneath it is refused.
+	Host *os.File
 
 	// Target is where to attach: an absolute path that does not exist, in a
 	// directory that only root can write.
@@ -129,7 +134,7 @@ func (s *Stager) clone(r Request) (tree int, st Staged, err error) {
 			if err := enter(ns); err != nil {
 				return err
 			}
-			tree, st, err = cloneHere(r, p, proc)
+			tree, st, err = cloneHere(r, p, proc, ns != nil)
 			return err
 		})
 		if !errors.Is(err, errNotHere) {
@@ -162,7 +167,7 @@ func enter(ns *os.File) error {
 
 // cloneHere runs in the namespace. It looks nothing up by a path of the
 // namespace, which may be laid out to mislead it.
-func cloneHere(r Request, p protected, proc *os.File) (int, Staged, error) {
+func cloneHere(r Request, p protected, proc *os.File, foreign bool) (int, Staged, error) {
 	fd := int(r.Dir.Fd())
 	m, err := mountOf(proc, fd)
 	if err != nil {
@@ -182,6 +187,11 @@ func cloneHere(r Request, p protected, proc *os.File) (int, Staged, error) {
 	}
 	if err := guard(fd, id, p.objects); err != nil {
 		return -1, Staged{}, err
+	}
+	if foreign {
+		if err := covered(proc, fd, r.Host); err != nil {
+			return -1, Staged{}, err
+		}
 	}
 	tree, err := unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if errors.Is(err, unix.EINVAL) {

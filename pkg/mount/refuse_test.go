@@ -324,6 +324,14 @@ func TestPeerNamespace(t *testing.T) {
 			t.Errorf("a tmpfs of the caller's own user namespace = %v, want unsupported_host", err)
 		}
 	})
+	t.Run("nested mount", func(t *testing.T) {
+		dir, ns := peer(t, false, []string{"tmpfs " + nested}, w.work)
+		r := w.request(dir)
+		r.Namespaces = []*os.File{ns}
+		if _, _, err := w.stager.Stage(t.Context(), r); api.CodeOf(err) != api.CodeDenied || !strings.Contains(err.Error(), nested) {
+			t.Errorf("a directory with a mount that hides something from its caller = %v, want permission_denied", err)
+		}
+	})
 	t.Run("locked mount", func(t *testing.T) {
 		// Made before the peer's less privileged namespace, hence locked there.
 		if err := unix.Mount("tmpfs", nested, "tmpfs", 0, ""); err != nil {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/creel-sandbox/creel/pkg/api"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -61,6 +63,43 @@ func mountID(fd int) (uint64, error) {
 		return 0, errors.New("mount of the directory: the kernel does not tell")
 	}
 	return stx.Mnt_id, nil
+}
+
+// covered refuses a directory with mounts beneath it in a namespace that is
+// not the host's: a clone would show what they hide.
+func covered(proc *os.File, fd int, host *os.File) error {
+	var own, hosts unix.Stat_t
+	if err := unix.Fstatat(int(proc.Fd()), "thread-self/ns/mnt", &own, 0); err != nil {
+		return fmt.Errorf("mount namespace: %w", err)
+	}
+	if host != nil {
+		if err := unix.Fstat(int(host.Fd()), &hosts); err != nil {
+			return fmt.Errorf("the host's mount namespace: %w", err)
+		}
+		if own.Ino == hosts.Ino && own.Dev == hosts.Dev {
+			return nil
+		}
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(proc.Fd()), fmt.Sprintf("thread-self/fd/%d", fd), buf)
+	if err != nil {
+		return fmt.Errorf("path of the directory: %w", err)
+	}
+	if n == len(buf) {
+		return api.Errorf(api.CodeInvalid, "the directory's path is too long")
+	}
+	prefix := strings.TrimSuffix(string(buf[:n]), "/") + "/"
+	point := ""
+	err = scan(proc, "thread-self", func(e entry) {
+		if strings.HasPrefix(e.point, prefix) {
+			point = e.point
+		}
+	})
+	if err != nil || point == "" {
+		return err
+	}
+	return api.Errorf(api.CodeDenied, "something is mounted at %s in the caller's mount namespace, and what is under it would be uncovered", point).
+		WithHint("share a directory without mounts in it")
 }
 
 // table is the mount table of the process's (or "thread-self"'s) namespace.
