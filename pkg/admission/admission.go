@@ -29,10 +29,12 @@ const (
 	maxLabelLen = 256
 	// An exec may have fewer: the newest 256 are kept for each sandbox.
 	maxExecLabels = 16
-	maxMounts     = 16
 	maxPath       = 1024
 	maxSource     = 4096 // PATH_MAX; it is for people to read
 )
+
+// MaxMounts is how many directories and volumes one sandbox may have.
+const MaxMounts = 16
 
 // Minimums below which an agent cannot start at all.
 const (
@@ -247,8 +249,8 @@ func checkLabels(ps *problems, labels map[string]string, most int) {
 }
 
 func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
-	if len(mounts) > maxMounts {
-		ps.add("mounts", fmt.Sprint(len(mounts)), "at most %d", maxMounts)
+	if len(mounts) > MaxMounts {
+		ps.add("mounts", fmt.Sprint(len(mounts)), "at most %d", MaxMounts)
 		return
 	}
 	if p.NoMounts && len(mounts) > 0 {
@@ -263,7 +265,7 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 		case m.Volume != "" && !nameRE.MatchString(m.Volume):
 			ps.add(field+"volume", m.Volume, wantName)
 		case m.Volume == "" && m.FD == nil:
-			ps.add(field+"fd", "", "a descriptor of %s sent with the request; creeld opens no path for a caller (the creel command sends it for you)", clip(m.Source))
+			ps.add(field+"fd", "", "a descriptor of %s sent with the request (the creel command sends it for you), or mounts.paths = true in creeld's configuration", clip(m.Source))
 		}
 		if len(m.Source) > maxSource || !printable(m.Source) {
 			ps.add(field+"source", clip(m.Source), "a path of at most %d bytes, without control characters", maxSource)

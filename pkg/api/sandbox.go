@@ -81,12 +81,14 @@ type SpawnRequest struct {
 // Mount is a host directory or a volume shown in the sandbox, nosuid and nodev.
 // The caller's files in a directory are owned by the agent.
 type Mount struct {
-	// Source is the host path, for display; the directory itself is FD.
+	// Source is the host path. With FD it is for display. Without, the daemon
+	// opens it as the process that connected would, if its configuration has
+	// mounts.paths: an absolute path without symbolic links.
 	Source string `json:"source,omitempty"`
 
 	// FD is the index of the descriptor, among those sent with the request's
 	// bytes by SCM_RIGHTS, that is the directory. Required unless Volume is
-	// given: creeld opens no path for a caller.
+	// given or the daemon opens paths.
 	FD *int `json:"fd,omitempty"`
 
 	// Volume names a volume of the caller's, instead of a directory. Only

@@ -48,6 +48,7 @@ type Config struct {
 	Audit          Audit      `toml:"audit"`
 	Retention      Retention  `toml:"retention"`
 	Disk           Disk       `toml:"disk"`
+	Mounts         Mounts     `toml:"mounts"`
 	Server         Server     `toml:"server"`
 	Log            Log        `toml:"log"`
 	// Share are grants of directories to several agents.
@@ -148,6 +149,11 @@ type Retention struct {
 // Disk keeps a part of the state directory's file system free.
 type Disk struct {
 	Reserve api.Size `toml:"reserve"`
+}
+
+// Mounts says how callers may name directories.
+type Mounts struct {
+	Paths bool `toml:"paths"`
 }
 
 // Server bounds callers.

@@ -109,6 +109,12 @@ func assignPlain(field reflect.Value, v any) error {
 			return fmt.Errorf("%v is not a string", v)
 		}
 		field.SetString(s)
+	case reflect.Bool:
+		b, ok := v.(bool)
+		if !ok {
+			return fmt.Errorf("%v is not true or false", v)
+		}
+		field.SetBool(b)
 	case reflect.Float64:
 		f, ok := v.(float64)
 		if n, isInt := v.(int64); isInt {

@@ -359,6 +359,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		},
 		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
+		MountPaths:   d.cfg.Mounts.Paths,
 		BlindRuntime: d.blind, Spawning: d.records.Spawning, Sign: d.sign,
 		Peers: d.peers, NoPeers: d.noPeers,
 		MaxExecs: d.cfg.Exec.MaxPerSandbox, LogBytes: int64(d.cfg.Logs.MaxBytes),

@@ -22,6 +22,11 @@ import (
 // none. One that is there must be what is asked for.
 func (l *Launcher) Ensure(ctx context.Context, c peer.Cred, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
 	req.Name = name
+	req, dirs, done, err := l.openPaths(ctx, c, req, dirs)
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err
@@ -124,6 +129,11 @@ func (l *Launcher) resultOf(sb *sandbox) (*api.SpawnResult, error) {
 // SpawnOnce is Spawn for a request that may come again: of those that a caller
 // gives the same key, one makes a sandbox, and the others get its answer.
 func (l *Launcher) SpawnOnce(ctx context.Context, c peer.Cred, name string, req api.SpawnRequest, dirs []*os.File) (res *api.SpawnResult, made bool, err error) {
+	req, dirs, done, err := l.openPaths(ctx, c, req, dirs)
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err

@@ -127,6 +127,8 @@ type Options struct {
 	Spawning func(ctx context.Context, c peer.Cred, id string, a *admission.Admitted) error
 	// Sign signs evidence. It fills in the versions of what the daemon drives.
 	Sign func(api.EvidenceStatement) (*api.Envelope, error)
+	// MountPaths lets requests name directories by path.
+	MountPaths bool
 
 	Totals        Totals
 	MaxExecs      int           // execs running in one sandbox

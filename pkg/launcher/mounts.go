@@ -10,11 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -79,6 +81,40 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 		return store.Mount{}, err
 	}
 	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
+}
+
+// openPaths opens what the request's mounts name by path alone, as the caller
+// would, and gives them descriptors as if the caller had sent them; done closes
+// these. Everything after knows descriptors only.
+func (l *Launcher) openPaths(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (_ api.SpawnRequest, _ []*os.File, done func(), err error) {
+	sent := len(dirs)
+	dirs = slices.Clip(dirs)
+	closeOpened := func() {
+		for _, f := range dirs[sent:] {
+			_ = f.Close()
+		}
+	}
+	if !l.MountPaths || len(req.Mounts) > admission.MaxMounts {
+		return req, dirs, closeOpened, nil // admission refuses it
+	}
+	defer func() {
+		if err != nil {
+			closeOpened()
+		}
+	}()
+	req.Mounts = slices.Clone(req.Mounts)
+	for i, m := range req.Mounts {
+		if m.FD != nil || m.Volume != "" || m.Source == "" {
+			continue
+		}
+		f, err := c.OpenDir(ctx, m.Source)
+		if err != nil {
+			return req, nil, nil, fmt.Errorf("mounts[%d].source: %w", i, err)
+		}
+		n := len(dirs)
+		dirs, req.Mounts[i].FD = append(dirs, f), &n
+	}
+	return req, dirs, closeOpened, nil
 }
 
 // dirOf is the descriptor that came for the mount with number i.

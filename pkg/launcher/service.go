@@ -27,6 +27,11 @@ import (
 
 // Spawn admits a request and launches it.
 func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.SpawnResult, error) {
+	req, dirs, done, err := l.openPaths(ctx, c, req, dirs)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, err
@@ -99,6 +104,11 @@ func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted
 // Explain says what a spawn would be answered now, rule by rule, and has no
 // effect.
 func (l *Launcher) Explain(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error) {
+	req, dirs, done, err := l.openPaths(ctx, c, req, dirs)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	d := &api.Decision{Allowed: true, Ceiling: l.Callers.Name(c), Rules: []api.Rule{}}
 	a, err := l.resolve(req)
 	if err == nil {
