@@ -292,7 +292,7 @@ func TestServiceDoctor(t *testing.T) {
 			t.Errorf("%s is %s: %s; %s", c.Name, c.Status, c.Detail, c.Cost)
 		}
 	}
-	for _, name := range []string{"cgroup", "lsm.mandatory"} {
+	for _, name := range []string{"cgroup", "lsm.mandatory", "kernel.unix_peers"} {
 		if got[name].Status != "ok" {
 			t.Errorf("%s is %q: %s", name, got[name].Status, got[name].Detail)
 		}
