@@ -21,9 +21,9 @@ var setpriv = kerneltest.Need{Name: "setpriv", Probe: func() error { _, err := e
 
 // byPath has curl, as the caller and after a script of root's in a mount
 // namespace of its own, ask for a sandbox with a directory by its path.
-func byPath(t *testing.T, l *lab.Lab, script, source, target string, readOnly bool) (api.SpawnResult, *api.Error) {
+func byPath(t *testing.T, l *lab.Lab, script, source string, readOnly bool) (api.SpawnResult, *api.Error) {
 	t.Helper()
-	body, err := json.Marshal(api.SpawnRequest{Mounts: []api.Mount{{Source: source, Target: target, ReadOnly: readOnly}}})
+	body, err := json.Marshal(api.SpawnRequest{Mounts: []api.Mount{{Source: source, Target: "/workspace", ReadOnly: readOnly}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestMountByPath(t *testing.T) {
 		"with a mount of its own": {"mount --bind " + private + " " + dir, "own\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			res, e := byPath(t, l, tt.script, dir, "/workspace", false)
+			res, e := byPath(t, l, tt.script, dir, false)
 			if e != nil {
 				t.Fatal(e)
 			}
@@ -139,7 +139,7 @@ func TestMountByPathRefused(t *testing.T) {
 		{"the root by a mount", "mount --bind / " + point, point},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, e := byPath(t, l, tt.script, tt.source, "/workspace", true)
+			res, e := byPath(t, l, tt.script, tt.source, true)
 			if e == nil {
 				out, _ := l.Sh(res.Sandbox.ID, "ls -la /workspace")
 				t.Fatalf("it is mounted: %s", out)
@@ -149,7 +149,7 @@ func TestMountByPathRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, e := byPath(t, l, "", secret, "/workspace", false); e == nil {
+	if _, e := byPath(t, l, "", secret, false); e == nil {
 		t.Error("root's directory is mounted writable")
 	}
 	l.NothingLeft()
@@ -169,7 +169,7 @@ func TestMountByPathUnmappable(t *testing.T) {
 			if fs == "overlay" {
 				script = "mount -t overlay -o lowerdir=/bin/.:/etc overlay " + point
 			}
-			_, e := byPath(t, l, script, point, "/workspace", true)
+			_, e := byPath(t, l, script, point, true)
 			if e == nil || e.Code != api.CodeUnsupportedHost || !strings.Contains(e.Message, fs) {
 				t.Errorf("%+v", e)
 			}

@@ -23,7 +23,7 @@ import (
 // listens and connects, see peersInside.
 const peersName = "peers"
 
-func init() { //nolint:gochecknoinits // the test's program, before it is one
+func init() { // before the test would read its flags
 	if filepath.Base(os.Args[0]) == peersName {
 		if err := peersInside(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -70,10 +70,9 @@ func fromHost(t *testing.T, path string, kind int) error {
 }
 
 // peersIn starts a sandbox of the caller's in which the script runs.
-func peersIn(t *testing.T, l *lab.Lab, dir, mode string, args ...string) *api.Sandbox {
+func peersIn(t *testing.T, l *lab.Lab, dir, mode string) *api.Sandbox {
 	t.Helper()
-	argv := append([]string{"run", "-d", "-v", dir + ":/workspace"}, args...)
-	out, errOut, code := l.CreelAs(caller, "", append(argv, "--", "/bin/"+peersName, mode)...)
+	out, errOut, code := l.CreelAs(caller, "", "run", "-d", "-v", dir+":/workspace", "--", "/bin/"+peersName, mode)
 	if code != 0 {
 		t.Fatalf("run: %d, %s", code, errOut)
 	}

@@ -71,7 +71,7 @@ func (s side) socket(t *testing.T, kind int) (fd int) {
 // listen makes a socket at a new path.
 func (s side) listen(t *testing.T, kind int) *unix.SockaddrUnix {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "peers")
+	dir, err := os.MkdirTemp("", "peers") //nolint:usetesting // a socket's path has 108 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,8 +342,8 @@ func BenchmarkAdd(b *testing.B) {
 	}
 	defer unixpeers.Remove(dir)
 	defer g.Close()
-	for i := range b.N {
-		if err := g.Add(uint64(i%50000+1), "x"); err != nil {
+	for cookie := uint64(1); b.Loop(); cookie = cookie%50_000 + 1 {
+		if err := g.Add(cookie, "x"); err != nil {
 			b.Fatal(err)
 		}
 	}
