@@ -239,13 +239,12 @@ func (s *server) loop() syscall.Errno {
 		for _, ev := range events[:n] {
 			switch fd := int(ev.Fd); fd {
 			case s.sigs:
-			case InitFD, outFD:
-				if !s.serve(ev.Events) {
-					return 0
-				}
 			default:
+				// Before outFD, which without a stream may be a process's.
 				if p := s.byFD[fd]; p != nil {
 					s.ready(p, fd)
+				} else if (fd == InitFD || fd == outFD) && !s.serve(ev.Events) {
+					return 0
 				}
 			}
 		}
