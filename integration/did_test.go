@@ -66,7 +66,7 @@ func TestExecList(t *testing.T) {
 		return e
 	}
 	e := run(api.ExecRequest{Command: sh("exit 3"), Labels: map[string]string{"job": "7", "k": "v"}})
-	if diff := cmp.Diff(sh("exit 3"), e.Command); diff != "" || e.IO != "fds" || e.OutputBytes != nil || e.Labels["job"] != "7" {
+	if diff := cmp.Diff(sh("exit 3"), e.Command); diff != "" || e.IO != "fds" || e.OutputBytes == nil || *e.OutputBytes != 0 || e.Labels["job"] != "7" {
 		t.Errorf("%+v", e)
 	}
 	if e := run(api.ExecRequest{Command: []string{"/does/not/exist"}}); *e.ExitCode != 127 || e.Error == "" {

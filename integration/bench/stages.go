@@ -145,6 +145,29 @@ func (b *bench) spawnStage(ctx context.Context) error {
 	return nil
 }
 
+// bulkBytes is how much output a command of bulk has.
+const bulkBytes = 256 << 20
+
+// bulk takes how long much output needs to a client that has descriptors,
+// with and without a log.
+func (b *bench) bulk(ctx context.Context, id string) error {
+	var took [2][]float64
+	for range min(b.n, 10) {
+		for i, logs := range []string{"", "none"} {
+			began := time.Now()
+			r, err := b.Exec(ctx, id, api.ExecRequest{
+				Command: []string{"head", "-c", fmt.Sprint(bulkBytes), "/dev/zero"}, Logs: logs,
+			}, client.Stdio{})
+			if err != nil || r.ExitCode != 0 {
+				return fmt.Errorf("exec: %+v: %w", r, err)
+			}
+			took[i] = append(took[i], ms(time.Since(began)))
+		}
+	}
+	b.report.add("exec_bulk", "ms", took[0], "the same with logs none", took[1], target{})
+	return nil
+}
+
 // execStage takes turns as well, in a sandbox of creel's and a bare container
 // of runc's.
 func (b *bench) execStage(ctx context.Context) error {
@@ -159,7 +182,7 @@ func (b *bench) execStage(ctx context.Context) error {
 	command := []string{"/bin/true"}
 	spec := *b.bare.spec.Process
 	spec.Args = command
-	var api5, cli, base, plain []float64
+	var api5, silent, cli, base, plain []float64
 	for i := range warm + b.n {
 		if err := sleep(ctx, lull); err != nil {
 			return err
@@ -170,6 +193,15 @@ func (b *bench) execStage(ctx context.Context) error {
 			return fmt.Errorf("exec: %+v: %w", r, err)
 		}
 		took := time.Since(began)
+		if err := sleep(ctx, lull); err != nil {
+			return err
+		}
+		began = time.Now()
+		r, err = b.Exec(ctx, res.Sandbox.ID, api.ExecRequest{Command: command, Logs: "none"}, client.Stdio{})
+		if err != nil || r.ExitCode != 0 {
+			return fmt.Errorf("exec: %+v: %w", r, err)
+		}
+		silentTook := time.Since(began)
 		if err := sleep(ctx, lull); err != nil {
 			return err
 		}
@@ -188,12 +220,17 @@ func (b *bench) execStage(ctx context.Context) error {
 		plainTook, err := b.creel(ctx, "help")
 		if i >= warm {
 			api5, base, cli = append(api5, ms(took)), append(base, ms(bareTook)), append(cli, ms(cliTook))
+			silent = append(silent, ms(silentTook))
 			if err == nil {
 				plain = append(plain, ms(plainTook))
 			}
 		}
 	}
 	b.report.add("exec_api", "ms", api5, "containerd exec through runc, same spec", base, target{most: 5, ratio: 0.125})
+	b.report.add("exec_logged", "ms", api5, "the same with logs none", silent, target{})
+	if err := b.bulk(ctx, res.Sandbox.ID); err != nil {
+		return err
+	}
 	b.report.add("exec_cli", "ms", cli, "creel help: the program's start alone", plain, target{most: 15})
 	return errors.Join(c.remove(ctx), b.removeAll(ctx))
 }

@@ -146,6 +146,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	if r.Network != "none" {
 		ps.add("network", r.Network, `"none"`)
 	}
+	checkLogs(&ps, r.Logs)
 	if !slices.Contains(p.Rootfs, r.Rootfs) {
 		ps.add("rootfs", r.Rootfs, "one of %s in profile %s", strings.Join(p.Rootfs, ", "), p.Name)
 	}
@@ -188,7 +189,14 @@ func Exec(req api.ExecRequest) error {
 	if req.IO != "" && req.IO != "fds" && req.IO != "framed" {
 		ps.add("io", req.IO, `"fds" or "framed"`)
 	}
+	checkLogs(&ps, req.Logs)
 	return ps.err()
+}
+
+func checkLogs(ps *problems, logs string) {
+	if logs != "" && logs != "none" {
+		ps.add("logs", logs, `"none", or left out`)
+	}
 }
 
 // defaultVolume is the size of a volume whose request names none.

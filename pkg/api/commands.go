@@ -26,8 +26,12 @@ type Exec struct {
 	LimitsHit map[string]int64 `json:"limits_hit,omitempty"`
 	Error     string           `json:"error,omitempty"` // why it did not start
 
+	// Logs is "none" when its output is not kept; "fds" with a terminal is
+	// always so, since its bytes do not pass the daemon.
+	Logs string `json:"logs,omitempty"`
+
 	// OutputBytes is what of the command's output has passed the daemon. Not
-	// there with IO "fds": those bytes do not pass it.
+	// there with IO "fds" and Logs "none": those bytes do not pass it.
 	OutputBytes *int64 `json:"output_bytes,omitempty"`
 }
 

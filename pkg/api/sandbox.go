@@ -74,6 +74,10 @@ type SpawnRequest struct {
 	// "timeout"). None when zero.
 	Timeout Duration `json:"timeout,omitzero"`
 
+	// Logs is "none" when nothing of any output may be kept; it is kept
+	// otherwise.
+	Logs string `json:"logs,omitempty"`
+
 	// Trace asks for the time each launch step took.
 	Trace bool `json:"trace,omitempty"`
 }
@@ -199,6 +203,7 @@ type Sandbox struct {
 	Limits       Limits            `json:"limits"`
 	LimitsHit    map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
 	Labels       map[string]string `json:"labels,omitempty"`
+	Logs         string            `json:"logs,omitempty"` // "none": no output is kept
 	Caller       Caller            `json:"caller"`
 	PID          int               `json:"pid,omitempty"` // PID 1's pid on the host
 	HostUID      uint32            `json:"host_uid"`      // first host uid of the 65,536
@@ -289,6 +294,9 @@ type ExecRequest struct {
 
 	// Labels are kept with the exec's record; creel does not interpret them.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Logs is "none" when nothing of the output may be kept. In a sandbox of
+	// that kind it is so without asking.
+	Logs string `json:"logs,omitempty"`
 }
 
 // ExecResult is how a command ended.

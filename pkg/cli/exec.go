@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"syscall"
@@ -45,6 +46,7 @@ creel goes away, the command is killed with all it started.`,
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the record of the command")
+	fl.StringVar(&f.req.Logs, "logs", "", "none keeps nothing of the output")
 	durationVar(fl, &f.req.Timeout, "timeout", "end the command after this long (exit code 124)")
 	fl.SetInterspersed(false) // what follows SANDBOX is the command's
 	cmd.AddCommand(execListCommand(a))
@@ -58,9 +60,9 @@ func execListCommand(a *app) *cobra.Command {
 		Short: "List the commands that exec runs and ran in a sandbox",
 		Long: `List the commands that exec runs in a sandbox, and the newest 256 that it ran.
 
-OUTPUT is the bytes that passed the daemon. It is - for commands that got pipes
-by descriptor, as creel exec does: their bytes do not pass it. A sandbox that is
-itself called ls is reached by creel exec -- ls COMMAND.`,
+OUTPUT is the bytes that passed the daemon; it is - where none do. LOGS is none
+for a command whose output is not kept (--logs none). A sandbox that is itself
+called ls is reached by creel exec -- ls COMMAND.`,
 		Args: args(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := parseFilters(filters, "label")
@@ -83,9 +85,9 @@ func (a *app) execList(ctx context.Context, ref string, labels map[string]string
 		return a.writeJSON(execs)
 	}
 	var t table
-	t.header("ID", "STARTED", "STATE", "TOOK", "OUTPUT", "LIMITS HIT", "COMMAND")
+	t.header("ID", "STARTED", "STATE", "TOOK", "OUTPUT", "LOGS", "LIMITS HIT", "COMMAND")
 	for _, e := range execs {
-		state, took, output := cell{"running", green}, "-", "-"
+		state, took, output, logs := cell{"running", green}, "-", "-", cmp.Or(e.Logs, "kept")
 		if e.Reason != "" {
 			state = cell{ended(e.Reason, e.ExitCode), plain}
 			if e.Reason != api.ReasonExited {
@@ -98,7 +100,7 @@ func (a *app) execList(ctx context.Context, ref string, labels map[string]string
 		if e.OutputBytes != nil {
 			output = size(*e.OutputBytes)
 		}
-		t.row(e.ID, ago(e.Started, time.Now()), state, took, output, hits(e.LimitsHit), words(e.Command, e.Cut))
+		t.row(e.ID, ago(e.Started, time.Now()), state, took, output, logs, hits(e.LimitsHit), words(e.Command, e.Cut))
 	}
 	return a.writeTable(&t)
 }

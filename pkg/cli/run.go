@@ -93,6 +93,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringVar(&r.Runtime, "runtime", "", "crun or runc")
 	fl.StringVar(&r.Network, "network", "", "none")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the sandbox")
+	fl.StringVar(&r.Logs, "logs", "", "none keeps nothing of any output")
 	sizeVar(fl, &l.Memory, "memory", "memory, such as 512M")
 	fl.Float64Var(&l.CPUs, "cpus", 0, "processors, such as 1.5")
 	fl.Int64Var(&l.Pids, "pids", 0, "processes and threads")

@@ -50,7 +50,8 @@ type Process struct {
 // own failure is not an error: ExitCode has it. Cancelling ctx kills the
 // command with all it started.
 //
-// When req.IO is empty, descriptors are used. Exec returns when the command
+// When req.IO is empty, descriptors are used, but for a terminal whose output
+// is to be kept. Exec returns when the command
 // has ended and its output is copied; what a process that it left behind
 // writes later is not waited for. A read of stdio.In that is under way then is
 // left to end by itself.
@@ -80,6 +81,9 @@ func (c *Client) ExecOnce(ctx context.Context, ref string, req api.ExecRequest) 
 func (c *Client) StartExec(ctx context.Context, ref string, req api.ExecRequest) (*Process, error) {
 	if req.IO == "" {
 		req.IO = IOFDs
+		if req.TTY && req.Logs == "" {
+			req.IO = IOFramed // a terminal that is handed over cannot be logged
+		}
 	}
 	body, err := json.Marshal(req)
 	if err != nil {

@@ -247,6 +247,11 @@ func (l *Launcher) forget(sb *sandbox) error {
 // drop removes the record and the logs: the last that is left. Once it has
 // succeeded, it does nothing.
 func (l *Launcher) drop(sb *sandbox) error {
+	if sb.fixed.Request.Logs == noLogs {
+		if err := sb.dropOutput(); err != nil {
+			return err
+		}
+	}
 	sb.mu.Lock()
 	if sb.dropped {
 		sb.mu.Unlock()

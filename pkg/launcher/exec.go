@@ -19,6 +19,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/logs"
 )
 
 // Exit codes of run and exec, as shells and timeout(1) have them.
@@ -38,16 +39,20 @@ type session struct {
 	began    time.Time
 	io       *stdio
 	fds      bool
+	logged   bool // its output is kept
+	taps     []*logs.Tap
+	pumps    pumps // of fds that are logged: from taps to the client's pipes
 	cg       *cgroup.Exec
 	pidfd    *os.File    // of the command's first process
 	attended func() bool // ends the watch of a file operation's client; nil else
 
-	output  atomic.Int64  // bytes that passed the daemon
-	closed  chan struct{} // closed with the session
-	closing sync.Once
-	keeping sync.Mutex // of commits of the record, with key
-	key     uint64     // the record's in the store, 0 before the first
-	wrote   progress   // what the store has of it
+	output    atomic.Int64  // bytes that passed the daemon, when they are not logged
+	closed    chan struct{} // closed with the session
+	closing   sync.Once
+	untapping sync.Once
+	keeping   sync.Mutex // of commits of the record, with key
+	key       uint64     // the record's in the store, 0 before the first
+	wrote     progress   // what the store has of it
 
 	once   sync.Once
 	kill   sync.Once
@@ -238,6 +243,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 		return nil, err
 	}
 	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{}), closed: make(chan struct{})}
+	s.logged = !c.internal && req.Logs != noLogs && sb.execLog != nil && !(s.fds && c.tty)
 	s.record = newRecord(s, req)
 	c.id = s.id
 	agent := sb.hostUser()
@@ -259,14 +265,11 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	}
 	defer func() {
 		if err != nil {
+			s.untap()
 			sb.leave(s)
 		}
 	}()
-	keep := s.io.pollable
-	if s.fds {
-		keep = s.io.keepSize
-	}
-	if err := keep(); err != nil {
+	if c.keep, err = s.prepare(); err != nil {
 		return nil, err
 	}
 	c.io = s.io
@@ -275,6 +278,9 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	defer cancel()
 	s.cg, s.pidfd, _, _, err = sb.startCommand(within, c)
 	s.io.closeChild()
+	if err == nil || errors.As(err, &failed) {
+		s.pump()
+	}
 	switch {
 	case errors.As(err, &failed):
 		// The command did not start: that is a result, not an error of ours.
@@ -333,6 +339,9 @@ func (sb *sandbox) enter(s *session) error {
 		return api.Errorf(api.CodeConflict, "sandbox %s is ending", sb.id)
 	}
 	sb.execs[s.id] = s
+	if s.logged {
+		sb.tapped.Add(1)
+	}
 	return nil
 }
 
@@ -448,6 +457,12 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 		sb.sweep(s.cg)
 	}
 	defer func() {
+		if s.logged { // what is not in the log yet stays in PID 1's hands as well
+			select {
+			case <-s.closed:
+			case <-sb.l.ctx.Done():
+			}
+		}
 		ctx, cancel := context.WithTimeout(sb.l.ctx, channelTimeout)
 		defer cancel()
 		_ = sb.host.Ack(ctx, s.id) // a sandbox that has ended has forgotten it

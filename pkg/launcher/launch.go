@@ -20,7 +20,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
-	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
@@ -186,7 +185,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		Volumes:     volumes,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Profile: r.Profile,
-			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Limits: s.Limits, Labels: r.Labels,
@@ -326,9 +325,7 @@ func (s *launch) start(ctx context.Context) error {
 	g.Go(func() error { return s.l.Runtime.StartTask(ctx, s.id) })
 	g.Go(func() error { return s.take(ctx) })
 	g.Go(func() error {
-		log, err := logs.Open(s.l.logDir(s.id), logs.Options{Max: s.l.LogBytes})
-		s.sb.hold(func() { s.sb.log = log })
-		return err
+		return s.sb.openLogs()
 	})
 	g.Go(func() error {
 		cg, err := s.l.Cgroups.Open(s.id, s.sb.pid, cgroupLimits(s.Limits))

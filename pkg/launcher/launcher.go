@@ -177,6 +177,8 @@ type Launcher struct {
 	tally admission.Tally // what the sandboxes may use together
 
 	mu        sync.Mutex
+	memory    *os.File // where output is that is not kept; nil before the first
+	memoryAt  string
 	sandboxes map[string]*sandbox
 }
 
@@ -283,7 +285,9 @@ func (w *workers) wait() { w.wg.Wait() }
 func newID() string { return randomText(20) }
 
 // newExecID is 12 characters of [a-z2-7]; unique within a sandbox.
-func newExecID() string { return randomText(12) }
+func newExecID() string { return randomText(execIDLen) }
+
+const execIDLen = 12
 
 func randomText(n int) string {
 	raw := make([]byte, (n*5+7)/8)

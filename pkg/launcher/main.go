@@ -6,8 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -207,14 +210,17 @@ func (sb *sandbox) attach(ctx context.Context, o server.AttachOptions) (*attachm
 	sb.client(1)
 	sb.attaching(1)
 	sb.l.background(func(context.Context) {
-		err := sb.readLog(actx, opts, func(stream byte, _ time.Time, p []byte) error {
-			w := outW
-			if stream != logs.Stdout && !sb.fixed.Request.TTY {
-				w = errW // also what is said of output from before that is not kept
-			}
-			_, err := w.Write(p)
-			return err
-		})
+		log, err := sb.mainLog()
+		if err == nil {
+			err = log.Read(actx, opts, func(p logs.Piece) error {
+				w := outW
+				if p.Stream != logs.Stdout && !sb.fixed.Request.TTY {
+					w = errW // also what is said of output from before that is not kept
+				}
+				_, err := w.Write(p.Data)
+				return err
+			})
+		}
 		_ = outW.CloseWithError(err) // nil is the end
 		_ = errW.CloseWithError(err)
 	})
@@ -344,17 +350,178 @@ func (sb *sandbox) mainResult() api.ExecResult {
 	return r
 }
 
-// readLog reads what is kept of the output, also after the sandbox ended.
-func (sb *sandbox) readLog(ctx context.Context, o logs.ReadOptions, emit func(byte, time.Time, []byte) error) error {
-	if sb.log != nil {
-		return sb.log.Read(ctx, o, emit)
+// openLogs opens the logs of a sandbox that is about to run, or is taken over.
+// The main command's and that of all others each have half of what may be
+// kept, so that a flood of one does not push out the other, and a client of
+// the main command that does not read holds up no other command.
+func (sb *sandbox) openLogs() error {
+	dir := sb.l.logDir(sb.id)
+	if sb.fixed.Request.Logs == noLogs {
+		dir, err := sb.l.memoryDir(sb.id)
+		if err != nil {
+			return err
+		}
+		log, err := logs.Open(dir, logs.Options{Max: logs.MemoryMax})
+		sb.hold(func() { sb.log = log })
+		return err
 	}
-	l, err := logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes})
+	log, err := logs.Open(dir, logs.Options{Max: sb.l.LogBytes / 2})
 	if err != nil {
 		return err
 	}
-	if err := l.Close(); err != nil { // nothing comes any more
+	execs, err := logs.Open(filepath.Join(dir, "execs"), logs.Options{Max: sb.l.LogBytes / 2, Tagged: true})
+	sb.hold(func() { sb.log, sb.execLog = log, execs })
+	return err
+}
+
+// memoryMax is what the output of all sandboxes whose output is not kept may
+// take of memory; they stop writing beyond.
+const memoryMax = 256 << 20
+
+// memoryDir is where the output of such a sandbox is on its way to its client.
+func (l *Launcher) memoryDir(id string) (string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.memory == nil {
+		f, dir, err := logs.Memory(memoryMax)
+		if err != nil {
+			return "", err
+		}
+		l.memory, l.memoryAt = f, dir
+	}
+	return filepath.Join(l.memoryAt, id), nil
+}
+
+// forgetOutput removes what is in memory of the output of a sandbox that has
+// ended, once its client has it.
+func (sb *sandbox) forgetOutput(ctx context.Context) {
+	_ = sb.untilRead(ctx) // the daemon stops: it goes with it
+	if err := sb.dropOutput(); err != nil {
+		sb.l.log.ErrorContext(ctx, "output not removed from memory", slog.String("sandbox", sb.id), slog.Any("error", err))
+	}
+}
+
+func (sb *sandbox) dropOutput() error {
+	dir, err := sb.l.memoryDir(sb.id)
+	if err != nil {
 		return err
 	}
-	return l.Read(ctx, o, emit)
+	return os.RemoveAll(dir)
+}
+
+// mainLog is the main command's log, also after the sandbox ended.
+func (sb *sandbox) mainLog() (*logs.Log, error) {
+	sb.mu.Lock()
+	log := sb.log
+	sb.mu.Unlock()
+	if log != nil {
+		return log, nil
+	}
+	return keptLog(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes / 2})
+}
+
+// keptLog is a log to which nothing comes any more.
+func keptLog(dir string, o logs.Options) (*logs.Log, error) {
+	l, err := logs.Open(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.Close()
+}
+
+// logsOf are the logs that have what is wanted: "" and "main" of the main
+// command, "all" of all, else of one exec.
+func (sb *sandbox) logsOf(exec string) (_ []*logs.Log, source string, err error) {
+	if sb.fixed.Request.Logs == noLogs {
+		return nil, "", api.Errorf(api.CodeConflict, "the output of sandbox %s is not kept", sb.id).WithHint("it was launched with logs none; creel attach shows what the main command writes from now on")
+	}
+	var out []*logs.Log
+	if exec == "" || exec == mainID || exec == server.AllExecs {
+		log, err := sb.mainLog()
+		if err != nil || exec != server.AllExecs {
+			return []*logs.Log{log}, "", err
+		}
+		out = append(out, log)
+	} else if len(exec) != execIDLen || strings.Trim(exec, "abcdefghijklmnopqrstuvwxyz234567") != "" {
+		return nil, "", api.Errorf(api.CodeInvalid, "%q is not the id of an exec", exec).WithHint("creel exec ls lists them; main is the main command")
+	} else {
+		source = exec // the log may have output of one that is no longer listed
+	}
+	sb.mu.Lock()
+	log := sb.execLog
+	sb.mu.Unlock()
+	if log == nil {
+		log, err = keptLog(filepath.Join(sb.l.logDir(sb.id), "execs"), logs.Options{Max: sb.l.LogBytes / 2, Tagged: true})
+	}
+	return append(out, log), source, err
+}
+
+// firstBytes is the arguments up to most bytes, of which each has one more
+// than its text, and whether something was left out. Text is cut between
+// characters.
+func firstBytes(args []string, most int) (_ []string, cut bool) {
+	out := []string{}
+	for _, arg := range args {
+		if len(arg)+1 <= most {
+			out, most = append(out, arg), most-len(arg)-1
+			continue
+		}
+		end := 0
+		for i := range arg { // the starts of its characters
+			if i >= most {
+				break
+			}
+			end = i
+		}
+		if end > 0 {
+			out = append(out, arg[:end])
+		}
+		return out, true
+	}
+	return out, false
+}
+
+// untilUntapped waits, not for ever, until no output of a command comes any
+// more.
+func (sb *sandbox) untilUntapped() {
+	over := make(chan struct{})
+	go func() { sb.tapped.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(drainTimeout):
+	}
+}
+
+// ttyInput writes to a terminal; its end is Ctrl-D, not a closed descriptor.
+type ttyInput struct{ master *os.File }
+
+func (t ttyInput) Write(p []byte) (int, error) { return t.master.Write(p) }
+
+func (t ttyInput) Close() error {
+	_, err := t.master.Write([]byte{4})
+	return err
+}
+
+// ttyOutput reads a terminal, whose end is EIO when the last process has
+// closed the slave (tty(4), pty(7)).
+type ttyOutput struct{ master *os.File }
+
+func (t ttyOutput) Read(p []byte) (int, error) {
+	n, err := t.master.Read(p)
+	if errors.Is(err, unix.EIO) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// counted counts the output that passes the daemon.
+type counted struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(max(n, 0)))
+	return n, err
 }

@@ -378,6 +378,9 @@ func (sb *sandbox) weaker(shares []api.Share, isolated, guarded bool) []string {
 	for _, sh := range shares {
 		out = append(out, fmt.Sprintf("share: %s can be written by %s at the same time, because the operator shares %s", sh.Target, strings.Join(sh.With, ", "), sh.Path))
 	}
+	if sb.fixed.Request.Logs == noLogs {
+		out = append(out, "logs: nothing of this sandbox's output is kept, because its caller asked for that")
+	}
 	switch {
 	case guarded || len(volume.Mounts(sb.fixed.Request)) == 0:
 	case sb.l.Peers != nil:

@@ -238,11 +238,9 @@ func (sb *sandbox) takeChannel(ctx context.Context) ([]agentinit.Live, []agentin
 	if err != nil {
 		return nil, nil, err
 	}
-	log, err := logs.Open(sb.l.logDir(sb.id), logs.Options{Max: sb.l.LogBytes})
-	if err != nil {
+	if err := sb.openLogs(); err != nil {
 		return nil, nil, err
 	}
-	sb.hold(func() { sb.log = log })
 	return live, finished, sb.takeStreams(live, finished)
 }
 
@@ -338,12 +336,12 @@ func (sb *sandbox) takeKept(n int) (*os.File, error) {
 // before left running, as "nohup server &" does, stays: PID 1 has forgotten
 // those commands, because the last daemon had acknowledged their end.
 func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished []agentinit.Finished) error {
-	lost := map[string]bool{}
+	lost, kept := map[string]bool{}, map[string][]int{}
 	for _, p := range live {
 		if p.ID == mainID {
 			continue
 		}
-		lost[p.ID] = true
+		lost[p.ID], kept[p.ID] = true, p.KeepFDs
 		if !p.Released {
 			// It waits in PID 1's leaf; it has executed nothing.
 			if err := sb.host.Cancel(ctx, p.ID); err != nil && !errors.Is(err, agentinit.ErrUnknown) {
@@ -352,7 +350,11 @@ func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished 
 		}
 	}
 	for _, p := range finished {
-		lost[p.ID] = p.ID != mainID
+		lost[p.ID], kept[p.ID] = p.ID != mainID, p.KeepFDs
+	}
+	told, err := sb.told()
+	if err != nil {
+		return err
 	}
 	for _, id := range sb.cg.Execs() {
 		cg, err := sb.cg.Exec(id)
@@ -377,7 +379,10 @@ func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished 
 		if !is {
 			continue
 		}
-		sb.l.publish("exec.ended", sb.identity(), "exec", id, "reason", string(api.ReasonLost))
+		sb.salvageOutput(id, kept[id])
+		if !told[id] {
+			sb.l.publish("exec.ended", sb.identity(), "exec", id, "reason", string(api.ReasonLost))
+		}
 		// A canceled one is forgotten already; of the others PID 1 tells the
 		// end in a moment.
 		if _, err := sb.host.Wait(ctx, id); !errors.Is(err, agentinit.ErrUnknown) {
@@ -385,6 +390,34 @@ func (sb *sandbox) endLost(ctx context.Context, live []agentinit.Live, finished 
 		}
 	}
 	return nil
+}
+
+// told are the execs whose end is on record: only their output was still on its
+// way when the last daemon was killed.
+func (sb *sandbox) told() (map[string]bool, error) {
+	execs, err := sb.l.Store.Execs(sb.id)
+	out := map[string]bool{}
+	for _, e := range execs {
+		out[e.ID] = e.Reason != "" && e.Reason != api.ReasonLost
+	}
+	return out, err
+}
+
+// salvageOutput moves to the log what the pipes of a command that has ended
+// still have. Nothing of that keeps its sandbox from being taken over.
+func (sb *sandbox) salvageOutput(id string, kept []int) {
+	if sb.execLog == nil || len(kept) > 2 {
+		return
+	}
+	for i, n := range kept { // of two the errors', of one that is left too
+		f, err := sb.takeKept(n)
+		if err == nil {
+			err = errors.Join(unix.SetNonblock(int(f.Fd()), true), sb.execLog.Salvage(id, []byte{logs.Stderr, logs.Stdout}[i], f), f.Close())
+		}
+		if err != nil {
+			sb.l.log.Warn("last output of a command not kept", slog.String("sandbox", sb.id), slog.String("exec", id), slog.Any("error", err))
+		}
+	}
 }
 
 // removeStrangers removes what carries an id that no record knows: left by a

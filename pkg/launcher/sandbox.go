@@ -40,8 +40,10 @@ type sandbox struct {
 	host   *agentinit.Host
 	cg     *cgroup.Sandbox
 	log    *logs.Log
-	master *os.File // the main command's terminal, nil without one
-	stdin  *os.File // the main command's input, nil without one
+	// execLog is of all other commands; nil when nothing is kept.
+	execLog *logs.Log
+	master  *os.File // the main command's terminal, nil without one
+	stdin   *os.File // the main command's input, nil without one
 	// mainEnded means that it ended while no daemon ran: no timeout any more.
 	mainEnded bool
 
@@ -78,6 +80,7 @@ type sandbox struct {
 	signaled  int            // what ended the main command, as far as it is known
 	askedFor  api.Reason     // why the main command is about to end
 	output    sync.WaitGroup // captures of the main command's output
+	tapped    sync.WaitGroup // sessions whose output goes to execLog
 	timeout   *time.Timer    // of the main command
 	hits      map[string]int64
 	files     fullFiles
@@ -292,6 +295,9 @@ func (l *Launcher) dir(id string) string { return filepath.Join(l.RunDir, "sandb
 
 func (l *Launcher) logDir(id string) string { return filepath.Join(l.StateDir, "logs", id) }
 
+// noLogs is the value of Logs in requests with which no output is kept.
+const noLogs = "none"
+
 // openPidfd gives a descriptor of a process that the poller can wait for.
 func openPidfd(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
@@ -334,7 +340,7 @@ func (sb *sandbox) release() {
 	if sb.timeout != nil {
 		sb.timeout.Stop()
 	}
-	host, pidfd, keeper, log := sb.host, sb.pidfd, sb.keeper, sb.log
+	host, pidfd, keeper, log, execLog := sb.host, sb.pidfd, sb.keeper, sb.log, sb.execLog
 	sb.mu.Unlock()
 	for _, s := range sessions {
 		_ = s.Close()
@@ -350,6 +356,15 @@ func (sb *sandbox) release() {
 	}
 	if log != nil {
 		_ = log.Close()
+	}
+	if execLog != nil {
+		go func() { // not of the workers: it is also done when they begin nothing more
+			sb.untilUntapped()
+			_ = execLog.Close()
+		}()
+	}
+	if r := sb.fixed.Request; r.Logs == noLogs && !r.Remove && sb.state() == api.StateStopped { // else it goes with the record
+		sb.l.background(sb.forgetOutput)
 	}
 }
 

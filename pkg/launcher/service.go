@@ -351,9 +351,13 @@ func (l *Launcher) Attach(ctx context.Context, c peer.Cred, ref string, o server
 	return a, nil
 }
 
-// Logs reads the main command's output.
-func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
+// Logs reads what is kept of the output.
+func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.LogOptions, emit func(server.Output) error) error {
 	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return err
+	}
+	of, source, err := sb.logsOf(o.Exec)
 	if err != nil {
 		return err
 	}
@@ -362,11 +366,17 @@ func (l *Launcher) Logs(ctx context.Context, c peer.Cred, ref string, o server.L
 		sb.client(1)
 		defer sb.client(-1)
 	}
-	opts := logs.ReadOptions{Follow: follow, Tail: max(o.Tail, 0), Since: o.Since}
+	opts := logs.ReadOptions{Follow: follow, Tail: max(o.Tail, 0), Since: o.Since, Source: source}
 	if o.Tail == 0 && opts.Since.IsZero() {
 		opts.Since = time.Now() // no line of what is kept
 	}
-	return sb.readLog(ctx, opts, emit)
+	return logs.Read(ctx, of, opts, func(p logs.Piece) error {
+		out := server.Output{Exec: p.Source, Stdout: p.Stream == logs.Stdout, At: p.At, Data: p.Data}
+		if p.Source == "" && p.Stream != logs.Lost {
+			out.Exec = mainID
+		}
+		return emit(out)
+	})
 }
 
 // Stats is what a sandbox uses now.

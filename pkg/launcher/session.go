@@ -9,14 +9,13 @@ import (
 	"maps"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
-
+	"github.com/creel-sandbox/creel/pkg/logs"
 	"github.com/creel-sandbox/creel/pkg/pty"
 )
 
@@ -34,6 +33,9 @@ func (s *session) Files() []*os.File {
 	var fs []*os.File
 	if s.io.stdin != nil {
 		fs = append(fs, s.io.stdin)
+	}
+	if s.logged {
+		return append(fs, s.pumps.client...)
 	}
 	return append(fs, s.io.stdout, s.io.stderr)
 }
@@ -56,6 +58,8 @@ func (s *session) Stdout() io.Reader {
 	switch {
 	case s.fds:
 		return nil
+	case s.logged:
+		return s.taps[0]
 	case s.io.master != nil:
 		return counted{ttyOutput{s.io.master}, &s.output}
 	}
@@ -66,6 +70,9 @@ func (s *session) Stdout() io.Reader {
 func (s *session) Stderr() io.Reader {
 	if s.fds || s.io.stderr == nil {
 		return nil
+	}
+	if s.logged {
+		return s.taps[1]
 	}
 	return counted{s.io.stderr, &s.output}
 }
@@ -92,15 +99,16 @@ func (s *session) Signal(sig syscall.Signal) error {
 	return signalPidfd(s.pidfd, sig)
 }
 
-// Wait returns the result. It does not wait for descendants that hold the
-// streams open.
+// Wait returns the result, in descriptor mode when all that was written until
+// then is in the client's pipes. It does not wait for descendants that hold
+// the streams open.
 func (s *session) Wait(ctx context.Context) (api.ExecResult, error) {
 	select {
 	case <-s.done:
-		return s.result, nil
 	case <-ctx.Done():
 		return api.ExecResult{}, context.Cause(ctx)
 	}
+	return s.result, s.settle(ctx)
 }
 
 // Close ends what the client has left behind.
@@ -115,6 +123,7 @@ func (s *session) Close() error {
 			s.end(api.ReasonLost)
 		}
 	}
+	s.untap()
 	if !s.fds {
 		s.io.close()
 	} else if s.io.size != nil {
@@ -122,7 +131,7 @@ func (s *session) Close() error {
 	}
 	s.closing.Do(func() {
 		close(s.closed)
-		if !s.internal && !s.fds {
+		if s.counts() && !s.internal {
 			s.sb.l.background(func(context.Context) { s.keep() }) // with all that it wrote
 		}
 	})
@@ -150,26 +159,165 @@ func sandboxEnded() api.ExecResult {
 	return api.ExecResult{ExitCode: exitSignaled + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: api.ReasonKilled, Error: "the sandbox ended"}
 }
 
-// ttyInput writes to a terminal; its end is Ctrl-D, not a closed descriptor.
-type ttyInput struct{ master *os.File }
-
-func (t ttyInput) Write(p []byte) (int, error) { return t.master.Write(p) }
-
-func (t ttyInput) Close() error {
-	_, err := t.master.Write([]byte{4})
-	return err
+// pumps are what stands between a logged command and a client that has
+// descriptors.
+type pumps struct {
+	out    []*os.File // write ends of the client's pipes
+	client []*os.File // read ends
+	over   chan struct{}
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	kept   int // ends that PID 1 still holds: the errors', then the output's
 }
 
-// ttyOutput reads a terminal, whose end is EIO when the last process has
-// closed the slave (tty(4), pty(7)).
-type ttyOutput struct{ master *os.File }
-
-func (t ttyOutput) Read(p []byte) (int, error) {
-	n, err := t.master.Read(p)
-	if errors.Is(err, unix.EIO) {
-		err = io.EOF
+// prepare makes the daemon's ends ready, and taps them when the output is
+// kept. It returns what PID 1 is to hold, so that a daemon that is killed
+// leaves what is not yet in the log to the next.
+func (s *session) prepare() (keep []*os.File, err error) {
+	switch {
+	case !s.fds:
+		err = s.io.pollable()
+	case !s.logged:
+		return nil, s.io.keepSize()
+	default: // the client's stdin stays as it is
+		s.io.stdout, err = nonblocking(s.io.stdout)
+		if err == nil {
+			s.io.stderr, err = nonblocking(s.io.stderr)
+		}
 	}
-	return n, err
+	if err != nil || !s.logged {
+		return nil, err
+	}
+	outputs := []*os.File{s.io.stdout, s.io.stderr}
+	if s.io.master != nil {
+		outputs = []*os.File{s.io.master}
+	} else {
+		keep = []*os.File{s.io.stderr, s.io.stdout}
+		s.pumps.kept = len(keep)
+	}
+	for i, f := range outputs {
+		t, err := s.sb.execLog.Tap(s.id, []byte{logs.Stdout, logs.Stderr}[i], f)
+		if err != nil {
+			return nil, err
+		}
+		s.taps = append(s.taps, t)
+		if !s.fds {
+			continue
+		}
+		r, w, err := clientPipe(f.Name())
+		if err != nil {
+			return nil, err
+		}
+		s.pumps.client, s.pumps.out = append(s.pumps.client, r), append(s.pumps.out, w)
+	}
+	return keep, nil
+}
+
+// clientPipe is a pipe whose write end waits in Go's poller.
+func clientPipe(name string) (r, w *os.File, err error) {
+	var fd [2]int
+	if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe for %s: %w", name, err)
+	}
+	r, w = os.NewFile(uintptr(fd[0]), name), os.NewFile(uintptr(fd[1]), name)
+	if w, err = nonblocking(w); err != nil {
+		_ = r.Close()
+	}
+	return r, w, err
+}
+
+// pump starts the copies to a client that has descriptors.
+func (s *session) pump() {
+	if len(s.pumps.out) == 0 {
+		return
+	}
+	s.pumps.over = make(chan struct{})
+	for i, out := range s.pumps.out {
+		s.pumps.wg.Go(func() {
+			err := s.taps[i].Pump(out)
+			if errors.Is(err, unix.EPIPE) {
+				s.letGo(i)
+			}
+			s.untold(s.taps[i].Close())
+		})
+	}
+	go func() {
+		s.pumps.wg.Wait()
+		close(s.pumps.over)
+	}()
+}
+
+// letGo has PID 1 close its copy of an output that the client reads no more:
+// the command is to find a broken pipe.
+func (s *session) letGo(output int) {
+	s.pumps.mu.Lock()
+	defer s.pumps.mu.Unlock()
+	want := 1 - output // what is held then: the last goes first
+	ctx, cancel := context.WithTimeout(s.sb.l.ctx, channelTimeout)
+	defer cancel()
+	for ; s.pumps.kept > want; s.pumps.kept-- {
+		if s.sb.host.LetGo(ctx, s.id) != nil {
+			return // it has ended
+		}
+	}
+}
+
+// settle waits, after the command's end, until the client's pipes have what it
+// wrote.
+func (s *session) settle(ctx context.Context) error {
+	if s.pumps.over == nil {
+		for _, t := range s.taps {
+			if err := t.Drained(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, t := range s.taps {
+		t.Settle()
+	}
+	select {
+	case <-s.pumps.over:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// untap moves to the log what the client has not read, and lets go of it.
+func (s *session) untap() {
+	if !s.logged {
+		return
+	}
+	s.untapping.Do(func() {
+		defer s.sb.tapped.Done()
+		for _, t := range s.taps {
+			t.Settle()
+		}
+		for _, out := range s.pumps.out {
+			_ = out.SetWriteDeadline(time.Unix(1, 0))
+		}
+		if s.pumps.over != nil {
+			<-s.pumps.over
+		} else {
+			closeFiles(s.pumps.out)
+			closeFiles(s.pumps.client)
+		}
+		var lost int64
+		for _, t := range s.taps {
+			s.untold(t.Close())
+			lost += t.Lost()
+		}
+		if lost > 0 {
+			s.sb.l.log.Warn("output not kept: the log could not be written", slog.String("sandbox", s.sb.id), slog.String("exec", s.id), slog.Int64("bytes", lost))
+		}
+	})
+}
+
+func (s *session) untold(err error) {
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		s.sb.l.log.Error("last output not read", slog.String("sandbox", s.sb.id), slog.String("exec", s.id), slog.Any("error", err))
+	}
 }
 
 // keptCommand is how many bytes of an exec's command are kept.
@@ -181,54 +329,26 @@ func newRecord(s *session, req api.ExecRequest) api.Exec {
 	if s.fds {
 		e.IO = "fds"
 	}
+	if !s.logged {
+		e.Logs = noLogs
+	}
 	e.Command, e.Cut = firstBytes(req.Command, keptCommand)
 	return e
 }
 
-// firstBytes is the arguments up to most bytes, of which each has one more
-// than its text, and whether something was left out. Text is cut between
-// characters.
-func firstBytes(args []string, most int) (_ []string, cut bool) {
-	out := []string{}
-	for _, arg := range args {
-		if len(arg)+1 <= most {
-			out, most = append(out, arg), most-len(arg)-1
-			continue
-		}
-		end := 0
-		for i := range arg { // the starts of its characters
-			if i >= most {
-				break
-			}
-			end = i
-		}
-		if end > 0 {
-			out = append(out, arg[:end])
-		}
-		return out, true
-	}
-	return out, false
-}
-
-// counted counts the output that passes the daemon.
-type counted struct {
-	io.Reader
-	n *atomic.Int64
-}
-
-func (c counted) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p)
-	c.n.Add(int64(max(n, 0)))
-	return n, err
-}
+// counts says whether the output passes the daemon.
+func (s *session) counts() bool { return !s.fds || s.logged }
 
 // view is the exec as it is now.
 func (s *session) view() api.Exec {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.record
-	if !s.fds {
+	if s.counts() {
 		n := s.output.Load()
+		for _, t := range s.taps {
+			n += t.Bytes()
+		}
 		e.OutputBytes = &n
 	}
 	return e
@@ -287,7 +407,7 @@ func (s *session) settled() bool {
 	default:
 		return false
 	}
-	if s.fds {
+	if !s.counts() {
 		return true
 	}
 	select {

@@ -99,40 +99,47 @@ func (l *Log) spliceOnce(in *os.File, stream byte) error {
 	}
 	var opErr error
 	err = conn.Read(func(fd uintptr) bool {
-		opErr = l.splice(int(fd), stream)
+		_, opErr = l.splice(int(fd), "", stream, pieceMax, nil)
 		return !errors.Is(opErr, unix.EAGAIN)
 	})
 	return errors.Join(opErr, err)
 }
 
-func (l *Log) splice(fd int, stream byte) error {
+// splice moves at most most bytes of a pipe. What it moved is given to also,
+// if not nil: the file, and where in it.
+func (l *Log) splice(fd int, source string, stream byte, most int, also func(f *os.File, off, n int64) error) (int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.roomLocked(); err != nil {
-		return err
+	if err := l.roomLocked(source); err != nil {
+		return 0, err
 	}
 	out := l.files[stream]
 	for {
 		off := l.sizes[stream]
-		n, err := unix.Splice(fd, nil, int(out.Fd()), &off, pieceMax, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		at := off
+		n, err := unix.Splice(fd, nil, int(out.Fd()), &off, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return err
+			return 0, err
 		case n == 0:
-			return io.EOF
+			return 0, io.EOF
 		}
-		return l.indexLocked(stream, n)
+		err = l.indexLocked(source, stream, n)
+		if also != nil {
+			err = also(out, at, n) // what has no record yet gets one before more is taken
+		}
+		return n, err
 	}
 }
 
 // indexLocked records n bytes that are in the file. If it cannot, the capture
 // tries again before it takes more: the next piece would overwrite them.
-func (l *Log) indexLocked(stream byte, n int64) error {
+func (l *Log) indexLocked(source string, stream byte, n int64) error {
 	now := time.Now()
 	l.rate.add(now, n)
-	l.pending[stream] = record{now.UnixNano(), uint32(n), stream}
+	l.pending[stream] = record{now.UnixNano(), uint32(n), stream, source}
 	return l.flushLocked()
 }
 
@@ -151,23 +158,30 @@ func (l *Log) flushLocked() error {
 
 // roomLocked begins a new generation when the current one is full; errHeld
 // when a reader is not ready for that.
-func (l *Log) roomLocked() error {
+func (l *Log) roomLocked(source string) error {
 	if l.closed {
 		return os.ErrClosed
 	}
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
-	if l.sizes[0]+l.sizes[Stdout]+l.sizes[Stderr] < l.max/2 {
-		return nil
-	}
+	full := l.sizes[0]+l.sizes[Stdout]+l.sizes[Stderr] >= l.max/2
 	switch {
-	case !l.heldLocked():
-		return l.begin()
-	case l.ending:
-		return nil
+	case l.gen == 0: // the first byte of a tagged log
+		if err := errors.Join(l.mkdir(), l.begin()); err != nil {
+			return err
+		}
+	case full && !l.heldLocked():
+		if err := l.begin(); err != nil {
+			return err
+		}
+	case full && !l.ending:
+		return errHeld
 	}
-	return errHeld
+	if l.form == tagged {
+		return l.ownLocked(source)
+	}
+	return nil
 }
 
 // copyOnce is for what splice cannot read from.
@@ -187,7 +201,7 @@ func (l *Log) copyOnce() func(*os.File, byte) error {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if err := l.roomLocked(); err != nil {
+		if err := l.roomLocked(""); err != nil {
 			return err
 		}
 		n, err := l.files[stream].WriteAt(left, l.sizes[stream])
@@ -195,6 +209,6 @@ func (l *Log) copyOnce() func(*os.File, byte) error {
 			return err
 		}
 		left = left[n:]
-		return l.indexLocked(stream, int64(n))
+		return l.indexLocked("", stream, int64(n))
 	}
 }

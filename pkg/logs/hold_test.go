@@ -26,7 +26,9 @@ func TestHold(t *testing.T) {
 	var got bytes.Buffer
 	read := make(chan error, 1)
 	go func() {
-		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(stream byte, _ time.Time, p []byte) error {
+		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(piece logs.Piece) error {
+			stream := piece.Stream
+			p := piece.Data
 			once.Do(func() { close(began) })
 			<-goOn
 			if stream == logs.Lost {
@@ -90,7 +92,7 @@ func TestHoldEnds(t *testing.T) {
 			began := make(chan struct{}, 1000)
 			read := make(chan error, 1)
 			go func() {
-				read <- l.Read(ctx, logs.ReadOptions{Follow: true, Hold: true}, func(byte, time.Time, []byte) error {
+				read <- l.Read(ctx, logs.ReadOptions{Follow: true, Hold: true}, func(logs.Piece) error {
 					began <- struct{}{}
 					<-ctx.Done()
 					return context.Cause(ctx)
@@ -146,7 +148,9 @@ func TestExpect(t *testing.T) {
 	var got int
 	read := make(chan error, 1)
 	go func() {
-		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(stream byte, _ time.Time, p []byte) error {
+		read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(piece logs.Piece) error {
+			stream := piece.Stream
+			p := piece.Data
 			if stream == logs.Lost {
 				return errors.New(string(p))
 			}

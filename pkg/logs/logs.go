@@ -1,4 +1,4 @@
-// Package logs keeps the output of a sandbox's main command.
+// Package logs keeps the output of a sandbox's commands.
 //
 // Bytes go from the command's pipes to files by splice(2), without passing the
 // daemon's memory: at any moment they are either in the pipe, which PID 1 of
@@ -15,9 +15,14 @@
 //
 // The index is what puts the two streams in order. A piece that a crash left
 // without its record is given one, with the file's time, by the next Open.
+//
+// A tagged log has the output of many commands: its records also say whose a
+// piece is, and its header whose the bytes are that have no record yet. Read
+// puts several logs together in the order of time.
 package logs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,6 +56,9 @@ type Options struct {
 	// 0. When half of it is full a new generation begins, and the one before
 	// the last goes.
 	Max int64
+	// Tagged is for a log of many commands, by Tap. Nothing is on disk before
+	// its first byte.
+	Tagged bool
 }
 
 // Log is the log of one sandbox. Its methods may be called from several
@@ -58,15 +66,18 @@ type Options struct {
 type Log struct {
 	dir  string
 	max  int64
+	form form
 	rate rate
 
 	mu       sync.Mutex
 	gen      uint64 // the generation written to
 	files    [3]*os.File
-	sizes    [3]int64      // what the index has of each stream; [0] is the index's own size
-	pending  [3]record     // pieces in their file whose record could not be written
-	base     uint64        // bytes of the generations before gen
-	changed  chan struct{} // closed and replaced when there is more
+	sizes    [3]int64         // what the index has of each stream; [0] is the index's own size
+	owner    string           // whose bytes without a record are, as the header says
+	missing  map[string]int64 // bytes that could not be kept and are not told of yet
+	pending  [3]record        // pieces in their file whose record could not be written
+	base     uint64           // bytes of the generations before gen
+	changed  chan struct{}    // closed and replaced when there is more
 	closed   bool
 	holds    map[*reader]uint64 // readers that must not miss anything, and the generation each is in
 	expected *reader            // stands for one that is about to come
@@ -74,36 +85,53 @@ type Log struct {
 	ending   bool               // no hold counts any more
 }
 
-const (
-	magic      = "creelog1"
-	headerSize = 16 // magic, bytes in all generations before
-	recordSize = 16 // unix ns int64, length uint32, stream, 3 zero bytes
+// form is how an index is laid out. Its header is as long as a record.
+type form struct {
+	magic string
+	size  int64
+}
+
+var (
+	// plain: the header is the magic and, as uint64, the bytes in all
+	// generations before; a record unix ns int64, length uint32, stream, 3
+	// zero bytes.
+	plain = form{"creelog1", 16}
+	// tagged: both are followed by a source, padded with zero bytes.
+	tagged = form{"creelog2", 16 + MaxSource}
 )
+
+// MaxSource is how long the name of a source may be, in bytes.
+const MaxSource = 16
 
 var fileNames = [3]string{"index", "stdout.log", "stderr.log"}
 
-// record is one piece of output.
+// record is one piece of output; of the stream Lost, one that is not there.
 type record struct {
 	at     int64 // ns
 	length uint32
 	stream byte
+	source string // of a tagged log
 }
 
-func (r record) encode() []byte {
-	b := make([]byte, recordSize)
+func (f form) encode(r record) []byte {
+	b := make([]byte, f.size)
 	binary.BigEndian.PutUint64(b, uint64(r.at))
 	binary.BigEndian.PutUint32(b[8:], r.length)
 	b[12] = r.stream
+	copy(b[16:], r.source)
 	return b
 }
 
-func decode(b []byte) (record, error) {
-	r := record{int64(binary.BigEndian.Uint64(b)), binary.BigEndian.Uint32(b[8:]), b[12]}
-	if (r.stream != Stdout && r.stream != Stderr) || b[13]|b[14]|b[15] != 0 {
+func (f form) decode(b []byte) (record, error) {
+	r := record{at: int64(binary.BigEndian.Uint64(b)), length: binary.BigEndian.Uint32(b[8:]), stream: b[12]}
+	if r.stream > Stderr || (r.stream == Lost && f != tagged) || b[13]|b[14]|b[15] != 0 {
 		return r, errors.New("index record is damaged")
 	}
+	r.source = sourceOf(b[16:])
 	return r, nil
 }
+
+func sourceOf(b []byte) string { return string(bytes.TrimRight(b, "\x00")) }
 
 // Open opens the log in dir, which is made when missing (0700; its parent must
 // exist), and repairs what a crash left. Close it when all output has ended.
@@ -111,13 +139,18 @@ func Open(dir string, o Options) (*Log, error) {
 	if o.Max <= 0 {
 		o.Max = DefaultMax
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("log: %w", err)
+	l := &Log{dir: dir, max: o.Max, form: plain, changed: make(chan struct{}), holds: map[*reader]uint64{}, freed: make(chan struct{})}
+	if o.Tagged {
+		l.form, l.missing = tagged, map[string]int64{}
+	} else if err := l.mkdir(); err != nil {
+		return nil, err
 	}
-	l := &Log{dir: dir, max: o.Max, changed: make(chan struct{}), holds: map[*reader]uint64{}, freed: make(chan struct{})}
 	gens, err := l.generations()
 	if err != nil {
 		return nil, err
+	}
+	if len(gens) == 0 && o.Tagged {
+		return l, nil
 	}
 	if len(gens) > 0 {
 		err = l.resume(gens[len(gens)-1])
@@ -129,6 +162,13 @@ func Open(dir string, o Options) (*Log, error) {
 		return nil, errors.Join(fmt.Errorf("log %s: %w", dir, err), l.Close())
 	}
 	return l, nil
+}
+
+func (l *Log) mkdir() error {
+	if err := os.Mkdir(l.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("log: %w", err)
+	}
+	return nil
 }
 
 // Usage is how many bytes of disk the log in dir takes; none when there is no
@@ -160,6 +200,9 @@ func (l *Log) genDir(n uint64) string { return filepath.Join(l.dir, fmt.Sprintf(
 // generations are the numbers of those there are, ascending.
 func (l *Log) generations() ([]uint64, error) {
 	entries, err := os.ReadDir(l.dir)
+	if errors.Is(err, fs.ErrNotExist) && l.form == tagged {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
@@ -188,7 +231,7 @@ func (l *Log) begin() error {
 	}
 	closeAll(l.files[:])
 	l.base += uint64(l.sizes[Stdout] + l.sizes[Stderr])
-	l.files, l.sizes, l.gen = files, [3]int64{headerSize, 0, 0}, l.gen+1
+	l.files, l.sizes, l.gen, l.owner = files, [3]int64{l.form.size, 0, 0}, l.gen+1, ""
 	return nil
 }
 
@@ -211,7 +254,8 @@ func (l *Log) makeGen() (files [3]*os.File, err error) {
 			return files, err
 		}
 	}
-	header := binary.BigEndian.AppendUint64([]byte(magic), base)
+	header := make([]byte, l.form.size)
+	binary.BigEndian.PutUint64(header[copy(header, l.form.magic):], base)
 	if _, err := files[0].WriteAt(header, 0); err != nil {
 		return files, err
 	}
@@ -265,16 +309,16 @@ func (l *Log) resume(gen uint64) error {
 		}
 		actual[i], mtime[i] = st.Size(), st.ModTime()
 	}
-	base, err := readHeader(l.files[0])
+	base, owner, err := l.form.header(l.files[0])
 	if err != nil {
 		return errors.Join(errDamaged, err)
 	}
-	sums, records, err := readIndex(l.files[0], math.MaxInt64)
+	sums, records, err := l.form.index(l.files[0], math.MaxInt64)
 	if err != nil {
 		return errors.Join(errDamaged, err)
 	}
-	l.base, l.sizes = base, sums
-	l.sizes[0] = headerSize + records*recordSize
+	l.base, l.sizes, l.owner = base, sums, owner
+	l.sizes[0] = (1 + records) * l.form.size
 	for _, stream := range []byte{Stdout, Stderr} {
 		missing := actual[stream] - l.sizes[stream]
 		if missing < 0 {
@@ -282,7 +326,7 @@ func (l *Log) resume(gen uint64) error {
 		}
 		for missing > 0 {
 			n := min(missing, 1<<30)
-			if err := l.addLocked(record{mtime[stream].UnixNano(), uint32(n), stream}); err != nil {
+			if err := l.addLocked(record{mtime[stream].UnixNano(), uint32(n), stream, owner}); err != nil {
 				return err
 			}
 			missing -= n
@@ -291,28 +335,29 @@ func (l *Log) resume(gen uint64) error {
 	return nil
 }
 
-// readHeader is the bytes of all generations before an index's own.
-func readHeader(f *os.File) (base uint64, err error) {
-	var header [headerSize]byte
-	if _, err := f.ReadAt(header[:], 0); err != nil || string(header[:8]) != magic {
-		return 0, errors.Join(fmt.Errorf("log index %s has no header", f.Name()), err)
+// header reads an index's own: the bytes of all generations before, and whose
+// the bytes without a record are.
+func (f form) header(file *os.File) (base uint64, owner string, err error) {
+	b := make([]byte, f.size)
+	if _, err := file.ReadAt(b, 0); err != nil || string(b[:8]) != f.magic {
+		return 0, "", errors.Join(fmt.Errorf("log index %s has no header", file.Name()), err)
 	}
-	return binary.BigEndian.Uint64(header[8:]), nil
+	return binary.BigEndian.Uint64(b[8:]), sourceOf(b[16:]), nil
 }
 
-// readIndex adds up an index, to the size limit at most: the bytes of each
-// stream and the whole records.
-func readIndex(f *os.File, limit int64) (sums [3]int64, records int64, err error) {
-	buf := make([]byte, 4096*recordSize)
+// index adds up an index, to the size limit at most: the bytes of each stream
+// and the whole records.
+func (f form) index(file *os.File, limit int64) (sums [3]int64, records int64, err error) {
+	buf := make([]byte, 4096*f.size)
 	for {
-		at := headerSize + records*recordSize
-		n, _ := f.ReadAt(buf[:max(0, min(int64(len(buf)), limit-at))], at)
-		n -= n % recordSize // a record that a crash cut off is written over
+		at := (1 + records) * f.size
+		n, _ := file.ReadAt(buf[:max(0, min(int64(len(buf)), limit-at))], at)
+		n -= n % int(f.size) // a record that a crash cut off is written over
 		if n == 0 {
 			return sums, records, nil
 		}
-		for b := range slices.Chunk(buf[:n], recordSize) {
-			r, err := decode(b)
+		for b := range slices.Chunk(buf[:n], int(f.size)) {
+			r, err := f.decode(b)
 			if err != nil {
 				return sums, records, err
 			}
@@ -324,11 +369,13 @@ func readIndex(f *os.File, limit int64) (sums [3]int64, records int64, err error
 
 // addLocked records a piece that is in its file already.
 func (l *Log) addLocked(r record) error {
-	if _, err := l.files[0].WriteAt(r.encode(), l.sizes[0]); err != nil {
+	if _, err := l.files[0].WriteAt(l.form.encode(r), l.sizes[0]); err != nil {
 		return fmt.Errorf("log index: %w", err)
 	}
-	l.sizes[0] += recordSize
-	l.sizes[r.stream] += int64(r.length)
+	l.sizes[0] += l.form.size
+	if r.stream != Lost {
+		l.sizes[r.stream] += int64(r.length)
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return nil

@@ -72,7 +72,10 @@ func read(t *testing.T, l *logs.Log, o logs.ReadOptions) string {
 	t.Helper()
 	var b strings.Builder
 	var last byte
-	err := l.Read(t.Context(), o, func(stream byte, at time.Time, p []byte) error {
+	err := l.Read(t.Context(), o, func(piece logs.Piece) error {
+		stream := piece.Stream
+		at := piece.At
+		p := piece.Data
 		if stream != last {
 			fmt.Fprintf(&b, "<%d>", stream)
 			last = stream
@@ -149,7 +152,9 @@ func TestFollow(t *testing.T) {
 	var readers sync.WaitGroup
 	for i := range results {
 		readers.Go(func() {
-			err := l.Read(t.Context(), logs.ReadOptions{Follow: true}, func(stream byte, _ time.Time, p []byte) error {
+			err := l.Read(t.Context(), logs.ReadOptions{Follow: true}, func(piece logs.Piece) error {
+				stream := piece.Stream
+				p := piece.Data
 				results[i][stream].Write(p)
 				return nil
 			})
@@ -239,7 +244,9 @@ func TestSlowFollower(t *testing.T) {
 	put(t, l, logs.Stdout, "first\n")
 	var got, lost strings.Builder
 	wrote := 6
-	err := l.Read(t.Context(), logs.ReadOptions{Follow: true}, func(stream byte, _ time.Time, p []byte) error {
+	err := l.Read(t.Context(), logs.ReadOptions{Follow: true}, func(piece logs.Piece) error {
+		stream := piece.Stream
+		p := piece.Data
 		if got.Len() == 0 { // now it is overtaken
 			for range 10 {
 				put(t, l, logs.Stdout, strings.Repeat("y", 3000))
@@ -423,7 +430,8 @@ func FuzzIndex(f *testing.F) {
 		defer l.Close()
 		for _, tail := range []int{0, 2} {
 			n := 0
-			err = l.Read(t.Context(), logs.ReadOptions{Tail: tail}, func(_ byte, _ time.Time, p []byte) error {
+			err = l.Read(t.Context(), logs.ReadOptions{Tail: tail}, func(piece logs.Piece) error {
+				p := piece.Data
 				n += len(p)
 				return nil
 			})

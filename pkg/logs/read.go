@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -23,6 +24,9 @@ type ReadOptions struct {
 	// Tail starts that many lines before the end, of both streams together;
 	// 0 is all. A last line without a newline counts as one.
 	Tail int
+	// Source leaves out all of a tagged log but what is of this one, if not
+	// empty.
+	Source string
 	// Since leaves out what came before, if not zero.
 	Since time.Time
 	// Hold has nothing dropped that was not read yet: a slow reader stops the
@@ -33,38 +37,152 @@ type ReadOptions struct {
 // emitMax is the most that one call of emit gets.
 const emitMax = 32 << 10
 
+// Piece is some output, as it was captured.
+type Piece struct {
+	Source string // of a tagged log; empty else, and of the stream Lost
+	Stream byte
+	At     time.Time
+	Data   []byte // not to be kept
+}
+
 // Read calls emit with the output in the order it came, each piece once, and
-// with the time it was captured. emit must not keep p. Output that is kept no
-// longer, or went while a slow reader was behind, is told of in a piece of the
-// stream Lost. It returns emit's error, ctx's cause, or nil at the end: of
-// what there is, or with Follow of the log.
-func (l *Log) Read(ctx context.Context, o ReadOptions, emit func(stream byte, at time.Time, p []byte) error) error {
-	r := &reader{l: l, since: o.Since, emit: emit, buf: make([]byte, emitMax)}
-	defer r.close()
-	if o.Hold {
-		r.holds = true
-		r.hold(0)
-		defer r.letGo()
-	}
-	var err error
-	if o.Tail > 0 {
-		err = r.seekTail(o.Tail)
-	}
-	for err == nil {
-		now := l.now()
-		if err = r.upTo(ctx, now); err != nil {
-			break
+// with the time it was captured. Output that is kept no longer, or went while
+// a slow reader was behind, is told of in a piece of the stream Lost. It
+// returns emit's error, ctx's cause, or nil at the end: of what there is, or
+// with Follow of the log.
+func (l *Log) Read(ctx context.Context, o ReadOptions, emit func(Piece) error) error {
+	return Read(ctx, []*Log{l}, o, emit)
+}
+
+// Read is [Log.Read] of several logs in one, in the order of the times at which
+// each piece was captured.
+func Read(ctx context.Context, of []*Log, o ReadOptions, emit func(Piece) error) error {
+	var m merge
+	defer func() { m.close() }() // of all that are in it then
+	for _, l := range of {
+		r := &reader{l: l, since: o.Since, source: o.Source, emit: emit, buf: make([]byte, emitMax)}
+		m = append(m, r)
+		if o.Hold {
+			r.holds = true
+			r.hold(0)
 		}
-		if !o.Follow || now.closed {
+	}
+	if o.Tail > 0 {
+		if err := m.seekTail(o.Tail); err != nil {
+			return err
+		}
+	}
+	for {
+		over, changed := m.snapshot()
+		if err := m.upToNow(ctx); err != nil {
+			return err
+		}
+		if !o.Follow || over {
 			return nil
 		}
-		select {
-		case <-now.changed:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
+		if err := anyOf(ctx, changed); err != nil {
+			return err
 		}
 	}
-	return err
+}
+
+// anyOf waits for the first of several channels to be closed.
+func anyOf(ctx context.Context, changed []<-chan struct{}) error {
+	cases := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}}
+	for _, c := range changed {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(c)})
+	}
+	if n, _, _ := reflect.Select(cases); n == 0 {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// merge is a place in several logs.
+type merge []*reader
+
+func (m merge) close() {
+	for _, r := range m {
+		r.close()
+		if r.holds {
+			r.letGo()
+		}
+	}
+}
+
+// snapshot looks how far the logs are: whether all are closed, and what says
+// that one that is not has more.
+func (m merge) snapshot() (over bool, changed []<-chan struct{}) {
+	over = true
+	for _, r := range m {
+		r.now = r.l.now()
+		if !r.now.closed {
+			over = false
+			changed = append(changed, r.now.changed)
+		}
+	}
+	return over, changed
+}
+
+// upToNow emits everything until the snapshot, the oldest first.
+func (m merge) upToNow(ctx context.Context) error {
+	for {
+		var first *reader
+		var at int64
+		for _, r := range m {
+			rec, ok, err := r.peek()
+			if err != nil {
+				return err
+			}
+			if ok && (first == nil || rec.at < at) {
+				first, at = r, rec.at
+			}
+		}
+		if first == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := first.record(); err != nil {
+			return err
+		}
+	}
+}
+
+// seekTail goes to the place lines before the end. It walks the records
+// backward, the newest first, so that only the tail is read.
+func (m merge) seekTail(lines int) error {
+	m.snapshot()
+	for _, r := range m {
+		if err := r.toLast(); err != nil {
+			return err
+		}
+	}
+	left, first := lines, true // first: the newline that ends the last line does not count
+	for left > 0 {
+		var last *reader
+		var at int64
+		for _, r := range m {
+			rec, ok, err := r.peekBack()
+			if err != nil {
+				return err
+			}
+			if ok && (last == nil || rec.at > at) {
+				last, at = r, rec.at
+			}
+		}
+		if last == nil { // fewer lines than asked for: from the start, as without Tail
+			for _, r := range m {
+				r.rewind()
+			}
+			return nil
+		}
+		if err := last.back(&left, &first); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // state is how far the log is.
@@ -83,12 +201,14 @@ func (l *Log) now() state {
 
 // reader is a place in the log: the next record of a generation.
 type reader struct {
-	l     *Log
-	since time.Time
-	emit  func(byte, time.Time, []byte) error
-	buf   []byte
-	holds bool
+	l      *Log
+	since  time.Time
+	source string
+	emit   func(Piece) error
+	buf    []byte
+	holds  bool
 
+	now   state // until where to read
 	gen   uint64
 	files [3]*os.File
 	at    [3]int64 // where the next record, and its bytes, are
@@ -101,35 +221,32 @@ func (r *reader) close() {
 	r.files = [3]*os.File{}
 }
 
-// upTo emits everything until now.
-func (r *reader) upTo(ctx context.Context, now state) error {
-	for {
+// peek is the next record until the snapshot, if there is one.
+func (r *reader) peek() (record, bool, error) {
+	for r.now.gen > 0 {
 		if r.files[0] == nil {
-			if err := r.open(now.gen); err != nil {
-				return err
+			if err := r.open(r.now.gen); err != nil {
+				return record{}, false, err
 			}
 		}
-		end := now.index
-		if r.gen < now.gen {
+		end := r.now.index
+		if r.gen < r.now.gen {
 			st, err := r.files[0].Stat() // complete: it is not written any more
 			if err != nil {
-				return err
+				return record{}, false, err
 			}
-			end = st.Size() - (st.Size()-headerSize)%recordSize
+			end = st.Size() - st.Size()%r.l.form.size
 		}
-		for r.at[0] < end {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err := r.record(); err != nil {
-				return err
-			}
+		if r.at[0] < end {
+			rec, err := r.next()
+			return rec, err == nil, err
 		}
-		if r.gen >= now.gen {
-			return nil
+		if r.gen >= r.now.gen {
+			break
 		}
 		r.close()
 	}
+	return record{}, false, nil
 }
 
 // open goes to the next generation that there is, last at most, and tells of
@@ -148,13 +265,13 @@ func (r *reader) open(last uint64) error {
 		} else if err != nil {
 			return err
 		}
-		base, err := readHeader(r.files[0])
+		base, _, err := r.l.form.header(r.files[0])
 		if err != nil {
 			return err
 		}
 		if base > r.seen {
 			msg := fmt.Appendf(nil, "creel: %d bytes of older output are no longer kept\n", base-r.seen)
-			if err := r.emit(Lost, time.Now(), msg); err != nil {
+			if err := r.emit(Piece{Stream: Lost, At: time.Now(), Data: msg}); err != nil {
 				return err
 			}
 		}
@@ -173,7 +290,7 @@ func (r *reader) openGen(gen uint64) error {
 		}
 		r.files[i] = f
 	}
-	r.gen, r.at, r.skip = gen, [3]int64{headerSize, 0, 0}, 0
+	r.gen, r.at, r.skip = gen, [3]int64{r.l.form.size, 0, 0}, 0
 	if r.holds {
 		r.hold(gen)
 	}
@@ -196,11 +313,12 @@ func (l *Log) oldest(from uint64) (uint64, error) {
 
 // next reads the record at the place.
 func (r *reader) next() (record, error) {
-	var b [recordSize]byte
-	if _, err := r.files[0].ReadAt(b[:], r.at[0]); err != nil {
+	var room [16 + MaxSource]byte
+	b := room[:r.l.form.size]
+	if _, err := r.files[0].ReadAt(b, r.at[0]); err != nil {
 		return record{}, fmt.Errorf("log index: %w", err)
 	}
-	rec, err := decode(b[:])
+	rec, err := r.l.form.decode(b)
 	if err != nil {
 		return record{}, fmt.Errorf("log %s: %w", r.files[0].Name(), err)
 	}
@@ -213,13 +331,20 @@ func (r *reader) record() error {
 	if err != nil {
 		return err
 	}
-	from, to := r.at[rec.stream]+r.skip, r.at[rec.stream]+int64(rec.length)
 	at := time.Unix(0, rec.at)
-	r.at[0] += recordSize
+	wanted := !at.Before(r.since) && (r.source == "" || r.source == rec.source)
+	r.at[0] += r.l.form.size
+	if rec.stream == Lost {
+		if !wanted {
+			return nil
+		}
+		return r.emit(Piece{Stream: Lost, At: at, Data: fmt.Appendf(nil, "creel: %d bytes of %s could not be kept\n", rec.length, rec.source)})
+	}
+	from, to := r.at[rec.stream]+r.skip, r.at[rec.stream]+int64(rec.length)
 	r.at[rec.stream] = to
 	r.skip = 0
 	r.seen += uint64(rec.length)
-	if at.Before(r.since) {
+	if !wanted {
 		return nil
 	}
 	for from < to {
@@ -231,52 +356,69 @@ func (r *reader) record() error {
 			return err
 		}
 		from += int64(n)
-		if err := r.emit(rec.stream, at, r.buf[:n]); err != nil {
+		if err := r.emit(Piece{rec.source, rec.stream, at, r.buf[:n]}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// seekTail goes to the place lines before the end. It walks the records
-// backward, so that only the tail is read.
-func (r *reader) seekTail(lines int) error {
-	now := r.l.now()
-	gens, err := r.l.generations()
+// rewind goes to the oldest there is.
+func (r *reader) rewind() {
+	r.close()
+	r.gen, r.seen, r.skip = 0, 0, 0
+}
+
+// toLast goes behind the last record until the snapshot.
+func (r *reader) toLast() error {
+	if r.now.gen == 0 {
+		return nil
+	}
+	err := r.openGen(r.now.gen)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // dropped meanwhile, by a flood: from the start
+	}
 	if err != nil {
 		return err
 	}
-	left, first := lines, true // first: the newline that ends the last line does not count
-	for _, gen := range slices.Backward(gens) {
-		if gen > now.gen {
-			continue
+	return r.toEnd(r.now)
+}
+
+// peekBack is the record before the place, if it is still there.
+func (r *reader) peekBack() (record, bool, error) {
+	for r.files[0] != nil {
+		if r.at[0] > r.l.form.size {
+			r.at[0] -= r.l.form.size
+			rec, err := r.next()
+			r.at[0] += r.l.form.size
+			return rec, err == nil, err
 		}
-		if err := r.openGen(gen); errors.Is(err, fs.ErrNotExist) {
+		gens, err := r.l.generations()
+		if err != nil {
+			return record{}, false, err
+		}
+		i, _ := slices.BinarySearch(gens, r.gen)
+		if i == 0 {
 			break
-		} else if err != nil {
-			return err
 		}
-		if err := r.toEnd(now); err != nil {
-			return err
+		err = r.openGen(gens[i-1])
+		if errors.Is(err, fs.ErrNotExist) {
+			r.rewind()
+			break
 		}
-		for r.at[0] > headerSize {
-			if err := r.back(&left, &first); err != nil {
-				return err
-			}
-			if left == 0 {
-				return nil
-			}
+		if err == nil {
+			err = r.toEnd(r.now)
+		}
+		if err != nil {
+			return record{}, false, err
 		}
 	}
-	// Fewer lines than asked for: from the start, as without Tail.
-	r.close()
-	r.gen, r.seen = 0, 0
-	return nil
+	return record{}, false, nil
 }
 
 // toEnd puts the place behind the last record of the open generation.
 func (r *reader) toEnd(now state) error {
-	base, err := readHeader(r.files[0])
+	base, _, err := r.l.form.header(r.files[0])
 	if err != nil {
 		return err
 	}
@@ -284,11 +426,11 @@ func (r *reader) toEnd(now state) error {
 	if r.gen < now.gen {
 		limit = math.MaxInt64
 	}
-	sums, records, err := readIndex(r.files[0], limit)
+	sums, records, err := r.l.form.index(r.files[0], limit)
 	if err != nil {
 		return err
 	}
-	r.at = [3]int64{headerSize + records*recordSize, sums[Stdout], sums[Stderr]}
+	r.at = [3]int64{(1 + records) * r.l.form.size, sums[Stdout], sums[Stderr]}
 	r.seen = base + uint64(sums[Stdout]+sums[Stderr])
 	return nil
 }
@@ -296,14 +438,17 @@ func (r *reader) toEnd(now state) error {
 // back steps over the record before the place. When the last wanted line
 // begins in it, left becomes 0 and skip is where.
 func (r *reader) back(left *int, first *bool) error {
-	r.at[0] -= recordSize
+	r.at[0] -= r.l.form.size
 	rec, err := r.next()
-	if err != nil {
+	if err != nil || rec.stream == Lost {
 		return err
 	}
 	start := r.at[rec.stream] - int64(rec.length)
 	r.at[rec.stream] = start
 	r.seen -= uint64(rec.length)
+	if r.source != "" && r.source != rec.source {
+		return nil
+	}
 	for end := int64(rec.length); end > 0; {
 		n := min(emitMax, end)
 		p := r.buf[:n]

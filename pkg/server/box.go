@@ -227,7 +227,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, c Caller) error 
 // complete.
 func (s *Server) logs(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
-	opts := LogOptions{Follow: q.flag("follow"), Tail: int(q.number("tail", -1, 0, 1<<31-1)), Since: q.since("since", time.Now())}
+	opts := LogOptions{Follow: q.flag("follow"), Tail: int(q.number("tail", -1, 0, 1<<31-1)), Since: q.since("since", time.Now()), Exec: q.str("exec")}
 	if err := q.done(); err != nil {
 		return err
 	}
@@ -235,12 +235,19 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, c Caller) error {
 	defer cancel()
 	out := s.bodyTo(w, stream.ContentType, opts.Follow)
 	frames := stream.NewWriter(out)
-	err := s.svc.Logs(ctx, c, r.PathValue("ref"), opts, func(which byte, _ time.Time, p []byte) error {
-		t := stream.Type(which)
-		if t != stream.Stdout {
-			t = stream.Stderr // also what is said of output that is not kept
+	whose := MainExec
+	err := s.svc.Logs(ctx, c, r.PathValue("ref"), opts, func(o Output) error {
+		if opts.Exec == AllExecs && o.Exec != whose {
+			if err := frames.Write(stream.Source, []byte(o.Exec)); err != nil {
+				return err
+			}
+			whose = o.Exec
 		}
-		_, err := frames.Stream(t).Write(p)
+		t := stream.Stderr // also what is said of output that is not kept
+		if o.Stdout {
+			t = stream.Stdout
+		}
+		_, err := frames.Stream(t).Write(o.Data)
 		return err
 	})
 	switch {

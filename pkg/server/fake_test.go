@@ -181,14 +181,14 @@ func (f *fake) Attach(_ context.Context, c server.Caller, ref string, o server.A
 	return f.session, nil
 }
 
-func (f *fake) Logs(_ context.Context, c server.Caller, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
+func (f *fake) Logs(_ context.Context, c server.Caller, ref string, o server.LogOptions, emit func(server.Output) error) error {
 	if err := f.note(c, "Logs", ref, o.Follow, o.Tail, o.Since.IsZero()); err != nil {
 		return err
 	}
-	if err := emit(1, time.Now(), []byte("out")); err != nil {
+	if err := emit(server.Output{Exec: "main", Stdout: true, Data: []byte("out")}); err != nil {
 		return err
 	}
-	if err := emit(2, time.Now(), []byte("err")); err != nil {
+	if err := emit(server.Output{Exec: map[bool]string{true: "exec1", false: "main"}[o.Exec == server.AllExecs], Data: []byte("err")}); err != nil {
 		return err
 	}
 	if f.wait != nil {

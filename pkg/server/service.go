@@ -79,7 +79,7 @@ type Actions interface {
 	// or 2 (stderr), p is at most 64 KiB and valid during the call. With
 	// Follow it ends when the sandbox does, else at the end of what is kept.
 	// It stops at, and returns, emit's error.
-	Logs(ctx context.Context, c Caller, ref string, opts LogOptions, emit func(stream byte, t time.Time, p []byte) error) error
+	Logs(ctx context.Context, c Caller, ref string, opts LogOptions, emit func(Output) error) error
 
 	// The file operations happen in the sandbox with the agent's rights.
 	// path is absolute. The server closes what ReadFile returns.
@@ -210,6 +210,22 @@ type LogOptions struct {
 	Tail int
 	// Since leaves out what is older. The zero time leaves out nothing.
 	Since time.Time
+	// Exec is whose: MainExec, also when empty, AllExecs, or an exec's id.
+	Exec string
+}
+
+// The values of LogOptions.Exec that are not ids.
+const (
+	MainExec = "main"
+	AllExecs = "all"
+)
+
+// Output is a piece of kept output.
+type Output struct {
+	Exec   string // an exec's id or MainExec; empty for a word of creel's own
+	Stdout bool   // else it is of standard error
+	At     time.Time
+	Data   []byte // not to be kept
 }
 
 // Session is a running command with a client.

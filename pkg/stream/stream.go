@@ -42,11 +42,12 @@ const (
 	Error   Type = 6 // s->c, last: JSON api.Error
 	Started Type = 7 // s->c, before any output: JSON {"id": the exec's id}
 	FDs     Type = 8 // s->c, before Started: the number of descriptors that come with this frame, one byte
+	Source  Type = 9 // s->c, in logs of all commands: whose the output is that follows: an exec's id, "main", or nothing for creel's own words
 
-	maxType = FDs
+	maxType = Source
 )
 
-var typeNames = [...]string{"stdin", "stdout", "stderr", "resize", "signal", "exit", "error", "started", "fds"}
+var typeNames = [...]string{"stdin", "stdout", "stderr", "resize", "signal", "exit", "error", "started", "fds", "source"}
 
 // String is the type's name.
 func (t Type) String() string {

@@ -32,7 +32,7 @@ func TestAppendFrame(t *testing.T) {
 		{name: "resize", typ: stream.Resize, payload: "\x00\x50\x00\x18", want: "\x03\x00\x00\x00\x00\x00\x00\x04\x00\x50\x00\x18"},
 		{name: "short resize", typ: stream.Resize, payload: "\x00\x50", err: stream.ErrProtocol},
 		{name: "long signal", typ: stream.Signal, payload: "15", err: stream.ErrProtocol},
-		{name: "unknown type", typ: 9, err: stream.ErrProtocol},
+		{name: "unknown type", typ: 10, err: stream.ErrProtocol},
 		{name: "largest", typ: stream.Stderr, payload: strings.Repeat("x", stream.MaxPayload), want: "\x02\x00\x00\x00\x00\x01\x00\x00" + strings.Repeat("x", stream.MaxPayload)},
 		{name: "too large", typ: stream.Stderr, payload: strings.Repeat("x", stream.MaxPayload+1), err: stream.ErrProtocol},
 	}

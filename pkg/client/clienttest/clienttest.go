@@ -327,7 +327,7 @@ func (d *Daemon) Wait(ctx context.Context, _ server.Caller, ref string) (*api.Wa
 }
 
 // Logs replays the output.
-func (d *Daemon) Logs(_ context.Context, _ server.Caller, ref string, o server.LogOptions, emit func(byte, time.Time, []byte) error) error {
+func (d *Daemon) Logs(_ context.Context, _ server.Caller, ref string, o server.LogOptions, emit func(server.Output) error) error {
 	b, err := d.get(ref)
 	if err != nil {
 		return err
@@ -337,7 +337,7 @@ func (d *Daemon) Logs(_ context.Context, _ server.Caller, ref string, o server.L
 	}
 	for stream, p := range [][]byte{1: b.proc.out.bytes(), 2: b.proc.errOut.bytes()} {
 		if len(p) > 0 {
-			if err := emit(byte(stream), time.Now(), p); err != nil {
+			if err := emit(server.Output{Exec: "main", Stdout: stream == 1, Data: p}); err != nil {
 				return err
 			}
 		}
