@@ -374,7 +374,7 @@ func TestNestedMountsAreNotShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The host's own mounts, which hide nothing from this caller alone.
-	host, err := os.Open("/proc/self/ns/mnt")
+	host, err := os.Open("/proc/thread-self/ns/mnt")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func newKeeper(t *testing.T, change func(*volume.Options)) (*volume.Keeper, *use
 	u := &users{uses: map[string][]volume.User{}}
 	n := 0
 	var mu sync.Mutex
-	o := volume.Options{Store: s, Files: files, Bus: bus, Log: log, Owner: 1000, Users: u.of, NewID: func() string {
+	o := volume.Options{Store: s, Files: files, Bus: bus, Log: log, Owner: 1000, Operator: func(c peer.Cred) bool { return c.UID == 0 }, Users: u.of, NewID: func() string {
 		mu.Lock()
 		defer mu.Unlock()
 		n++
