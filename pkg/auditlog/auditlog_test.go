@@ -122,12 +122,15 @@ func (b *box) RemoveVolume(context.Context, peer.Cred, string) error { return b.
 func (b *box) Commit(context.Context, peer.Cred, string, string) (*api.Image, error) {
 	return &api.Image{}, b.done("commit")
 }
+
 func (b *box) RevokeAgent(context.Context, peer.Cred, string) (*api.Agent, error) {
 	return &api.Agent{}, b.done("revoke")
 }
+
 func (b *box) RestoreAgent(context.Context, peer.Cred, string) (*api.Agent, error) {
 	return &api.Agent{}, b.done("restore")
 }
+
 func (b *box) Prune(context.Context, peer.Cred, api.PruneRequest) (*api.PruneResult, error) {
 	return &api.PruneResult{}, b.done("prune")
 }

@@ -243,7 +243,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 		return nil, err
 	}
 	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{}), closed: make(chan struct{})}
-	s.logged = !c.internal && req.Logs != noLogs && sb.execLog != nil && !(s.fds && c.tty)
+	s.logged = !c.internal && req.Logs != noLogs && sb.execLog != nil && (!s.fds || !c.tty)
 	s.record = newRecord(s, req)
 	c.id = s.id
 	agent := sb.hostUser()

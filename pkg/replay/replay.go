@@ -99,22 +99,22 @@ func (k *Keys) Serve(ctx context.Context, w http.ResponseWriter, r Request, fres
 	defer func() {
 		if !ended { // do has panicked: nobody knows what it did
 			rec.lose()
-			k.end(r, e, 0, "")
+			k.end(e, 0, "")
 		}
 	}()
 	err = do(rec)
 	ended = true
 	switch {
 	case err == nil && rec.lost:
-		k.end(r, e, 0, "")
+		k.end(e, 0, "")
 	case err == nil:
-		k.end(r, e, rec.status, w.Header().Get("Content-Type"))
+		k.end(e, rec.status, w.Header().Get("Content-Type"))
 	default:
 		rec.lose()
 		if fresh(err) {
 			k.drop(r, e)
 		} else {
-			k.end(r, e, 0, "")
+			k.end(e, 0, "")
 		}
 		return err
 	}
@@ -183,7 +183,7 @@ func (k *Keys) again(w http.ResponseWriter, r Request, e *entry) error {
 }
 
 // end keeps what was answered; status 0 is that nobody knows.
-func (k *Keys) end(r Request, e *entry, status int, contentType string) {
+func (k *Keys) end(e *entry, status int, contentType string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e.status, e.contentType, e.until = status, contentType, k.now().Add(k.limits.Life)

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"slices"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/peer"
@@ -19,7 +20,7 @@ func Mounts(r api.SpawnRequest) []api.Mount {
 		return r.Mounts
 	}
 	home := api.Mount{Volume: HomeName(r.Agent), Target: spec.Home}
-	return append(r.Mounts[:len(r.Mounts):len(r.Mounts)], home)
+	return append(slices.Clip(r.Mounts), home)
 }
 
 // Home makes the persistent home of an agent of a caller's, unless there is
