@@ -110,7 +110,7 @@ func TestAudit(t *testing.T) {
 		t.Errorf("who spawned: %v", who)
 	}
 	decided, _ := spawn["decided"].(map[string]any)
-	if spawn["sandbox"] != id || spawn["agent"] != "coder" || decided["profile"] != "default" || decided["rule"] != "profile default of embedded" {
+	if spawn["sandbox"] != id || spawn["agent"] != "coder" || decided["profile"] != "default" || decided["rule"] != "ceiling default, profile default of embedded" {
 		t.Errorf("intent: %v", spawn)
 	}
 	outcome := awaitAudit(t, l, "the spawn's outcome", func(r map[string]any) bool {

@@ -52,6 +52,7 @@ func TestOtherCallers(t *testing.T) {
 		{"GET", "/evidence?fresh=true", ""},
 		{"POST", "/exec", `{"command":["/bin/true"]}`},
 		{"POST", "/exec?", `{"command":["/bin/true"]}`}, // one shot: ask upgrades only what ends in exec
+		{"POST", "/commit", `{"image":"mine:1"}`},
 		{"POST", "/attach", ""},
 		{"GET", "/files?path=/etc/passwd", ""},
 		{"PUT", "/files?path=/tmp/x", "x"},

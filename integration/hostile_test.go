@@ -302,7 +302,7 @@ func TestLogFlood(t *testing.T) {
 			if err := l.Logs(ctx, sb.ID, client.LogOptions{Tail: -1}, &out, &said); err != nil {
 				t.Errorf("logs: %v", err)
 			}
-			if out.Len()+said.Len() < 256<<10 || !strings.HasPrefix(said.String(), "creel: ") || !strings.Contains(said.String(), " bytes of older output are no longer kept\n") {
+			if out.Len()+said.Len() < 128<<10 || !strings.HasPrefix(said.String(), "creel: ") || !strings.Contains(said.String(), " bytes of older output are no longer kept\n") {
 				t.Errorf("logs gives %d and %d bytes; errors begin %.80q", out.Len(), said.Len(), said.String())
 			}
 			if kept == 0 || kept > 4<<20 {

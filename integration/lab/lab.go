@@ -48,8 +48,8 @@ type Lab struct {
 // Options change a lab's configuration.
 type Options struct {
 	// Config is added to the configuration file, Top before its first table.
-	// Without a [[caller]] in it, everybody has the default ceiling, and may
-	// mount what it can open; without [host], a busy host refuses nothing.
+	// Without a [[caller]] in it, everybody has the default ceiling, any
+	// profile, and may mount what it can open; without [host], a busy host refuses nothing.
 	Config, Top string
 	// Image is the archive imported as "base"; Tiny when empty.
 	Image string
@@ -124,7 +124,7 @@ level = "debug"
 		o.Config += fmt.Sprintf("[containerd]\naddress = %q\n[runtime]\ndefault = \"runc\"\n", l.containerdSocket())
 	}
 	if !strings.Contains(o.Config, "[[caller]]") {
-		o.Config += "\n[[caller]]\nmatch = \"default\"\nmounts = [\"*\"]\n"
+		o.Config += "\n[[caller]]\nmatch = \"default\"\nprofiles = [\"*\"]\nmounts = [\"*\"]\n"
 	}
 	if !strings.Contains(o.Config, "[host]") {
 		o.Config += "\n[host]\nmemory = \"0\"\npids = 0\nmemory_pressure = 0.0\nio_pressure = 0.0\n"

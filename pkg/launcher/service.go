@@ -45,7 +45,7 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 // admit is the request with nothing left open, if the caller may have it at
 // all. Whether its totals have room is asked when the record is made.
 func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*admission.Admitted, error) {
-	a, err := l.resolve(req)
+	a, err := admission.Resolve(req, l.Policy)
 	if err != nil {
 		return nil, err
 	}
@@ -60,26 +60,24 @@ func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	if err := admission.Refusal(append(rules, box...)); err != nil {
 		return nil, err
 	}
-	if err := l.roomForLayer(a); err != nil {
+	if err := errors.Join(l.hostCan(a), l.roomForLayer(a)); err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-func (l *Launcher) resolve(req api.SpawnRequest) (*admission.Admitted, error) {
-	a, err := admission.Resolve(req, l.Policy)
-	if err != nil {
-		return nil, err
-	}
-	if l.BlindRuntime && (len(volume.Mounts(a.Request)) > 0 || a.Request.Rootfs == "ephemeral") {
-		return nil, api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
+// hostCan is nil if this host can do what is asked for.
+func (l *Launcher) hostCan(a *admission.Admitted) error {
+	mounts := len(volume.Mounts(a.Request)) > 0
+	if l.BlindRuntime && (mounts || a.Request.Rootfs == "ephemeral") {
+		return api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
-	if l.Peers == nil && a.Profile.UnixPeers != "preferred" && len(volume.Mounts(a.Request)) > 0 {
-		return nil, api.Errorf(api.CodeUnsupportedHost, "profile %s mounts nothing on this host: a Unix socket in it would connect the sandbox with processes outside, and %w", a.Profile.Name, l.NoPeers).
+	if l.Peers == nil && a.Profile.UnixPeers != "preferred" && mounts {
+		return api.Errorf(api.CodeUnsupportedHost, "profile %s mounts nothing on this host: a Unix socket in it would connect the sandbox with processes outside, and %w", a.Profile.Name, l.NoPeers).
 			WithHint("boot with bpf in lsm=, copy files in with creel cp, or use a profile with unix_peers = \"preferred\"")
 	}
-	return a, nil
+	return nil
 }
 
 // judge holds a request against the caller's ceiling, but for its totals.
@@ -110,7 +108,7 @@ func (l *Launcher) Explain(ctx context.Context, c peer.Cred, req api.SpawnReques
 	}
 	defer done()
 	d := &api.Decision{Allowed: true, Ceiling: l.Callers.Name(c), Rules: []api.Rule{}}
-	a, err := l.resolve(req)
+	a, err := admission.Resolve(req, l.Policy)
 	if err == nil {
 		d.Rules, err = l.rules(ctx, c, a, dirs)
 	}
@@ -144,6 +142,9 @@ func (l *Launcher) rules(ctx context.Context, c peer.Cred, a *admission.Admitted
 		return all, err
 	}
 	all = slices.Concat(all, l.Callers.Rate(c), room, box)
+	if err := l.hostCan(a); err != nil {
+		return all, err
+	}
 	if err := l.roomForLayer(a); err != nil {
 		return all, err
 	}
