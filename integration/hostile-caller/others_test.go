@@ -27,6 +27,7 @@ var routes = []struct{ name, method, path, body string }{
 	{"evidence", "GET", "/evidence", ""},
 	{"prove", "GET", "/evidence?fresh=true", ""},
 	{"exec", "POST", "/exec", `{"command":["/bin/cat","/data/secret"]}`},
+	{"commit", "POST", "/commit", `{"image":"mine:1"}`},
 	{"attach", "POST", "/attach", ""},
 	{"read", "GET", "/files?path=/data/secret", ""},
 	{"write", "PUT", "/files?path=/tmp/x", "x"},
@@ -103,6 +104,81 @@ func othersSandbox() []attempt {
 			return "own answer"
 		}},
 	)
+}
+
+// othersAgents are whom sandboxes of others belong to, and the record of what
+// they did.
+func othersAgents() []attempt {
+	agent := func(name, tries, method, verb string) attempt {
+		return attempt{name: name, tries: tries, fails: "not_found", do: func(a *attacker) string {
+			return a.ask(method, "/v1/agents/victims-agent"+verb, "").way()
+		}}
+	}
+	return []attempt{
+		agent("agent-show", "look at another user's agent", "GET", ""),
+		agent("agent-revoke", "have another user's agent revoked", "POST", "/revoke"),
+		agent("agent-restore", "restore another user's agent", "POST", "/restore"),
+		{name: "agent-list", tries: "find it in the list", fails: "not shown", do: func(a *attacker) string {
+			return a.without(a.ask("GET", "/v1/agents", ""), "victims-agent")
+		}},
+		{name: "audit-others", tries: "read on the audit log what others did", fails: "not shown", do: func(a *attacker) string {
+			return a.without(a.ask("GET", "/v1/audit", ""), fmt.Sprintf(`"uid":%d`, victimUID), `"uid":0,`)
+		}},
+		{name: "audit-as-another", tries: "ask for another's lines by uid", fails: "not shown", do: func(a *attacker) string {
+			return a.without(a.ask("GET", fmt.Sprintf("/v1/audit?caller=%d", victimUID), ""), fmt.Sprintf(`"uid":%d`, victimUID))
+		}},
+		{name: "audit-all", tries: "export the whole audit log", fails: "permission_denied", do: func(a *attacker) string {
+			return a.ask("GET", "/v1/audit?all=true", "").way()
+		}},
+		{name: "audit-head", tries: "learn from the log's head how much others do", fails: "permission_denied", do: func(a *attacker) string {
+			return a.ask("GET", "/v1/audit/head", "").way()
+		}},
+		{name: "audit-forge", tries: "forge a line of the audit log by a name with a newline", fails: "invalid_argument", do: func(a *attacker) string {
+			return a.ask("POST", "/v1/volumes", js(obj{"name": "x\n{\"kind\":\"intent\"}", "agent": "own", "size": "16M"})).way()
+		}},
+		{name: "explain-images", tries: "learn by explain whether another user has an image", fails: "the same", do: func(a *attacker) string {
+			told := func(ref string) string {
+				r := a.ask("POST", "/v1/explain", js(obj{"image": ref}))
+				return strings.ReplaceAll(fmt.Sprint(r.status, r.body[:max(strings.Index(r.body, `"request_id"`), 0)]), ref, "REF")
+			}
+			if one, two := told(a.VictimDigest), told("sha256:"+strings.Repeat("0", 64)); one != two {
+				return one + " and " + two
+			}
+			return "the same"
+		}},
+		{name: "explain-volumes", tries: "learn by explain whether another user has a volume", fails: "the same", do: func(a *attacker) string {
+			told := func(name string) string {
+				r := a.ask("POST", "/v1/explain", js(obj{"mounts": []obj{{"volume": name, "target": "/data"}}}))
+				return strings.ReplaceAll(fmt.Sprint(r.status, r.body), name, "NAME")
+			}
+			if one, two := told("data"), told("none"); one != two {
+				return one + " and " + two
+			}
+			return "the same"
+		}},
+		{name: "home-of-another", tries: "mount another agent's persistent home as a volume", fails: "invalid_argument", do: func(a *attacker) string {
+			way, _ := a.spawn(obj{"mounts": []obj{{"volume": "victims-agent.home", "target": "/data"}}}, "ls /data")
+			return way
+		}},
+		{name: "home-of-a-namesake", tries: "get another user's home by an agent of the same name", fails: "exit 1: cat: can't open '/home/agent/secret'", do: func(a *attacker) string {
+			defer a.ask("DELETE", "/v1/volumes/victims-agent.home", "")
+			way, _ := a.spawn(obj{"agent": "victims-agent", "home": "persistent"}, "cat /home/agent/secret")
+			return way
+		}},
+	}
+}
+
+// without says whether an answer is one, and has none of the texts in it.
+func (a *attacker) without(r answer, texts ...string) string {
+	for _, s := range texts {
+		if strings.Contains(r.body, s) {
+			return "shows " + s
+		}
+	}
+	if r.status != http.StatusOK {
+		return r.way()
+	}
+	return "not shown"
 }
 
 // hides says whether an answer is one, without anything of others' in it.

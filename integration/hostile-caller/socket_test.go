@@ -309,6 +309,62 @@ func beside() []attempt {
 	)
 }
 
+// ceiling is what the attacker's table does not have: profiles, runtimes and
+// bytes of images.
+func ceiling() []attempt {
+	spawn := func(name, tries, fails string, req obj) attempt {
+		return attempt{name: name, tries: tries, fails: fails, do: func(a *attacker) string {
+			way, _ := a.spawn(req, "id")
+			return way
+		}}
+	}
+	return []attempt{
+		spawn("ceiling-profile", "be root inside by a profile that it was not given", "permission_denied", obj{"profile": "build"}),
+		spawn("ceiling-runtime", "have a runtime that it was not given", "permission_denied", obj{"runtime": "runc"}),
+		spawn("ceiling-memory", "have more memory than the table's sum", "invalid_argument", obj{"limits": obj{"memory": "65G"}}),
+		{name: "ceiling-ensure", tries: "have that profile by ensuring instead of spawning", fails: "permission_denied", do: func(a *attacker) string {
+			return a.ask("PUT", "/v1/sandboxes/rooted", js(obj{"profile": "build"})).way()
+		}},
+		{name: "ceiling-replay", tries: "have it by a key that was let in with another request", fails: "conflict", do: func(a *attacker) string {
+			defer a.removeAll("own")
+			with := func(req obj) answer {
+				return a.askWith("POST", "/v1/sandboxes", "Content-Type: application/json\r\nIdempotency-Key: again\r\n", js(req))
+			}
+			if r := with(obj{}); r.status != http.StatusCreated {
+				return r.way()
+			}
+			if way := with(obj{"profile": "build"}).way(); way != "conflict" && way != "permission_denied" {
+				return way
+			}
+			return "conflict"
+		}},
+		{name: "ceiling-image-bytes", tries: "bring more bytes of images than the table has", fails: "ceiling.image_bytes leaves", do: func(a *attacker) string {
+			for i := range 3 {
+				b, err := os.ReadFile(a.Images[fmt.Sprint("large-", i)])
+				if err != nil {
+					return err.Error()
+				}
+				r := a.askWith("POST", fmt.Sprintf("/v1/images?ref=large:%d", i), "Content-Type: application/x-tar\r\n", string(b))
+				if r.status >= http.StatusBadRequest || r.status == 0 {
+					return r.body
+				}
+			}
+			return "brought three of 24 MiB"
+		}},
+		{name: "ceiling-explain", tries: "spawn by asking for an explanation", fails: "nothing was made", do: func(a *attacker) string {
+			before := a.ask("GET", "/v1/sandboxes?all=true", "").body
+			a.ask("POST", "/v1/explain", js(obj{"name": "explained"}))
+			if after := a.ask("GET", "/v1/sandboxes?all=true", "").body; strings.Contains(after, "explained") || len(after) > len(before)+2000 {
+				return "made " + after
+			}
+			return "nothing was made"
+		}},
+		{name: "ceiling-reload", tries: "have the daemon read the configuration again by a signal", fails: "EPERM", do: func(a *attacker) string {
+			return errnoName(syscall.Kill(a.PID, syscall.SIGHUP))
+		}},
+	}
+}
+
 // share is more than what one user may have.
 func share() []attempt {
 	fill := func(name, tries, fails string, most int, one func(a *attacker, i int) answer, undo func(*attacker)) attempt {
@@ -354,7 +410,7 @@ func share() []attempt {
 			return a.ask("POST", "/v1/volumes", js(obj{"name": fmt.Sprintf("v%d", i), "agent": "own", "size": "16M"}))
 		}, volumes),
 		fill("share-volume-bytes", "have larger ones", "resource_exhausted", 2, func(a *attacker, i int) answer {
-			return a.ask("POST", "/v1/volumes", js(obj{"name": fmt.Sprintf("v%d", i), "agent": "own", "size": "600M"}))
+			return a.ask("POST", "/v1/volumes", js(obj{"name": fmt.Sprintf("v%d", i), "agent": "own", "size": "3G"}))
 		}, volumes),
 		{name: "share-execs", tries: "run more commands at once than a sandbox may", fails: "resource_exhausted", do: func(a *attacker) string {
 			var conns []net.Conn

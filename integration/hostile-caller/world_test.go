@@ -172,7 +172,19 @@ const config = `[limits.max]
 sandboxes_per_user = 12
 kept_per_user = 64
 volumes_per_user = 4
-volume_bytes_per_user = "1G"
+volume_bytes_per_user = "5G"
+[[caller]]
+match = "uid:61100"
+profiles = ["default"]
+runtimes = ["crun"]
+mounts = ["*"]
+memory = "64G"
+image_bytes = "64M"
+exec_rate = 0
+spawn_rate = 0
+[[caller]]
+match = "uid:61200"
+mounts = ["*"]
 `
 
 // build makes what there is to be had: things of root's and of another user's,
@@ -254,6 +266,7 @@ func build(t *testing.T, l *lab.Lab) (world, []string) {
 	}
 	w.VictimDigest = img.Digest
 	creel("volume", "create", "--agent", "default", "--size", "16M", "data")
+	creel("run", "--rm", "--agent", "victims-agent", "--home", "persistent", "--", "/bin/sh", "-c", "echo "+hide("victim-home")+" >/home/agent/secret")
 	creel("run", "-d", "--name", "victims", "-v", w.Victims+":/workspace", "-v", "data:/data", "-e", "TOKEN="+hide("victim-env"),
 		"--", "/bin/sh", "-c", "echo "+hide("victim-output")+" | tee /data/secret; exec sleep 1000")
 	sb, err := l.Inspect(t.Context(), "victims")
@@ -315,7 +328,7 @@ func hostileImages(t *testing.T) map[string]string {
 			}
 		})
 	}
-	return map[string]string{
+	out := map[string]string{
 		"climbs":    entry(tar.Header{Typeflag: tar.TypeReg, Name: "../../../../etc/cron.d/creel", Mode: 0o644}),
 		"absolute":  entry(tar.Header{Typeflag: tar.TypeSymlink, Name: "dev", Linkname: "/etc"}),
 		"hard-link": entry(tar.Header{Typeflag: tar.TypeLink, Name: "shadow", Linkname: "../../../../etc/shadow"}),
@@ -324,6 +337,14 @@ func hostileImages(t *testing.T) map[string]string {
 			tar.Header{Typeflag: tar.TypeReg, Name: "out/etc/cron.d/creel", Mode: 0o644}),
 		"plain": lab.Tiny(t),
 	}
+	for i := range 3 {
+		noise := make([]byte, 24<<20)
+		_, _ = rand.Read(noise)
+		out[fmt.Sprint("large-", i)] = lab.TinyWith(t, nil, func(w *tar.Writer) {
+			lab.Add(t, w, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/noise", Mode: 0o644}, noise)
+		})
+	}
+	return out
 }
 
 // others is all that the attacker must not have changed.

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -91,6 +93,15 @@ func (s *service) newImage(ctx context.Context, c peer.Cred) (_ image.Limits, en
 	limits := image.DefaultLimits
 	limits.Bytes = min(limits.Bytes, left)
 	return limits, func() { s.imports.end(c.UID) }, nil
+}
+
+// boundBy names the ceiling where that, and not what any image may have, is
+// what an image was too large for.
+func boundBy(limits image.Limits, err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Hint == "" && limits.Bytes < image.DefaultLimits.Bytes {
+		e.Hint = fmt.Sprintf("ceiling.image_bytes leaves %s for it: remove images, or have the operator raise it", api.Size(limits.Bytes))
+	}
+	return err
 }
 
 // roomForImage is how many bytes one more image of a caller's may have, if it

@@ -62,7 +62,7 @@ func (s *service) ImportImage(ctx context.Context, c peer.Cred, ref string, r io
 	defer end()
 	img, err := s.rt.Import(ctx, s.owner(c), &roomyReader{r: r, room: s.RoomOnDisk}, ref, limits)
 	if err != nil {
-		return nil, err
+		return nil, boundBy(limits, err)
 	}
 	return &img, nil
 }
