@@ -16,6 +16,7 @@ import (
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/audit"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
 )
 
 // auditRecords are the records that the lab's root, or somebody else, is shown.
@@ -198,6 +199,7 @@ func TestAuditDigest(t *testing.T) {
 // TestAuditFull: on a full disk nothing new begins, what runs can be stopped
 // and removed, that is recorded, and with room all goes on.
 func TestAuditFull(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
 		t.Fatal(err)

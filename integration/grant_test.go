@@ -10,11 +10,13 @@ import (
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
 )
 
 // TestGrant: the agents that the operator names may write one directory at the
 // same time, those in it, and no other; and their evidence says so.
 func TestGrant(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
 	top, err := os.MkdirTemp("/srv", "creel-test-") //nolint:usetesting // anybody can change what is in /tmp
 	if err != nil {
 		t.Fatal(err)

@@ -326,7 +326,7 @@ func ceiling() []attempt {
 			return a.ask("PUT", "/v1/sandboxes/rooted", js(obj{"profile": "build"})).way()
 		}},
 		{name: "ceiling-replay", tries: "have it by a key that was let in with another request", fails: "conflict", do: func(a *attacker) string {
-			defer a.removeAll("own")
+			defer a.removeOthers()
 			with := func(req obj) answer {
 				return a.askWith("POST", "/v1/sandboxes", "Content-Type: application/json\r\nIdempotency-Key: again\r\n", js(req))
 			}
@@ -378,7 +378,7 @@ func share() []attempt {
 			return fmt.Sprintf("had %d", most)
 		}}
 	}
-	sandboxes := func(a *attacker) { a.removeAll("own") }
+	sandboxes := func(a *attacker) { a.removeOthers() }
 	volumes := func(a *attacker) {
 		for i := range 8 {
 			a.ask("DELETE", fmt.Sprintf("/v1/volumes/v%d", i), "")
@@ -524,7 +524,7 @@ func races() []attempt {
 			}
 		}},
 		{name: "race-one-name", tries: "have two sandboxes of one name", fails: "one of 8", do: func(a *attacker) string {
-			defer a.removeAll("own")
+			defer a.removeOthers()
 			var made atomic.Int64
 			var wg sync.WaitGroup
 			for range 8 {

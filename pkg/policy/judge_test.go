@@ -10,6 +10,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/policy"
 )
@@ -21,6 +22,7 @@ func sum(n int) admission.Sum {
 // TestMountRoots: a directory is in a root or not, by what it is and not by
 // what it is called.
 func TestMountRoots(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
 	dir := t.TempDir()
 	for _, d := range []string{"root/in/side", "rooted", "ro/x"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
