@@ -332,14 +332,15 @@ func TestAbortedUpgrades(t *testing.T) {
 		if err != nil || v.Execs != 0 {
 			return fmt.Errorf("%+v, %v", v, err) //nolint:errorlint // it may be nil
 		}
+		// Before the look from inside, whose output PID 1 holds for a moment.
+		if now := used(t, sb.PID); now.fds > init.fds {
+			return fmt.Errorf("PID 1 had %+v, has %+v", init, now)
+		}
 		if out, _ := l.Sh(sb.ID, "ps"); strings.Contains(out, "777") {
 			return errors.New(out)
 		}
 		if now := used(t, l.DaemonPID()); now.fds > before.fds+8 {
 			return fmt.Errorf("before %+v, now %+v", before, now)
-		}
-		if now := used(t, sb.PID); now.fds > init.fds {
-			return fmt.Errorf("PID 1 had %+v, has %+v", init, now)
 		}
 		return nil
 	})

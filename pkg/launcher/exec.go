@@ -442,10 +442,6 @@ func (sb *sandbox) count(r api.ExecResult) {
 	}
 }
 
-// keepTime is how long after a command's end PID 1 keeps what its client has
-// not read, for the next daemon, while the client is still there.
-const keepTime = 10 * time.Second
-
 // ended records an exec's end.
 func (sb *sandbox) ended(s *session, r api.ExecResult) {
 	if s.pidfd != nil {
@@ -464,7 +460,6 @@ func (sb *sandbox) ended(s *session, r api.ExecResult) {
 		if s.logged { // what is not in the log yet stays in PID 1's hands as well
 			select {
 			case <-s.closed:
-			case <-time.After(keepTime): // its client may never let go
 			case <-sb.l.ctx.Done():
 			}
 		}
