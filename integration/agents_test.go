@@ -131,3 +131,45 @@ func TestAgents(t *testing.T) {
 		return err
 	})
 }
+
+// TestRevokedAgentDoesNothing: from the moment that the revocation is on disk,
+// before its sandboxes have ended, nothing begins in them and none is let go
+// on; and what is refused for it leaves nothing, and is explained as refused.
+func TestRevokedAgentDoesNothing(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	runs := l.Spawn(api.SpawnRequest{Name: "runs", Agent: "coder"})
+	held := l.Spawn(api.SpawnRequest{Name: "held", Agent: "coder"})
+	if err := l.Pause(t.Context(), held.ID); err != nil {
+		t.Fatal(err)
+	}
+	l.Fail("agent.revoked hold")
+	revoked := make(chan error, 1)
+	go func() {
+		_, err := l.RevokeAgent(t.Context(), "coder")
+		revoked <- err
+	}()
+	l.Held("agent.revoked")
+	// The watch may have ended them by now: that is as good.
+	ended := func(err error) bool { return api.CodeOf(err) == api.CodeDenied || api.CodeOf(err) == api.CodeConflict }
+	if err := l.Resume(t.Context(), held.ID); !ended(err) {
+		t.Errorf("its paused sandbox is resumed: %v", err)
+	}
+	if _, err := l.ExecOnce(t.Context(), runs.ID, api.ExecRequest{Command: []string{"/bin/true"}}); !ended(err) {
+		t.Errorf("a command in its sandbox: %v", err)
+	}
+	l.Fail()
+	if err := <-revoked; err != nil {
+		t.Fatal(err)
+	}
+	req := api.SpawnRequest{Agent: "coder", Home: "persistent"}
+	if _, err := l.Client.Spawn(t.Context(), req); api.CodeOf(err) != api.CodeDenied {
+		t.Errorf("one more: %v", err)
+	}
+	if vs, err := l.Volumes(t.Context()); err != nil || len(vs) > 0 {
+		t.Errorf("it has a home, made for nothing: %+v, %v", vs, err)
+	}
+	d, err := l.Explain(t.Context(), req)
+	if err != nil || d.Allowed || !strings.Contains(fmt.Sprint(d.Rules), `agent "coder" is revoked`) {
+		t.Errorf("explained as %+v, %v", d, err)
+	}
+}

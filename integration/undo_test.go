@@ -17,7 +17,7 @@ import (
 
 // The steps of a launch and its effects, as pkg/launcher names them.
 var (
-	steps   = []string{"reserve", "init", "netns", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
+	steps   = []string{"image", "reserve", "init", "netns", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
 	effects = []string{"rundir", "unix_peers", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
 )
 

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/peer"
@@ -40,6 +41,7 @@ func crowded(tb testing.TB, past, running int) *Launcher {
 	l := &Launcher{
 		Options: Options{
 			Callers: policy.NewRules(p),
+			Agents:  agents.New(nil),
 			Policy:  admission.Policy{Profiles: set, DefaultProfile: "default", DefaultImage: "base", DefaultRuntime: "crun", Runtimes: []string{"crun"}},
 		},
 		sandboxes: map[string]*sandbox{},

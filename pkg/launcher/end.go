@@ -389,6 +389,9 @@ func (sb *sandbox) pauseIdle(ctx context.Context, after time.Duration) error {
 }
 
 func (sb *sandbox) resume(ctx context.Context) error {
+	if err := sb.mayRun(); err != nil {
+		return err
+	}
 	if !sb.still.TryRLock() {
 		return sb.committing()
 	}

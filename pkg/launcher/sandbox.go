@@ -252,6 +252,9 @@ func (sb *sandbox) moveOn(to api.State, change func(*store.Record)) error {
 // active is nil if the sandbox takes commands; one that was paused for being
 // idle is woken.
 func (sb *sandbox) active(ctx context.Context) error {
+	if err := sb.mayRun(); err != nil {
+		return err // it is about to be ended
+	}
 	if !sb.still.TryRLock() {
 		return sb.committing()
 	}

@@ -80,8 +80,13 @@ func (l *Launcher) hostCan(a *admission.Admitted) error {
 	return nil
 }
 
-// judge holds a request against the caller's ceiling, but for its totals.
+// judge holds a request against the caller's ceiling, but for its totals, and
+// refuses a revoked agent, for which nothing is to be made: no home either.
+// Whoever is revoked later is refused where the record is made.
 func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
+	if err := l.Agents.Check(c.UID, a.Request.Agent); err != nil {
+		return nil, err
+	}
 	q := policy.Question{
 		Caller: c, Admitted: a, Host: l.HostMounts, Dirs: make([]*os.File, len(a.Request.Mounts)),
 		Names: func(ctx context.Context) ([]string, error) { return l.Runtime.Names(ctx, c.UID, a.Request.Image) },
