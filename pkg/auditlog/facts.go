@@ -19,7 +19,10 @@ const eventOp = "event-"
 // and how things that were asked for ended.
 var recorded = map[string]bool{
 	"sandbox.stopped": true, "sandbox.failed": true, "sandbox.adopted": true, "sandbox.oom": true,
-	"sandbox.paused": true, "exec.ended": true, "evidence.drift": true, events.TypeDropped: true,
+	"sandbox.paused": true, "sandbox.resumed": true, "exec.ended": true, "evidence.drift": true, "evidence.restored": true,
+	"sandbox.removed":  true, // by retention as well, with its evidence and its output
+	"volume.created":   true, // by a launch as well, which wants a home
+	events.TypeDropped: true,
 }
 
 // Fact records what nobody asked for.
