@@ -83,7 +83,22 @@ func (r *Rules) Room(c peer.Cred, own, all, want admission.Sum) ([]api.Rule, err
 		rule.Rule += "_per_user"
 		rules = append(rules, rule)
 	}
-	return append(rules, p.max.Judge("limits.max.", "all", all, want)...), nil
+	for _, rule := range p.max.Judge("limits.max.", "all", all, want) {
+		if !p.Operator(c) {
+			unsaid(&rule)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+// unsaid is a rule about all sandboxes for a caller, who is not told how much
+// others have: only whether this one fits.
+func unsaid(r *api.Rule) {
+	r.Asked = "this one, with all there are"
+	if !r.OK {
+		r.Fix = "stop a sandbox, ask for less, try again later, or have the operator raise " + r.Rule
+	}
 }
 
 // Name is what the configuration calls whom a caller's ceiling is for;

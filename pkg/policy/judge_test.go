@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -135,4 +136,31 @@ func ruleNames(e *api.Error) (s string) {
 		s += p.Rule + " "
 	}
 	return s
+}
+
+// TestRoomSaysNothingOfOthers: a caller is told whether there is room, and not
+// how much others have; an operator, who sees all, is.
+func TestRoomSaysNothingOfOthers(t *testing.T) {
+	r := rules(t, "operators = [\"uid:50\"]\n[limits.max]\nsandboxes = 100\nmemory = \"777M\"\ncpus = 50.0\npids = 40\n[[caller]]\nmatch = \"default\"\nsandboxes = 0\nmemory = 0\ncpus = 0\npids = 0\n")
+	said := func(uid uint32, want int) string {
+		t.Helper()
+		rs, err := r.Room(peer.Cred{UID: uid}, admission.Sum{}, sum(33), sum(want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%+v %v", rs, admission.Refusal(rs))
+	}
+	for _, want := range []int{1, 30} { // with room, and with too little
+		for _, n := range []string{"33", fmt.Sprint(33 + want), "744", "17", "at most"} { // what others have, with this one, what is left
+			if got := said(9, want); strings.Contains(got, n) || !strings.Contains(got, "limits.max.memory") {
+				t.Errorf("a caller is told %s: %s", n, got)
+			}
+		}
+	}
+	if got := said(9, 30); !strings.Contains(got, "limits.max.cpus is 50, and all sandboxes with this one would have more") && !strings.Contains(got, "2 rules refuse it") {
+		t.Errorf("it is not told why: %s", got)
+	}
+	if got := said(50, 30); !strings.Contains(got, "33M, with this one 63M") {
+		t.Errorf("an operator is told %s", got)
+	}
 }
