@@ -99,7 +99,7 @@ func (a *action) commit(ctx context.Context) error {
 	e := a.Entry
 	e.Kind = audit.Intent
 	if err := a.r.log.Commit(ctx, e); err != nil {
-		return refused(err)
+		return server.Undone(refused(err))
 	}
 	a.begun = true
 	return nil
@@ -108,7 +108,7 @@ func (a *action) commit(ctx context.Context) error {
 // queue records the intent within audit.Delay, or refuses.
 func (a *action) queue(ctx context.Context) error {
 	if err := a.r.log.Ready(ctx); err != nil {
-		return refused(err)
+		return server.Undone(refused(err))
 	}
 	e := a.Entry
 	e.Kind = audit.Intent

@@ -96,6 +96,25 @@ func TestOnceRoutes(t *testing.T) {
 	if status, header, _ := d.do(t, "POST", "/v1/volumes", `{"name":"w","agent":"a"}`, "Idempotency-Key", "w"); status != 201 || header.Get("Creel-Replayed") != "" {
 		t.Errorf("when there is room: %d %v", status, header)
 	}
+	// Of what is unavailable nobody knows, unless the service does: an intent
+	// that could not be recorded.
+	for _, tt := range []struct {
+		key   string
+		err   error
+		later int
+	}{
+		{"x", api.Errorf(api.CodeUnavailable, "it hangs"), 409},
+		{"y", server.Undone(api.Errorf(api.CodeUnavailable, "not recorded")), 201},
+	} {
+		d.svc.set(func() { d.svc.err = tt.err })
+		if status, _, text := d.do(t, "POST", "/v1/volumes", `{"name":"w","agent":"a"}`, "Idempotency-Key", tt.key); status != 503 || !strings.Contains(text, `"code":"unavailable"`) {
+			t.Errorf("%v: %d %s", tt.err, status, text)
+		}
+		d.svc.set(func() { d.svc.err = nil })
+		if status, _, text := d.do(t, "POST", "/v1/volumes", `{"name":"w","agent":"a"}`, "Idempotency-Key", tt.key); status != tt.later {
+			t.Errorf("%v, and again: %d %s", tt.err, status, text)
+		}
+	}
 	d.svc.set(func() { d.svc.calls = nil })
 	for _, rt := range server.Routes() {
 		if rt.Once {

@@ -235,11 +235,23 @@ type begunError struct{ error }
 
 func (e begunError) Unwrap() error { return e.error }
 
+// Undone marks an error of a Service's that came before any effect, whatever its
+// class: the request may come again under the same Idempotency-Key, and is then
+// done.
+func Undone(err error) error { return undoneError{err} }
+
+type undoneError struct{ error }
+
+func (e undoneError) Unwrap() error { return e.error }
+
 // nothingDone says of a request's error that it came before any effect: the
-// classes of what is refused. Of others nobody knows.
+// classes of what is refused, and what is marked. Of others nobody knows.
 func nothingDone(err error) bool {
 	if _, begun := errors.AsType[begunError](err); begun {
 		return false
+	}
+	if _, undone := errors.AsType[undoneError](err); undone {
+		return true
 	}
 	switch api.CodeOf(err) {
 	case api.CodeInvalid, api.CodeDenied, api.CodeNotFound, api.CodeConflict, api.CodeTooLarge, api.CodeExhausted, api.CodeUnsupportedHost:
