@@ -1,7 +1,6 @@
 package launcher
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -42,7 +41,7 @@ func TestEventsAfterReload(t *testing.T) {
 	publish("own", "50")
 	l.Bus.Close() // all is committed, and the stream ends with it
 	var got []string
-	err = l.Events(context.Background(), peer.Cred{UID: 50}, 0, func(e api.Event) error {
+	err = l.Events(t.Context(), peer.Cred{UID: 50}, 0, func(e api.Event) error {
 		got = append(got, e.Name)
 		rules.Replace(compiled()) // while the first is on its way
 		return nil
