@@ -67,6 +67,9 @@ func TestSystemPrune(t *testing.T) {
 	})
 	stranger := strangers.Sandbox.Caller.UID
 
+	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "kept", Size: 16 << 20}); err != nil {
+		t.Fatal(err)
+	}
 	var before *api.DiskUsage
 	l.Eventually("what ended is cleaned up", 10*time.Second, func() (err error) {
 		before, err = l.DiskUsage(t.Context())
@@ -75,6 +78,9 @@ func TestSystemPrune(t *testing.T) {
 		}
 		return err
 	})
+	if r := use(before, "volumes", 0); r.Count != 1 || r.Bytes <= 0 || r.Bytes > 17<<20 || r.ReclaimableCount != 0 {
+		t.Errorf("volumes: %+v", r)
+	}
 	if r := use(before, "images", 0); r.Count != 4 || r.ReclaimableCount != 2 || r.ReclaimableBytes < 6<<20 || r.Bytes < r.ReclaimableBytes+2<<20 {
 		t.Errorf("images: %+v", r)
 	}

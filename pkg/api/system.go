@@ -12,8 +12,8 @@ type DiskUsage struct {
 // DiskUse is what one caller has of one kind.
 type DiskUse struct {
 	// What is "images", "layers" (writable ones; those in memory have no
-	// bytes), "logs" or "records" (what is remembered of a sandbox, evidence
-	// and exec results included).
+	// bytes), "logs", "records" (what is remembered of a sandbox, evidence and
+	// exec results included) or "volumes" (persistent homes included).
 	What string `json:"what"`
 	// UID is whose they are. Images of 0 are everybody's.
 	UID   uint32 `json:"uid"`
@@ -23,7 +23,7 @@ type DiskUse struct {
 	Bytes int64 `json:"bytes"`
 	// ReclaimableCount and ReclaimableBytes are what a prune, with images,
 	// would remove: images that nothing runs from, and what is kept of ended
-	// sandboxes.
+	// sandboxes. No prune removes a volume.
 	ReclaimableCount int   `json:"reclaimable_count"`
 	ReclaimableBytes int64 `json:"reclaimable_bytes"`
 }

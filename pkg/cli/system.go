@@ -25,7 +25,8 @@ func systemDFCommand(a *app) *cobra.Command {
 		Long: `Show what is kept on disk, whose it is and what a prune would free.
 
 Yours; for root everybody's. What images share counts once. Writable layers in
-memory count as no bytes: they are in their sandbox's memory limit.`,
+memory count as no bytes: they are in their sandbox's memory limit. No prune
+removes a volume.`,
 		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			u, err := a.client().DiskUsage(cmd.Context())

@@ -26,6 +26,11 @@ func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, e
 		return nil, err
 	}
 	rows = append(rows, held.rows(func(img creelruntime.Held) bool { return s.owns(c, img) })...)
+	volumes, err := s.Volumes(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	rows = append(rows, volumeRows(volumes)...)
 	slices.SortFunc(rows, func(a, b api.DiskUse) int {
 		return cmp.Or(cmp.Compare(a.What, b.What), cmp.Compare(a.UID, b.UID))
 	})
@@ -34,6 +39,17 @@ func (s *service) DiskUsage(ctx context.Context, c peer.Cred) (*api.DiskUsage, e
 		return nil, err
 	}
 	return &api.DiskUsage{Rows: rows, Disk: disk}, nil
+}
+
+// volumeRows is what the volumes of each user take. None is reclaimable: a
+// prune never removes what somebody named to keep it.
+func volumeRows(volumes []api.Volume) []api.DiskUse {
+	rows := map[uint32]api.DiskUse{}
+	for _, v := range volumes {
+		r := rows[v.Caller.UID]
+		rows[v.Caller.UID] = api.DiskUse{What: "volumes", UID: v.Caller.UID, Count: r.Count + 1, Bytes: r.Bytes + int64(v.Used)}
+	}
+	return slices.Collect(maps.Values(rows))
 }
 
 // Prune removes what is kept and not in use: sandboxes first, so that images
