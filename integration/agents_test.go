@@ -173,3 +173,30 @@ func TestRevokedAgentDoesNothing(t *testing.T) {
 		t.Errorf("explained as %+v, %v", d, err)
 	}
 }
+
+// TestAgentReport: what agents do not use is recorded by itself again and
+// again, and each caller reads it of its own.
+func TestAgentReport(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: "[audit]\nreport = \"1s\"\n"})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	other := &syscall.Credential{Uid: stranger + 1, Gid: stranger + 1}
+	if out, errOut, code := l.CreelAs(guest, "", "run", "--image", "base", "--agent", "coder", "--", "/bin/true"); code != 0 {
+		t.Fatal(out, errOut)
+	}
+	finding := is("fact", "agent.finding")
+	found := awaitAudit(t, l, "a finding", func(r map[string]any) bool { return finding(r) && r["agent"] == "coder" })
+	if detail, _ := found["detail"].(map[string]any); detail["caller_uid"] != fmt.Sprint(stranger) || detail["what"] == "" || detail["fix"] == "" {
+		t.Errorf("it is %v", found)
+	}
+	after := found["seq"].(float64)
+	awaitAudit(t, l, "the next report", func(r map[string]any) bool {
+		return is("fact", "agent.report")(r) && r["seq"].(float64) > after && r["detail"].(map[string]any)["agents"] == "1"
+	})
+	if n := len(auditRecords(t, l, guest, "--action", "agent.finding")); n == 0 {
+		t.Error("its caller reads nothing of it")
+	}
+	if n := len(auditRecords(t, l, other, "--action", "agent.finding")); n != 0 {
+		t.Errorf("another caller reads %d findings", n)
+	}
+}

@@ -9,6 +9,10 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 )
 
+// UnusedFor is for how long an agent is not seen before a report says so, where
+// nobody says otherwise.
+const UnusedFor = 30 * 24 * time.Hour
+
 // wide is how many times what was used a total may be before it is told.
 const wide = 4
 

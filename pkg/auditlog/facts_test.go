@@ -2,6 +2,7 @@ package auditlog_test
 
 import (
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -40,5 +41,24 @@ func TestFacts(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("recorded %v, want %v", got, want)
+	}
+}
+
+// TestReport: a report of agents is recorded finding by finding, each so that
+// who has the agent finds it, and is bounded.
+func TestReport(t *testing.T) {
+	found := slices.Repeat([]api.Finding{{Agent: "coder", ID: "i", UID: 5, Kind: "wide", What: "w", Fix: "f"}}, 1001)
+	log := &fakeLog{}
+	auditlog.New(log, auditlog.Full, ceiling, slog.New(slog.DiscardHandler)).Report(7, found)
+	if n := len(log.entries); n != 1001 {
+		t.Fatalf("%d records, want 1000 and the sum", n)
+	}
+	want := map[string]string{"caller_uid": "5", "kind": "wide", "what": "w", "fix": "f"}
+	if e := log.entries[999]; e.Action != "agent.finding" || e.Agent != "coder" || e.Object != "i" || !maps.Equal(e.Detail, want) {
+		t.Errorf("%+v", e)
+	}
+	want = map[string]string{"agents": "7", "findings": "1001", "left_out": "1"}
+	if e := log.entries[1000]; e.Action != "agent.report" || !maps.Equal(e.Detail, want) {
+		t.Errorf("%+v", e)
 	}
 }

@@ -78,7 +78,7 @@ func (a *app) saidAgent(g *api.Agent, err error) error {
 }
 
 func agentReportCommand(a *app) *cobra.Command {
-	unused := api.Duration(30 * 24 * time.Hour)
+	unused := api.Duration(agents.UnusedFor)
 	cmd := &cobra.Command{
 		Use: "report [--unused-for TIME]", Short: "List what agents were given and do not use",
 		Long: `List agents that were not seen for long or are revoked, and of the others what

@@ -135,6 +135,8 @@ type Audit struct {
 	Keep int `toml:"keep"`
 	// Commands is "full" or "digest".
 	Commands string `toml:"commands"`
+	// Report is how often the report of agents is recorded; 0 is never.
+	Report api.Duration `toml:"report"`
 }
 
 // Retention bounds what is kept of sandboxes that have ended. Zero is no bound.
@@ -185,7 +187,7 @@ func Defaults() Config {
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},
-		Audit:    Audit{FileSize: 16 << 20, Keep: 64, Commands: "full"},
+		Audit:    Audit{FileSize: 16 << 20, Keep: 64, Commands: "full", Report: api.Duration(24 * time.Hour)},
 		Retention: Retention{
 			Age: api.Duration(30 * 24 * time.Hour), PerUser: 256, All: 4096, LogBytes: 4 << 30, Evidence: 10_000,
 		},

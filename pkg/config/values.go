@@ -278,6 +278,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		v, lo, hi time.Duration
 	}{
 		{"evidence.interval", cfg.Evidence.Interval.D(), time.Second, 24 * time.Hour},
+		{"audit.report", cfg.Audit.Report.D(), 0, 365 * 24 * time.Hour},
 		{"retention.age", cfg.Retention.Age.D(), 0, 10 * 365 * 24 * time.Hour},
 		{"server.header_timeout", cfg.Server.HeaderTimeout.D(), time.Second, time.Minute},
 		{"server.idle_timeout", cfg.Server.IdleTimeout.D(), time.Second, time.Hour},

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
@@ -396,10 +397,11 @@ func (d *daemon) serve(ctx context.Context, again Reload) error {
 		return err
 	}
 	d.launcher.Watch()
-	reading, stop := context.WithCancel(ctx)
-	read := make(chan struct{})
-	go func() { d.await(reading, again); close(read) }()
-	defer func() { stop(); <-read }()
+	aside, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.await(aside, again) })
+	wg.Go(func() { d.report(aside) })
+	defer func() { stop(); wg.Wait() }()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(d.socket.UnixListener) }()
 	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
