@@ -30,21 +30,31 @@ func (r *Recorder) Fact(action string, detail map[string]string) {
 	r.log.Later(audit.Entry{Kind: audit.Fact, Action: action, Detail: detail})
 }
 
-// maxFindings is how many findings of one report are recorded: fewer than may
-// wait for a log that is down.
-const maxFindings = 1000
+// How many findings of one report are recorded: of one caller's agents so few
+// that it cannot fill the report and hide another's, and together fewer than
+// may wait for a log that is down.
+const (
+	maxFindings      = 1000
+	maxFindingsOfOne = 100
+)
 
 // Report records what a report of agents found, and a last record with how
 // much that was. A caller reads what is of its own agents.
 func (r *Recorder) Report(agents int, found []api.Finding) {
-	for _, f := range found[:min(len(found), maxFindings)] {
+	kept, of := 0, map[uint32]int{}
+	for _, f := range found {
+		if kept == maxFindings || of[f.UID] == maxFindingsOfOne {
+			continue
+		}
+		kept++
+		of[f.UID]++
 		r.log.Later(audit.Entry{
 			Kind: audit.Fact, Action: "agent.finding", Agent: f.Agent, Object: f.ID,
 			Detail: map[string]string{callerField: strconv.FormatUint(uint64(f.UID), 10), "kind": f.Kind, "what": f.What, "fix": f.Fix},
 		})
 	}
 	r.Fact("agent.report", map[string]string{
-		"agents": strconv.Itoa(agents), "findings": strconv.Itoa(len(found)), "left_out": strconv.Itoa(max(0, len(found)-maxFindings)),
+		"agents": strconv.Itoa(agents), "findings": strconv.Itoa(len(found)), "left_out": strconv.Itoa(len(found) - kept),
 	})
 }
 

@@ -45,19 +45,22 @@ func TestFacts(t *testing.T) {
 }
 
 // TestReport: a report of agents is recorded finding by finding, each so that
-// who has the agent finds it, and is bounded.
+// who has the agent finds it; it is bounded, and no caller can fill it.
 func TestReport(t *testing.T) {
-	found := slices.Repeat([]api.Finding{{Agent: "coder", ID: "i", UID: 5, Kind: "wide", What: "w", Fix: "f"}}, 1001)
+	var found []api.Finding
+	for uid := range uint32(11) {
+		found = append(found, slices.Repeat([]api.Finding{{Agent: "coder", ID: "i", UID: uid, Kind: "wide", What: "w", Fix: "f"}}, 101)...)
+	}
 	log := &fakeLog{}
 	auditlog.New(log, auditlog.Full, ceiling, slog.New(slog.DiscardHandler)).Report(7, found)
 	if n := len(log.entries); n != 1001 {
 		t.Fatalf("%d records, want 1000 and the sum", n)
 	}
-	want := map[string]string{"caller_uid": "5", "kind": "wide", "what": "w", "fix": "f"}
+	want := map[string]string{"caller_uid": "9", "kind": "wide", "what": "w", "fix": "f"}
 	if e := log.entries[999]; e.Action != "agent.finding" || e.Agent != "coder" || e.Object != "i" || !maps.Equal(e.Detail, want) {
 		t.Errorf("%+v", e)
 	}
-	want = map[string]string{"agents": "7", "findings": "1001", "left_out": "1"}
+	want = map[string]string{"agents": "7", "findings": "1111", "left_out": "111"}
 	if e := log.entries[1000]; e.Action != "agent.report" || !maps.Equal(e.Detail, want) {
 		t.Errorf("%+v", e)
 	}

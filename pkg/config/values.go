@@ -215,6 +215,9 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 	if cfg.Audit.Keep == 1 {
 		bad("audit.keep", "1 is too few: the file that is written, and one before; 0 is all")
 	}
+	if r := cfg.Audit.Report.D(); r != 0 && r < time.Second {
+		bad("audit.report", "%v is not 0s, which is never, or 1s and more", r)
+	}
 	if cfg.Audit.Commands != "full" && cfg.Audit.Commands != "digest" {
 		bad("audit.commands", "%q is not full or digest", cfg.Audit.Commands)
 	}
