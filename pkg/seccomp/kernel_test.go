@@ -230,7 +230,7 @@ func TestPrograms(t *testing.T) {
 		{"node", []string{"node", "-e", "const cp=require('child_process'),fs=require('fs'),w=require('worker_threads');fs.mkdirSync('x',{recursive:true});fs.promises.writeFile('x/y','1').then(()=>{console.log(cp.execSync('echo node').toString().trim());new w.Worker('console.log(\"worker\")',{eval:true}).on('exit',()=>require('http').createServer().listen(0,'127.0.0.1',function(){this.close();console.log('done')}))})"}, "done"},
 		{"git", []string{"sh", "-c", "git init -q r && cd r && git config user.email a@b && git config user.name n && echo x > f && git add f && git commit -q -m m && git gc -q && git clone -q . ../r2 && git -C ../r2 log --oneline | wc -l"}, "1"},
 		{"gcc", []string{"sh", "-c", "printf '#include <stdio.h>\\nint main(){puts(\"built\");}' > a.c && gcc -O1 -o a a.c && ./a"}, "built"},
-		{"go", []string{"sh", "-c", "HOME=$PWD GOCACHE=$PWD/cache GOTOOLCHAIN=local GOFLAGS= go version && printf '%s' \"$PROGRAM\" > m.go && gofmt -l m.go && echo done"}, "done"},
+		{"go", []string{"sh", "-c", "export HOME=$PWD XDG_CONFIG_HOME=$PWD/.config; mkdir -p .config/go/telemetry && echo off > .config/go/telemetry/mode; GOCACHE=$PWD/cache GOTOOLCHAIN=local GOFLAGS= go version && printf '%s' \"$PROGRAM\" > m.go && gofmt -l m.go && echo done"}, "done"},
 		{"rustc", []string{"sh", "-c", "printf 'fn main(){println!(\"built\");}' > m.rs && rustc m.rs && ./m"}, "built"},
 		{"perl", []string{"perl", "-e", "print `echo built`"}, "built"},
 	}
