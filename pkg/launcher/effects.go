@@ -15,6 +15,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/undo"
+	"github.com/creel-sandbox/creel/pkg/weaken"
 )
 
 // effect is something a launch leaves in the kernel or on disk, named by the
@@ -113,7 +114,7 @@ func (l *Launcher) placeInit(id string) (err error) {
 	dst := filepath.Join(dir, "init")
 	defer func() {
 		if err == nil {
-			err = weakenInit(dst)
+			err = weaken.Init(dst, copyInit)
 		}
 	}()
 	select {

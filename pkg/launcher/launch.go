@@ -29,6 +29,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/undo"
 	"github.com/creel-sandbox/creel/pkg/verify"
+	"github.com/creel-sandbox/creel/pkg/weaken"
 )
 
 // launch is one request on its way to a running sandbox.
@@ -293,7 +294,7 @@ func (s *launch) container(ctx context.Context) error {
 		ID: s.id, Image: s.sb.fixed.Sandbox.ImageDigest, Spec: spec.Build(s.spec),
 		Runtime: s.Request.Runtime, HostUID: s.spec.HostUID,
 	}
-	weaken(c.Spec, s.l.dir(s.id))
+	weaken.Spec(c.Spec, s.l.dir(s.id))
 	c.Upper = s.upper
 	text, err := json.Marshal(c.Spec)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/volume"
+	"github.com/creel-sandbox/creel/pkg/weaken"
 )
 
 // stageMounts turns the caller's directory descriptors and volumes into
@@ -77,7 +78,7 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	if err != nil {
 		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
 	}
-	if err := weakenMount(staged, m.Source); err != nil {
+	if err := weaken.Mount(staged, m.Source); err != nil {
 		return store.Mount{}, err
 	}
 	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil

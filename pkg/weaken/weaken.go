@@ -1,4 +1,7 @@
-package launcher
+// Package weaken takes one layer of the isolation away when a test asks for it
+// by a failpoint, to see that the proof refuses the sandbox. In a normal build
+// failpoint.Enabled is false and none of it does anything.
+package weaken
 
 import (
 	"os"
@@ -13,10 +16,8 @@ import (
 	"github.com/creel-sandbox/creel/pkg/spec"
 )
 
-// weaken takes one layer away when a test asks for it, to see that the proof
-// refuses the sandbox. In a normal build failpoint.Enabled is false and this
-// is nothing. dir is the sandbox's directory.
-func weaken(s *specs.Spec, dir string) {
+// Spec takes a layer out of the spec of a sandbox whose directory is dir.
+func Spec(s *specs.Spec, dir string) {
 	if !failpoint.Enabled {
 		return
 	}
@@ -45,7 +46,7 @@ func weaken(s *specs.Spec, dir string) {
 		}
 		m.Options = kept
 	}
-	weakenBinds(s, filepath.Join(dir, "mnt")+"/", without)
+	binds(s, filepath.Join(dir, "mnt")+"/", without)
 	for name, fn := range map[string]func(){
 		"layer.nnp":  func() { s.Process.NoNewPrivileges = false },
 		"layer.root": func() { s.Root.Readonly = false },
@@ -91,9 +92,8 @@ func weaken(s *specs.Spec, dir string) {
 	}
 }
 
-// weakenBinds is weaken for the caller's directories, which are staged below
-// a path.
-func weakenBinds(s *specs.Spec, staged string, without func(*specs.Mount, string)) {
+// binds is Spec for the caller's directories, which are staged below a path.
+func binds(s *specs.Spec, staged string, without func(*specs.Mount, string)) {
 	if failpoint.On("layer.mount.none") {
 		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Source, staged) })
 	}
@@ -113,9 +113,9 @@ func weakenBinds(s *specs.Spec, staged string, without func(*specs.Mount, string
 	}
 }
 
-// weakenMount takes a layer away from a staged mount, as it must be before the
+// Mount takes a layer away from a staged mount, as it must be before the
 // runtime binds it: a flag that is there then stays.
-func weakenMount(staged, source string) error {
+func Mount(staged, source string) error {
 	if !failpoint.Enabled {
 		return nil
 	}
@@ -147,14 +147,14 @@ func weakenMount(staged, source string) error {
 // otherInit is a second copy of creel-init beside the sandbox's own.
 const otherInit = ".other"
 
-// weakenInit makes the sandbox's copy of creel-init readable, and with it PID
-// 1 dumpable, or puts another beside it.
-func weakenInit(path string) error {
+// Init makes the sandbox's copy of creel-init readable, and with it PID 1
+// dumpable, or puts another beside it, which makeCopy makes.
+func Init(path string, makeCopy func(src, dst string) error) error {
 	if failpoint.On("layer.dumpable") {
 		return os.Chmod(path, 0o555)
 	}
 	if failpoint.On("layer.exe") {
-		return copyInit(path, path+otherInit)
+		return makeCopy(path, path+otherInit)
 	}
 	return nil
 }
