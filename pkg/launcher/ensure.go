@@ -27,10 +27,12 @@ func (l *Launcher) Ensure(ctx context.Context, c peer.Cred, name string, req api
 		return nil, false, err
 	}
 	defer done()
+	t := newTrace()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err
 	}
+	t.end("admission", t.start)
 	// Whoever comes second waits: it must not find a sandbox half made, nor be
 	// refused for want of room for one that it does not need.
 	release, err := l.turns.take(ctx, c.UID, "name "+name)
@@ -42,10 +44,7 @@ func (l *Launcher) Ensure(ctx context.Context, c peer.Cred, name string, req api
 		res, err = l.same(ctx, c, sb, a, dirs)
 		return res, false, err
 	}
-	if err := l.Callers.Spawn(c); err != nil {
-		return nil, false, err
-	}
-	res, err = l.Launch(ctx, c, a, dirs, nil)
+	res, err = l.Launch(ctx, c, a, dirs, nil, t)
 	return res, true, err
 }
 
@@ -134,10 +133,12 @@ func (l *Launcher) SpawnOnce(ctx context.Context, c peer.Cred, name string, req 
 		return nil, false, err
 	}
 	defer done()
+	t := newTrace()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, false, err
 	}
+	t.end("admission", t.start)
 	key, err := keyOf(name, req, dirs)
 	if err != nil {
 		return nil, false, err
@@ -156,10 +157,7 @@ func (l *Launcher) SpawnOnce(ctx context.Context, c peer.Cred, name string, req 
 		return nil, false, api.Errorf(api.CodeExhausted, "%d keys of this user are in use, the most there may be", maxKeys).
 			WithHint("a key is in use for " + keyLife.String())
 	}
-	if err := l.Callers.Spawn(c); err != nil {
-		return nil, false, err
-	}
-	if res, err = l.Launch(ctx, c, a, dirs, key); err != nil {
+	if res, err = l.Launch(ctx, c, a, dirs, key, t); err != nil {
 		return nil, false, err
 	}
 	l.keys.add(c.UID, spentKey{*key, res.Sandbox.ID, res.Sandbox.Created.Add(keyLife)})

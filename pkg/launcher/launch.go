@@ -55,18 +55,23 @@ type launch struct {
 // Launch makes a sandbox of an admitted request: it returns when the
 // isolation is proven and the main command, if any, is about to execute. If
 // it fails nothing is left; if its undo fails, the record stays as "unknown"
-// and is cleaned up later.
+// and is cleaned up later. It counts for the caller's spawn rate, and t goes on
+// with its steps.
 //
 //nolint:contextcheck // clean-up outlives the request by design
-func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File, key *store.SpawnKey) (_ *api.SpawnResult, err error) {
-	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, key: key, trace: newTrace(), stuck: map[string]bool{}}
+func (l *Launcher) Launch(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File, key *store.SpawnKey, t trace) (_ *api.SpawnResult, err error) {
+	s := &launch{l: l, id: newID(), caller: c, Admitted: a, dirs: dirs, key: key, trace: t, stuck: map[string]bool{}}
+	began := time.Now()
+	if err := l.Callers.Spawn(c); err != nil {
+		return nil, err
+	}
 	select {
 	case l.launches <- struct{}{}:
 		defer func() { <-l.launches }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	s.trace.end("queue", s.trace.start)
+	s.trace.end("queue", began)
 	if err := s.reserve(ctx); err != nil {
 		return nil, err
 	}
@@ -159,6 +164,7 @@ func (s *launch) makeHome(ctx context.Context) error {
 
 // intend puts a record of the sandbox where everybody finds it.
 func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
+	began := time.Now()
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	if err := s.l.take(s.id, s.caller, admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
@@ -197,6 +203,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if rec.Sandbox.Name == "" {
 		rec.Sandbox.Name = r.Agent + "-" + s.id[:6]
 	}
+	s.trace.end("totals", began)
 	err = s.l.Store.Update(func(t *store.Tx) error {
 		err := errors.Join(t.PutSandbox(rec), t.PutAgent(agent))
 		if forget != nil {

@@ -32,14 +32,13 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 		return nil, err
 	}
 	defer done()
+	t := newTrace()
 	a, err := l.admit(ctx, c, req, dirs)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.Callers.Spawn(c); err != nil {
-		return nil, err
-	}
-	return l.Launch(ctx, c, a, dirs, nil)
+	t.end("admission", t.start)
+	return l.Launch(ctx, c, a, dirs, nil, t)
 }
 
 // admit is the request with nothing left open, if the caller may have it at
