@@ -27,21 +27,34 @@ type host struct {
 	socket     string
 	daemon     *exec.Cmd
 	ended      chan struct{}
+	setup
+}
+
+// setup is what one host has that another has not.
+type setup struct {
+	first, last uint32 // host ids of its sandboxes
+	config      string // that goes on where the host's own ends
+	// fill is given the path of the state file before the daemon opens it; nil
+	// is for an empty one. What it puts there is not removed at the end but
+	// with the file.
+	fill func(path string) error
 }
 
 // The host ids of the daemon's sandboxes, and the first of the bare
 // containers': ranges that the other tests of this project do not use.
 const (
-	firstID = 0x7B00_0000
-	lastID  = 0x7BFF_FFFF
-	bareID  = 0x7C00_0000
+	firstID   = 0x7B00_0000
+	lastID    = 0x7B7F_FFFF
+	crowdedID = 0x7B80_0000 // the first of the host that has a past
+	lastOfAll = 0x7BFF_FFFF
+	bareID    = 0x7C00_0000
 )
 
-func newHost(ctx context.Context, o options) (_ *host, err error) {
+func newHost(ctx context.Context, o options, s setup) (_ *host, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("must run as root")
 	}
-	h := &host{ended: make(chan struct{})}
+	h := &host{ended: make(chan struct{}), setup: s}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
@@ -74,7 +87,13 @@ default = %q
 [ids]
 first = %d
 last = %d
-`, h.run, filepath.Join(h.state, "state"), o.bin, h.socket, h.cgroup, o.runtime, firstID, lastID)
+`, h.run, filepath.Join(h.state, "state"), o.bin, h.socket, h.cgroup, o.runtime, s.first, s.last) + s.config
+	if s.fill != nil {
+		dir := filepath.Join(h.state, "state")
+		if err := errors.Join(os.Mkdir(dir, 0o700), s.fill(filepath.Join(dir, "state.db"))); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -109,6 +128,17 @@ func (h *host) start(ctx context.Context, creeld, config string) error {
 	})
 }
 
+// importImage gives the daemon the image of an archive.
+func (h *host) importImage(ctx context.Context, archive string) error {
+	f, err := os.Open(archive)
+	if err != nil {
+		return fmt.Errorf("image: %w; \"make image\" makes it", err)
+	}
+	defer f.Close()
+	_, err = h.ImportImage(ctx, imageName, f)
+	return err
+}
+
 // eventually waits until cond is nil.
 func eventually(ctx context.Context, what string, within time.Duration, cond func() error) error {
 	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
@@ -130,7 +160,10 @@ func (h *host) close() error {
 	defer cancel()
 	var errs []error
 	if h.daemon != nil {
-		errs = append(errs, h.removeAll(ctx), h.daemon.Process.Signal(unix.SIGTERM))
+		if h.fill == nil {
+			errs = append(errs, h.removeAll(ctx))
+		}
+		errs = append(errs, h.daemon.Process.Signal(unix.SIGTERM))
 		<-h.ended
 	}
 	errs = append(errs, h.stopContainerd(ctx))

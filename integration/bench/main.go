@@ -46,7 +46,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.image, "image", ".cache/images/base.oci.tar", "OCI archive to run")
 	f.StringVar(&o.output, "output", "", "file for the numbers as JSON; none when empty")
 	f.StringVar(&o.runtime, "runtime", "crun", "OCI runtime, crun or runc")
-	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, exec, oneshot, tree, runtime, group, audit, import; all when empty")
+	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, admission, exec, oneshot, tree, runtime, group, audit, import; all when empty")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	h, err := newHost(ctx, o)
+	h, err := newHost(ctx, o, setup{first: firstID, last: lastID})
 	if err != nil {
 		return err
 	}
@@ -84,6 +84,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		// from before they have launched much.
 		{"fleet", b.fleetStage},
 		{"spawn", b.spawnStage},
+		{"admission", b.admissionStage},
 		{"exec", b.execStage},
 		{"oneshot", b.oneshotStage},
 		{"tree", b.treeStage},

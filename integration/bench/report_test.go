@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/store"
 )
 
 func TestQuantile(t *testing.T) {
@@ -83,5 +86,42 @@ func TestReport(t *testing.T) {
 	}
 	if !strings.Contains(b.String(), "1.220") || strings.Count(b.String(), "\n") != 3 {
 		t.Errorf("table:\n%s", b.String())
+	}
+}
+
+// TestDecision: a step that is called otherwise some day is an error, not 0 ms.
+func TestDecision(t *testing.T) {
+	trace := []api.Step{{Name: "admission", Took: 0.25}, {Name: "queue", Took: 0.5}, {Name: "image", Took: 8}, {Name: "totals", Took: 1}, {Name: "intent", Took: 4}}
+	if ms, err := decision(trace); ms != 1.75 || err != nil {
+		t.Errorf("%v ms, %v; want 1.75", ms, err)
+	}
+	if ms, err := decision(trace[:3]); err == nil {
+		t.Errorf("%v ms without the step totals", ms)
+	}
+}
+
+// TestFillStore: the past that admission is measured with is as large as it is
+// said to be.
+func TestFillStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	if err := fillStore(path); err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	n, users := 0, map[uint32]bool{}
+	err = s.Sandboxes(func(r store.Record) error {
+		if r.Sandbox.State == api.StateStopped && r.Clean {
+			n++
+		}
+		users[r.Sandbox.Caller.UID] = true
+		return nil
+	})
+	agents, aerr := s.Agents()
+	if err != nil || aerr != nil || n != 10_000 || len(agents) != 1000 || len(users) != 10 {
+		t.Errorf("%d past sandboxes, %d agents, %d users, %v, %v", n, len(agents), len(users), err, aerr)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -45,12 +44,7 @@ func (b *bench) request() api.SpawnRequest {
 }
 
 func (b *bench) prepare(ctx context.Context) error {
-	f, err := os.Open(b.image)
-	if err != nil {
-		return fmt.Errorf("image: %w; \"make image\" makes it", err)
-	}
-	defer f.Close()
-	if _, err := b.ImportImage(ctx, imageName, f); err != nil {
+	if err := b.importImage(ctx, b.image); err != nil {
 		return err
 	}
 	res, err := b.Spawn(ctx, b.request())
