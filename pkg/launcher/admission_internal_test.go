@@ -3,6 +3,7 @@ package launcher
 import (
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -15,6 +16,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	"github.com/creel-sandbox/creel/pkg/retention"
+	"github.com/creel-sandbox/creel/pkg/sametime"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/profiles"
 )
@@ -183,4 +185,61 @@ func TestFindDoesTheSame(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestFindTakesTheSame: how long it takes to be told that there is no such
+// sandbox or agent does not tell whether it is another caller's. A quarter of
+// what one read of the store takes is too much of a difference.
+func TestFindTakesTheSame(t *testing.T) {
+	const n = 400
+	l := crowded(t, n/2, n/2)
+	st, err := store.Open(filepath.Join(t.TempDir(), "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	l.Store = st
+	var ids, names, agents, noIDs, noNames, noAgents []string
+	err = st.Update(func(tx *store.Tx) error {
+		for id, sb := range l.sandboxes {
+			r := sb.fixed.Sandbox
+			l.Agents.Put(api.Agent{ID: newExecID(), Name: r.Agent, Caller: r.Caller, State: "active"})
+			ids, names, agents = append(ids, id), append(names, r.Name), append(agents, r.Agent)
+			noIDs = append(noIDs, newID())
+			noNames, noAgents = append(noNames, "m"+r.Name[1:]), append(noAgents, "b"+r.Agent[1:])
+			if err := tx.PutSandbox(sb.fixed); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := peer.Cred{UID: 999, GID: 999}
+	ask := func(refs []string, find func(ref string) error) func() {
+		i := 0
+		return func() {
+			if err := find(refs[i%len(refs)]); api.CodeOf(err) != api.CodeNotFound {
+				t.Fatalf("%s: %v", refs[i%len(refs)], err)
+			}
+			i++
+		}
+	}
+	sandbox := func(ref string) error { _, err := l.find(c, ref); return err }
+	agent := func(ref string) error { _, err := l.FindAgent(c, ref); return err }
+	read := sametime.Median(2000, func() {
+		if _, err := st.Sandbox(ids[0]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("a read of the store takes %v", read)
+	sametime.Check(t, 3000, read/4,
+		sametime.Question{Name: "another's id", Ask: ask(ids, sandbox)},
+		sametime.Question{Name: "an id of none", Ask: ask(noIDs, sandbox)},
+		sametime.Question{Name: "another's name", Ask: ask(names, sandbox)},
+		sametime.Question{Name: "a name of none", Ask: ask(noNames, sandbox)})
+	sametime.Check(t, 3000, read/4,
+		sametime.Question{Name: "another's agent", Ask: ask(agents, agent)},
+		sametime.Question{Name: "an agent of none", Ask: ask(noAgents, agent)})
 }

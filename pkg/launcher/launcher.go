@@ -315,12 +315,12 @@ func (l *Launcher) mayUse(c peer.Cred, r *store.Record) bool {
 // as if it did not exist, and after the same work.
 func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 	missing := api.Errorf(api.CodeNotFound, "no sandbox %q", ref).WithHint("creel ps -a lists yours")
+	all := l.Callers.Operator(c) // whether or not the id is one, see above
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if sb, ok := l.sandboxes[ref]; ok && l.mayUse(c, sb.identity()) {
+	if sb, ok := l.sandboxes[ref]; ok && (all || sb.identity().Sandbox.Caller.UID == c.UID) {
 		return sb, nil
 	}
-	all := l.Callers.Operator(c)
 	var named, prefixed []*sandbox
 	for id, sb := range l.sandboxes {
 		r := sb.identity()
