@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/image"
 	"github.com/creel-sandbox/creel/pkg/runtime"
+	"github.com/creel-sandbox/creel/pkg/sametime"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -246,4 +248,44 @@ func TestTagAndSave(t *testing.T) {
 	if err != nil || again.Digest != box.Digest || again.Ref != "mine:1" {
 		t.Errorf("saved and imported: %+v, %v; want %s as mine:1", again, err, box.Digest)
 	}
+}
+
+// TestAnothersImageTakesTheSame: how long it takes to be told that there is no
+// such image does not tell whether it is another caller's. Half of what one
+// question to containerd takes is too much of a difference; the other caller has
+// many names for it, so that an answer that is longer for them shows.
+func TestAnothersImageTakesTheSame(t *testing.T) {
+	e := start(t)
+	c := e.Client()
+	theirs, err := c.Import(t.Context(), 1001, bytes.NewReader(archive(t, "x", busyboxLayer(t))), "theirs:1", image.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Import(t.Context(), 0, bytes.NewReader(archive(t, "x", busyboxLayer(t), layer(t, dirs("box")...))), "box:1", image.DefaultLimits); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		if _, err := c.Tag(t.Context(), 1001, "theirs:1", fmt.Sprint("theirs:tag", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := sametime.Median(300, func() {
+		if _, err := c.Resolve(t.Context(), 1002, "box:1"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("a question to containerd takes %v", one)
+	ask := func(ref string) func() {
+		return func() {
+			if _, err := c.Image(t.Context(), 1002, ref); api.CodeOf(err) != api.CodeNotFound {
+				t.Fatalf("%s: %v", ref, err)
+			}
+		}
+	}
+	sametime.Check(t, 300, one/2,
+		sametime.Question{Name: "another's digest", Ask: ask(theirs.Digest)},
+		sametime.Question{Name: "a digest of none", Ask: ask("sha256:" + strings.Repeat("0", 64))})
+	sametime.Check(t, 300, one/2,
+		sametime.Question{Name: "another's name", Ask: ask("theirs:1")},
+		sametime.Question{Name: "a name of none", Ask: ask("nobody:1")})
 }
