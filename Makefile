@@ -188,9 +188,11 @@ test-caller: deps-test tools build build-failpoint ## An ordinary user with the 
 test-vm: tools build build-failpoint image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine
 	@$(GO) run ./integration/vm/run -suite $(VM_SUITE) -qemu-floor $(QEMU_FLOOR) $(if $(T),-only ./integration -run '$(T)')
 
+# Beside the integration tests, the packages with tests that have a long form.
+SOAK = ./pkg/launcher ./pkg/peer ./pkg/runtime ./pkg/volume
 .PHONY: soak
 soak: tools build build-failpoint image ## Long forms of the tests, hours (as root)
-	@CREEL_SOAK=1 CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 6h ./integration/...
+	@CREEL_SOAK=1 CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 6h $(SOAK) ./integration/...
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench

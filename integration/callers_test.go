@@ -23,6 +23,7 @@ import (
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/client"
+	"github.com/creel-sandbox/creel/pkg/sametime"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
 
@@ -146,6 +147,59 @@ func TestOtherCallers(t *testing.T) {
 	})
 	if v, err := l.Inspect(t.Context(), sb.ID); err != nil || v.State != api.StateRunning {
 		t.Errorf("after another caller's attempts: %+v, %v", v, err)
+	}
+}
+
+// TestOtherCallersTakeTheSame: nor does how long an answer takes tell what is
+// another caller's, as far as it shows through the socket. The tests of the
+// packages that look things up (launcher, volume, runtime) see less than that.
+func TestOtherCallersTakeTheSame(t *testing.T) {
+	l := lab.New(t, lab.Options{})
+	if err := os.Chmod(l.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	image := anothers(t, l)
+	sb := l.Spawn(api.SpawnRequest{Name: "roots", Agent: "roots"})
+	var c *net.UnixConn
+	asStranger(t, func() {
+		var err error
+		if c, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: l.Socket, Net: "unix"}); err != nil {
+			t.Error(err)
+		}
+	})
+	if c == nil {
+		return
+	}
+	defer c.Close()
+	in := bufio.NewReader(c)
+	get := func(path string, want int) func() {
+		return func() {
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: c\r\n\r\n", path)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			if resp.StatusCode != want {
+				t.Fatalf("%s: %d", path, resp.StatusCode)
+			}
+		}
+	}
+	trip := sametime.Median(500, get("/v1/version", http.StatusOK))
+	t.Logf("the way there and back takes %v", trip)
+	for _, q := range []struct{ pattern, theirs, none string }{
+		{"/v1/sandboxes/%s", sb.ID, strings.Repeat("a", len(sb.ID))},
+		{"/v1/sandboxes/%s", "roots", "nones"},
+		{"/v1/sandboxes/%s/evidence", sb.ID, strings.Repeat("a", len(sb.ID))},
+		{"/v1/agents/%s", "roots", "nones"},
+		{"/v1/volumes/%s", "theirs", "nobody"},
+		{"/v1/images/%s", "theirs", "nobody"},
+		{"/v1/images/%s", image.Digest, "sha256:" + strings.Repeat("0", 64)},
+	} {
+		theirs, none := fmt.Sprintf(q.pattern, q.theirs), fmt.Sprintf(q.pattern, q.none)
+		sametime.Check(t, 300, trip/2,
+			sametime.Question{Name: theirs, Ask: get(theirs, http.StatusNotFound)},
+			sametime.Question{Name: none, Ask: get(none, http.StatusNotFound)})
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
+	"github.com/creel-sandbox/creel/pkg/sametime"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/volume"
 )
@@ -169,4 +170,43 @@ func TestHomes(t *testing.T) {
 	if err := k.Use(alice.UID, api.SpawnRequest{Agent: "c", Home: "persistent"}, func([]store.VolumeUse) error { return nil }); api.CodeOf(err) != api.CodeUnavailable {
 		t.Errorf("a home that is not there: %v", err)
 	}
+}
+
+// TestAnothersTakesTheSame: how long it takes to be told that there is no such
+// volume does not tell whether it is another caller's. A quarter of what one
+// read of the store takes is too much of a difference.
+func TestAnothersTakesTheSame(t *testing.T) {
+	var st *store.Store
+	k, _ := newKeeper(t, func(o *volume.Options) { st = o.Store })
+	const n = 400
+	err := st.Update(func(tx *store.Tx) error {
+		for i := range n {
+			v := store.Volume{ID: fmt.Sprintf("theirs%d", i), Volume: api.Volume{Name: fmt.Sprintf("theirs%d", i), Agent: "default", Caller: api.Caller{UID: 1001}}}
+			if err := tx.AddVolume(v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := sametime.Median(2000, func() {
+		if _, err := st.Volume(1001, "theirs7"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("a read of the store takes %v", read)
+	ask := func(prefix string) func() {
+		i := 0
+		return func() {
+			i++
+			if _, err := k.Get(alice, fmt.Sprint(prefix, i%n)); api.CodeOf(err) != api.CodeNotFound {
+				t.Fatal(err)
+			}
+		}
+	}
+	sametime.Check(t, 3000, read/4,
+		sametime.Question{Name: "another's volume", Ask: ask("theirs")},
+		sametime.Question{Name: "a volume of none", Ask: ask("nobody")})
 }
