@@ -144,7 +144,7 @@ func (t *Tally) addLocked(p part, sign int64) {
 	}
 }
 
-// Sums are what a user's sandboxes, and all, count for now.
+// Sums returns what the sandboxes of one user add up to, and those of all users.
 func (t *Tally) Sums(uid uint32) (own, all Sum) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
