@@ -145,7 +145,7 @@ $(PACKAGES): $(IMAGE) | bin/creel
 
 # What the machine of "make test" promises: a test that needs one of these and
 # does not find it fails instead of skipping.
-PROMISED := root,idmap,bin,base-image,packages-image,landlock,curl,go,python3
+PROMISED := root,idmap,bin,base-image,packages-image,landlock,curl,go,python3,users,terminal
 
 UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 

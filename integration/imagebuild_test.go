@@ -22,10 +22,7 @@ import (
 // archive, to the byte. It fetches packages and takes minutes, so only the
 // soak has it.
 func TestSameBytes(t *testing.T) {
-	if os.Getenv("CREEL_SOAK") == "" {
-		t.Skip("only in the soak (CREEL_SOAK=1): it builds every image twice from Debian's packages")
-	}
-	kerneltest.Require(t, kerneltest.Root, kerneltest.Mmdebstrap)
+	kerneltest.Require(t, kerneltest.Soak, kerneltest.Root, kerneltest.Mmdebstrap)
 	for _, recipe := range imagebuild.Recipes() {
 		t.Run(recipe, func(t *testing.T) {
 			one, packages := build(t, recipe)

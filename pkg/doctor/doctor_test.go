@@ -218,9 +218,10 @@ func TestTouches(t *testing.T) {
 }
 
 func TestCallerAndWorkspaceWithoutRights(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Need{Name: "own-user", Probe: func() error { _, err := user.Current(); return err }})
 	me, err := user.Current()
 	if err != nil {
-		t.Skipf("need a user: %v", err)
+		t.Fatal(err)
 	}
 	if c := doctor.Caller("no-such-user", ""); len(c) != 1 || c[0].Status != doctor.Missing {
 		t.Errorf("unknown user: %+v", c)
@@ -248,10 +249,10 @@ func TestCallerAndWorkspaceWithoutRights(t *testing.T) {
 // As root a user's directories are judged with the user's rights, and id
 // mapping is tried for real.
 func TestWorkspaceOfAnother(t *testing.T) {
-	kerneltest.Require(t, kerneltest.Root, kerneltest.IDMap)
+	kerneltest.Require(t, kerneltest.Root, kerneltest.IDMap, kerneltest.Users)
 	nobody, err := user.Lookup("nobody")
 	if err != nil {
-		t.Skipf("need user nobody: %v", err)
+		t.Fatal(err)
 	}
 	uid, _ := strconv.Atoi(nobody.Uid)
 	base, err := os.MkdirTemp("/tmp", "creel-doctor-") //nolint:usetesting // other users must get there

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -62,6 +63,42 @@ var (
 	// BPFLSM is a kernel that takes LSM programs (CONFIG_BPF_LSM and BTF) and
 	// has bpf among its active LSMs.
 	BPFLSM = Need{"bpf-lsm", bpfLSM}
+	// NoBPFLSM is a kernel that does not.
+	NoBPFLSM = Need{"no-bpf-lsm", func() error {
+		if bpfLSM() == nil {
+			return errors.New("this kernel takes LSM programs")
+		}
+		return nil
+	}}
+	// PeerPIDFD is SO_PEERPIDFD (Linux 6.5): a pidfd of who has connected.
+	PeerPIDFD = Need{"peer-pidfd", peerPIDFD}
+	// AMD64 is that machine.
+	AMD64 = Need{"amd64", func() error {
+		if runtime.GOARCH != "amd64" {
+			return errors.New("this is " + runtime.GOARCH)
+		}
+		return nil
+	}}
+	// Terminal is /dev/ptmx, TerminalDevice that it is the device itself and no
+	// link into a devpts.
+	Terminal       = Need{"terminal", func() error { return exists("/dev/ptmx") }}
+	TerminalDevice = Need{"terminal-device", func() error {
+		fi, err := os.Lstat("/dev/ptmx")
+		if err == nil && fi.Mode()&os.ModeDevice == 0 {
+			err = errors.New("/dev/ptmx is no device")
+		}
+		return err
+	}}
+	// Users is a user database with a name for uid 0, and nobody.
+	Users = Need{"users", func() error {
+		_, rootErr := user.LookupId("0")
+		_, err := user.Lookup("nobody")
+		return errors.Join(rootErr, err)
+	}}
+	// TargetVM is the virtual machine of "make test-vm".
+	TargetVM = Need{"target-vm", func() error { return set("CREEL_TEST_VM") }}
+	// Soak is "make soak": what takes long, or much of the network.
+	Soak = Need{"soak", func() error { return set("CREEL_SOAK") }}
 	// Bin is the directory of pinned binaries that "make tools" builds.
 	Bin = Need{"bin", func() error {
 		for _, b := range []string{"containerd", "containerd-shim-runc-v2", "crun", "runc"} {
@@ -79,12 +116,12 @@ var (
 		return nil
 	}}
 	// Curl, Go, Node and Python are what the example clients are run with.
-	Curl   = program("curl")
-	Go     = program("go")
-	Node   = program("node")
-	Python = program("python3")
+	Curl   = Program("curl")
+	Go     = Program("go")
+	Node   = Program("node")
+	Python = Program("python3")
 	// Mmdebstrap is what images are built with.
-	Mmdebstrap = program("mmdebstrap")
+	Mmdebstrap = Program("mmdebstrap")
 	// NodeTS is a Node that runs TypeScript without being told to (22.18).
 	NodeTS = Need{"node-ts", func() error {
 		node, err := exec.LookPath("node")
@@ -198,7 +235,29 @@ func bpfLSM() error {
 	return p.Close()
 }
 
-func program(name string) Need {
+func peerPIDFD() error {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	fd, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+func set(variable string) error {
+	if os.Getenv(variable) == "" {
+		return errors.New(variable + " is not set")
+	}
+	return nil
+}
+
+// Program is one that is found in PATH; the need has its name.
+func Program(name string) Need {
 	return Need{name, func() error { _, err := exec.LookPath(name); return err }}
 }
 

@@ -83,6 +83,7 @@ func gateway(how string) error {
 // as starts a gateway and returns what the daemon knows of it, and how it is ended.
 func as(t *testing.T, top, how string) (peer.Cred, func()) {
 	t.Helper()
+	kerneltest.Require(t, kerneltest.PeerPIDFD)
 	name := fmt.Sprintf("creel-peer-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name()+how, "/", "-"))
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@" + name, Net: "unix"})
 	if err != nil {
@@ -122,7 +123,7 @@ func as(t *testing.T, top, how string) (peer.Cred, func()) {
 		t.Fatal(err)
 	}
 	if cred.Method != peer.MethodPeerPIDFD {
-		t.Skipf("this kernel's method is %s", cred.Method)
+		t.Fatalf("the method is %s", cred.Method)
 	}
 	t.Cleanup(func() { cred.PIDFD.Close() })
 	return cred, end

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/profiles"
 )
@@ -244,9 +245,7 @@ func TestPrograms(t *testing.T) {
 				case "python":
 					tool = "python3"
 				}
-				if _, err := exec.LookPath(tool); err != nil {
-					t.Skipf("need %s: %v", tool, err)
-				}
+				kerneltest.Require(t, kerneltest.Program(tool))
 				path, err := exec.LookPath(tt.argv[0])
 				if err != nil {
 					t.Fatal(err)
@@ -264,12 +263,10 @@ func TestPrograms(t *testing.T) {
 
 // TestForeignABIKills: a number of the x32 ABI ends the process.
 func TestForeignABIKills(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("need amd64: other machines have no second ABI in 64-bit mode")
-	}
+	kerneltest.Require(t, kerneltest.AMD64, kerneltest.Python) // other machines have no second ABI in 64-bit mode
 	path, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skipf("need python3: %v", err)
+		t.Fatal(err)
 	}
 	for _, name := range shipped {
 		cmd := filtered(t, name, path, "-c", "import ctypes; ctypes.CDLL(None).syscall(0x40000000 | 39)")

@@ -319,10 +319,7 @@ func TestRemove(t *testing.T) {
 // TestUnavailable: where the kernel cannot, that is an error of its class, and
 // nothing is left mounted.
 func TestUnavailable(t *testing.T) {
-	kerneltest.Require(t, kerneltest.Root)
-	if kerneltest.BPFLSM.Probe() == nil {
-		t.Skip("this kernel can")
-	}
+	kerneltest.Require(t, kerneltest.Root, kerneltest.NoBPFLSM)
 	dir := filepath.Join(t.TempDir(), "bpf")
 	g, err := unixpeers.Open(dir)
 	if !errors.Is(err, unixpeers.ErrUnavailable) {

@@ -168,7 +168,7 @@ func (l *layout) fillPayload(ctx context.Context, dir string, entries []entry, s
 		return err
 	}
 	env := "export CREEL_TEST_VM=1 CREEL_BIN=/opt/creel/bin HOME=/root\n"
-	needs := "root,cgroup-v2,systemd,idmap,bin,landlock,bpf-lsm"
+	needs := "target-vm,root,cgroup-v2,systemd,idmap,bin,landlock,bpf-lsm"
 	image := filepath.Join(l.repo, ".cache", "images", "base.oci.tar")
 	switch _, err := os.Stat(image); {
 	case err == nil:

@@ -14,22 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inVM skips everywhere else: a development host is allowed to be less.
-func inVM(t *testing.T) {
-	t.Helper()
-	if os.Getenv("CREEL_TEST_VM") == "" {
-		t.Skip("not in the virtual machine of make test-vm")
-	}
-}
-
 func TestNeeds(t *testing.T) {
-	inVM(t)
-	kerneltest.Require(t, kerneltest.Root, kerneltest.CgroupV2, kerneltest.Systemd, kerneltest.IDMap, kerneltest.Bin)
+	kerneltest.Require(t, kerneltest.TargetVM, kerneltest.Root, kerneltest.CgroupV2, kerneltest.Systemd, kerneltest.IDMap, kerneltest.Bin)
 }
 
 // TestOnlyCgroupV2 refuses a hybrid: there the controllers may be on v1.
 func TestOnlyCgroupV2(t *testing.T) {
-	inVM(t)
+	kerneltest.Require(t, kerneltest.TargetVM) // a development host is allowed to be less
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil {
 		t.Fatal(err)
@@ -48,7 +39,7 @@ func TestOnlyCgroupV2(t *testing.T) {
 // TestDelegated is what creeld.service relies on, too: the controllers arrive
 // in the unit's own cgroup.
 func TestDelegated(t *testing.T) {
-	inVM(t)
+	kerneltest.Require(t, kerneltest.TargetVM) // a development host is allowed to be less
 	_, path, ok := strings.Cut(strings.TrimSpace(read(t, "/proc/self/cgroup")), "0::")
 	if !ok || !strings.HasSuffix(path, "/creel-test.service") {
 		t.Fatalf("this test's cgroup is %q, want creel-test.service", path)
@@ -62,7 +53,7 @@ func TestDelegated(t *testing.T) {
 }
 
 func TestKernel(t *testing.T) {
-	inVM(t)
+	kerneltest.Require(t, kerneltest.TargetVM) // a development host is allowed to be less
 	lsm := strings.Split(read(t, "/sys/kernel/security/lsm"), ",")
 	for _, want := range []string{"bpf", "landlock", "apparmor"} {
 		if !slices.Contains(lsm, want) {
@@ -77,7 +68,7 @@ func TestKernel(t *testing.T) {
 // TestStateDisk wants a file system of its own for the state, with project
 // quotas on: creel uses none, and is not to stumble over them.
 func TestStateDisk(t *testing.T) {
-	inVM(t)
+	kerneltest.Require(t, kerneltest.TargetVM) // a development host is allowed to be less
 	for line := range strings.Lines(read(t, "/proc/self/mountinfo")) {
 		if f := strings.Fields(line); len(f) > 4 && f[4] == "/var/lib/creel" {
 			if !strings.Contains(line, "prjquota") {
