@@ -332,10 +332,10 @@ func TestRaces(t *testing.T) {
 				func() error { _, err := l.StatFile(t.Context(), name, "/tmp"); return err },
 			} {
 				wg.Go(func() {
-					for {
+					for last := false; !last; {
 						select {
 						case <-stop:
-							return
+							last = true // and one more, of a sandbox that is there
 						default:
 						}
 						if err := end(); err != nil && api.CodeOf(err) == api.CodeInternal {
@@ -349,7 +349,6 @@ func TestRaces(t *testing.T) {
 			if err == nil {
 				ranges[res.Sandbox.HostUID] = true
 			}
-			time.Sleep(20 * time.Millisecond)
 			close(stop)
 			wg.Wait()
 			if err := l.Remove(t.Context(), name, true); err != nil && api.CodeOf(err) != api.CodeNotFound {
@@ -373,10 +372,13 @@ func TestRaces(t *testing.T) {
 			func(id string) error { _, err := l.Client.Stop(t.Context(), id, nil); return err },
 		} {
 			sb := l.Spawn(api.SpawnRequest{Command: []string{"/bin/sleep", "1000"}})
-			var wg sync.WaitGroup
+			var wg, begun sync.WaitGroup
 			for range 6 {
+				begun.Add(1)
+				first := sync.OnceFunc(begun.Done)
 				wg.Go(func() {
-					for {
+					defer first()
+					for ; ; first() {
 						res, err := l.Exec(t.Context(), sb.ID, api.ExecRequest{Command: []string{"/bin/sleep", "0.05"}}, client.Stdio{})
 						if err != nil && api.CodeOf(err) == api.CodeInternal {
 							t.Errorf("exec while it ends: %v", err)
@@ -387,7 +389,7 @@ func TestRaces(t *testing.T) {
 					}
 				})
 			}
-			time.Sleep(100 * time.Millisecond)
+			begun.Wait() // each is at its second
 			if err := end(sb.ID); err != nil {
 				t.Errorf("end: %v", err)
 			}

@@ -3,6 +3,7 @@ package integration_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -255,9 +256,15 @@ func TestOutputOfManyDaemons(t *testing.T) {
 	l := lab.New(t, lab.Options{})
 	sb := l.Spawn(api.SpawnRequest{Command: sh(counter)})
 	for range 4 {
-		time.Sleep(100 * time.Millisecond)
+		had := len(output(t, l, sb.ID))
+		l.Eventually("it writes", 30*time.Second, func() error {
+			if len(output(t, l, sb.ID)) > had || !lab.Alive(sb.PID) {
+				return nil
+			}
+			return errors.New("nothing")
+		})
 		l.Kill()
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // it writes on, to nobody
 		l.Start()
 	}
 	countedAll(t, l, sb)

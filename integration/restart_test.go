@@ -2,6 +2,8 @@ package integration_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -202,6 +204,7 @@ func TestClientsOfStoppedDaemon(t *testing.T) {
 		code   int
 	}
 	answers := make(chan answer, len(verbs))
+	before := sockets(t, l)
 	for i, v := range verbs {
 		go func() {
 			_, stderr, code := l.Creel(v.args...)
@@ -214,7 +217,13 @@ func TestClientsOfStoppedDaemon(t *testing.T) {
 		}
 		return nil
 	})
-	time.Sleep(200 * time.Millisecond) // the others are quick
+	l.Eventually("every command is connected", 30*time.Second, func() error {
+		if n := sockets(t, l); n < before+len(verbs) {
+			return fmt.Errorf("%d sockets, %d before", n, before)
+		}
+		return nil
+	})
+	time.Sleep(200 * time.Millisecond) // and asks at once
 	l.Stop()
 	for range verbs {
 		a := <-answers
@@ -228,4 +237,19 @@ func TestClientsOfStoppedDaemon(t *testing.T) {
 	if got, err := l.Inspect(t.Context(), sb.ID); err != nil || got.State != api.StateRunning || got.PID != sb.PID {
 		t.Errorf("the sandbox is %+v, %v", got, err)
 	}
+}
+
+// sockets is how many creeld has open; each client is one more.
+func sockets(t *testing.T, l *lab.Lab) (n int) {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", l.DaemonPID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }

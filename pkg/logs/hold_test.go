@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/logs"
 )
@@ -40,22 +43,14 @@ func TestHold(t *testing.T) {
 	}()
 	<-began
 	const piece, pieces = 3000, 100
-	wrote := make(chan struct{}, pieces)
 	go func() {
 		for n := range pieces {
 			_, _ = w.WriteString(strings.Repeat(string(rune('a'+n%26)), piece))
-			wrote <- struct{}{}
 		}
 		_ = w.Close()
 	}()
 	// The writer stops: what is kept, and what a pipe holds, is far less than all.
-	for stopped := false; !stopped; {
-		select {
-		case <-wrote:
-		case <-time.After(200 * time.Millisecond):
-			stopped = true
-		}
-	}
+	untilFull(t, l, w, captured)
 	if n := l.Bytes(); n >= piece*pieces {
 		t.Fatalf("%d bytes were captured past a reader that holds", n)
 	}
@@ -73,6 +68,33 @@ func TestHold(t *testing.T) {
 	}
 	if got.String() != want {
 		t.Errorf("%d bytes came, not the %d that were written", got.Len(), len(want))
+	}
+}
+
+// untilFull returns when the pipe that is captured is full, and stays so while
+// the log takes nothing: its writer waits. What is captured to its end was not
+// held.
+func untilFull(t *testing.T, l *logs.Log, w *os.File, captured chan error) {
+	t.Helper()
+	conn, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for full, taken := 0, uint64(0); full < 10; time.Sleep(time.Millisecond) {
+		select {
+		case err := <-captured:
+			t.Fatalf("all was captured past a reader that holds: %v", err)
+		default:
+		}
+		n := 1
+		if err := conn.Control(func(fd uintptr) {
+			n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0)
+		}); err != nil {
+			continue // all is written, and will be captured
+		}
+		if full++; n != 0 || l.Bytes() != taken {
+			full, taken = 0, l.Bytes()
+		}
 	}
 }
 
@@ -137,14 +159,7 @@ func TestExpect(t *testing.T) {
 		}
 		_ = w.Close()
 	}()
-	for last := uint64(0); ; { // until the writer is stopped
-		time.Sleep(50 * time.Millisecond)
-		n := l.Bytes()
-		if n == last && n > 0 {
-			break
-		}
-		last = n
-	}
+	untilFull(t, l, w, captured) // the writer is stopped
 	var got int
 	read := make(chan error, 1)
 	go func() {
