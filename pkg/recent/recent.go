@@ -187,6 +187,9 @@ func (w *walk) entry(at int, name string, flags int, path string) (isDir bool, e
 		return false, errors.New("mounted directory: its file system tells no change times")
 	}
 	isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if path != "" && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return false, nil // another tree, attached here
+	}
 	if w.before(st.Ctime) {
 		return isDir, nil
 	}

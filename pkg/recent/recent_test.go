@@ -122,6 +122,19 @@ func maxTime(a, b time.Time) time.Time {
 	return b
 }
 
+// TestMounted: what is mounted in a tree is not the tree's, not even its top.
+func TestMounted(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	top, _ := tree(t, "at/f")
+	other, since := tree(t, "f")
+	do(t, unix.Mount(other, filepath.Join(top, "at"), "", unix.MS_BIND, ""))
+	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(top, "at"), unix.MNT_DETACH) })
+	write(t, filepath.Join(other, "new"))
+	if got := list(t, recent.Options{Trees: []string{top, other}, Since: since}); !slices.Equal(got, []string{"C 1", "A 1/new"}) {
+		t.Errorf("it lists %q", got)
+	}
+}
+
 // TestBounds: what can be made without end is bounded, and said to be.
 func TestBounds(t *testing.T) {
 	top, since := tree(t)
