@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -59,21 +58,11 @@ func Leftovers(dir string) ([]string, error) {
 
 // Cleanup takes away all staged mounts under dir, a directory of targets, and
 // then dir. It succeeds when dir is gone.
+//
+// What is attached in a staged tree goes with that. It is not unmounted by its
+// path, which leads through directories that are a caller's to move and to make
+// links of.
 func Cleanup(dir string) error {
-	points, err := Leftovers(dir)
-	if err != nil {
-		return err
-	}
-	slices.Reverse(points) // the newest first: it may be on top of another
-	var errs []error
-	for _, p := range points {
-		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
-		}
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -81,6 +70,7 @@ func Cleanup(dir string) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, e := range entries {
 		errs = append(errs, Remove(filepath.Join(dir, e.Name())))
 	}
