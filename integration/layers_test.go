@@ -15,7 +15,10 @@ import (
 // that by a step that cannot work without the layer.
 func TestEachLayerIsProven(t *testing.T) {
 	l := lab.New(t, lab.Options{})
-	req := api.SpawnRequest{Mounts: []api.Mount{{Source: workspace(t), Target: "/workspace", ReadOnly: true}}}
+	req := api.SpawnRequest{Mounts: []api.Mount{
+		{Source: workspace(t), Target: "/workspace", ReadOnly: true},
+		{Source: workspace(t), Target: "/workspace/src", ReadOnly: true},
+	}}
 	countsSwap := func() error {
 		sb := l.Spawn(req)
 		defer l.Remove(t.Context(), sb.ID, true)
@@ -82,6 +85,8 @@ func TestEachLayerIsProven(t *testing.T) {
 		{layer: "mount.nosuid", control: "mount./workspace"},
 		{layer: "mount.nodev", control: "mount./workspace"},
 		{layer: "mount.ro", control: "mount./workspace"},
+		{layer: "mount.ro", control: "mount./workspace/src"},
+		{layer: "mount.nested", control: "mount./workspace/src"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.layer, func(t *testing.T) {

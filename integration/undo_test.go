@@ -17,7 +17,7 @@ import (
 
 // The steps of a launch and its effects, as pkg/launcher names them.
 var (
-	steps   = []string{"image", "reserve", "init", "netns", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
+	steps   = []string{"image", "reserve", "init", "netns", "nested", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
 	effects = []string{"rundir", "unix_peers", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
 )
 
@@ -27,10 +27,14 @@ func everything(t *testing.T, l *lab.Lab) api.SpawnRequest {
 	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "kept", Size: 16 << 20}); err != nil && api.CodeOf(err) != api.CodeConflict {
 		t.Fatal(err)
 	}
+	dir := workspace(t)
+	if err := os.Mkdir(filepath.Join(dir, "kept"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return api.SpawnRequest{
 		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral",
 		Limits: api.Limits{Memory: 128 << 20, Disk: 64 << 20}, // more than a quarter: a loop device
-		Mounts: []api.Mount{{Source: workspace(t), Target: "/workspace", ReadOnly: true}, {Volume: "kept", Target: "/kept"}},
+		Mounts: []api.Mount{{Source: dir, Target: "/workspace", ReadOnly: true}, {Volume: "kept", Target: "/workspace/kept"}},
 	}
 }
 

@@ -286,8 +286,8 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 			continue
 		}
 		for j, o := range mounts[:i] {
-			if within(m.Target, o.Target) || within(o.Target, m.Target) {
-				ps.add(field+"target", m.Target, "not in, over or equal to mounts[%d].target", j)
+			if m.Target == o.Target { // one in the other is what pkg/mount attaches there
+				ps.add(field+"target", m.Target, "not equal to mounts[%d].target", j)
 			}
 		}
 	}

@@ -90,7 +90,7 @@ func TestResolveProblems(t *testing.T) {
 		{"unclean", mount("/a/../b"), []string{"mounts[0].target"}},
 		{"relative", mount("a"), []string{"mounts[0].target"}},
 		{"control character", mount("/a\x1b"), []string{"mounts[0].target"}},
-		{"nested", api.SpawnRequest{Mounts: []api.Mount{{FD: new(0), Target: "/w"}, {FD: new(1), Target: "/w/x"}}}, []string{"mounts[1].target"}},
+		{"one place twice", api.SpawnRequest{Mounts: []api.Mount{{FD: new(0), Target: "/w/x"}, {FD: new(1), Target: "/w"}, {Volume: "v", Target: "/w/x"}}}, []string{"mounts[2].target"}},
 		{"strict is read-only", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{FD: new(0), Target: "/w"}}}, []string{"mounts[0].readonly"}},
 		{"too much memory", api.SpawnRequest{Limits: api.Limits{Memory: 1 << 50}}, []string{"limits.memory"}},
 		{"too little of all", api.SpawnRequest{Limits: api.Limits{Memory: 1, Pids: 1, Files: 1, CPUs: 0.0001}}, []string{"limits.memory", "limits.pids", "limits.files", "limits.cpus"}},
@@ -124,6 +124,16 @@ func TestResolveProblems(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOneInAnother: targets may lie in one another in any order.
+func TestOneInAnother(t *testing.T) {
+	req := api.SpawnRequest{Mounts: []api.Mount{
+		{FD: new(0), Target: "/w/a/b", ReadOnly: true}, {FD: new(1), Target: "/w"}, {Volume: "v", Target: "/w/a"}, {Volume: "u", Target: "/w2"},
+	}}
+	if _, err := admission.Resolve(req, policy(t)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -99,7 +99,9 @@ type Mount struct {
 	// sandboxes of the volume's agent may write it.
 	Volume string `json:"volume,omitempty"`
 
-	// Target is the absolute path in the sandbox.
+	// Target is the absolute path in the sandbox. It may lie in another
+	// mount's, but not be the same: then it must be a directory in what is
+	// mounted there, without symbolic links on the way. Nothing is made there.
 	Target string `json:"target"`
 
 	// ReadOnly refuses writes. Required to be true for a directory that host uid 0 owns.

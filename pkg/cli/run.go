@@ -84,7 +84,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringVarP(&r.Workdir, "workdir", "w", "", "start in this directory of the sandbox")
-	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]")
+	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]; DST may lie in another's")
 	fl.StringVar(&r.Agent, "agent", "", "agent it belongs to")
 	fl.StringVar(&r.Profile, "profile", "", "isolation profile")
 	fl.StringVar(&r.Image, "image", "", "image")

@@ -77,6 +77,12 @@ func expectedMounts(sb *sandbox, init verify.FileID) []verify.Mount {
 		ms = append(ms, v)
 	}
 	for _, m := range rec.Mounts {
+		if !slices.ContainsFunc(s.Mounts, func(o specs.Mount) bool { return o.Destination == m.Target }) {
+			// In another's tree: the runtime does nothing to it, and it is as staged.
+			v := expectedMount(spec.Bind(spec.Mount{Target: m.Target, ReadOnly: m.ReadOnly}), "")
+			v.File = files[m.Target]
+			ms = append(ms, v)
+		}
 		if m.Volume == "" {
 			continue
 		}

@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -59,7 +60,22 @@ func (s *launch) stageMounts(ctx context.Context) error {
 		}
 		all = append(all, rec)
 	}
+	if err := errors.Join(nest(all), failpoint.Hit("launch.nested")); err != nil {
+		return err
+	}
 	return s.claim(ctx, all)
+}
+
+// nest puts mounts whose targets are in one another together.
+func nest(ms []store.Mount) error {
+	if failpoint.On("layer.mount.nested") {
+		return nil
+	}
+	places := make([]mount.Place, len(ms))
+	for i, m := range ms {
+		places[i] = mount.Place{Staged: m.Staged, Target: m.Target}
+	}
+	return mount.Nest(places)
 }
 
 // stageDir shows the caller's directory of the request's mount i.

@@ -73,7 +73,9 @@ type Sandbox struct {
 	// SwapLimit and IOWeight say that the host's cgroups can limit swap and
 	// weigh block I/O; a limit that a host cannot hold fails the runtime.
 	SwapLimit, IOWeight bool
-	// Mounts are staged directories: host path to bind, target inside.
+	// Mounts are staged directories: host path to bind, target inside. One
+	// whose target is in another's is attached in that one's staged tree
+	// already, with the restrictions that it needs, and comes with it.
 	Mounts []Mount
 	// Tmpfs are the sized tmpfs mounts.
 	Tmpfs []Tmpfs

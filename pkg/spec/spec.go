@@ -2,6 +2,8 @@ package spec
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -157,13 +159,26 @@ func mounts(s Sandbox) []specs.Mount {
 		Options: []string{"bind", "ro", "nosuid", "nodev", "private"},
 	})
 	for _, m := range s.Mounts {
-		opts := []string{"bind", "nosuid", "nodev", "private"}
-		if m.ReadOnly {
-			opts = append(opts, "ro")
+		bind := Bind(m)
+		inner := func(dir, p Mount) bool { return strings.HasPrefix(p.Target, dir.Target+"/") }
+		if slices.ContainsFunc(s.Mounts, func(o Mount) bool { return inner(o, m) }) {
+			continue // it is in that one's tree
 		}
-		ms = append(ms, specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: opts})
+		if slices.ContainsFunc(s.Mounts, func(o Mount) bool { return inner(m, o) }) {
+			bind.Options[0] = "rbind" // the other options are of the outermost alone
+		}
+		ms = append(ms, bind)
 	}
 	return ms
+}
+
+// Bind is the mount of a staged directory that has no other in it.
+func Bind(m Mount) specs.Mount {
+	opts := []string{"bind", "nosuid", "nodev", "private"}
+	if m.ReadOnly {
+		opts = append(opts, "ro")
+	}
+	return specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: opts}
 }
 
 func tmpfs(t Tmpfs, owner uint32) specs.Mount {

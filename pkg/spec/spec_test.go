@@ -34,6 +34,15 @@ func TestBuild(t *testing.T) {
 		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/0", Target: "/workspace"},
 		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/1", Target: "/data", ReadOnly: true},
 	}
+	nested := base()
+	nested.Mounts = []spec.Mount{
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/0", Target: "/workspace/.git", ReadOnly: true},
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/1", Target: "/workspace"},
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/2", Target: "/workspace/a/b"},
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/3", Target: "/workspace-2"},
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/4", Target: "/data", ReadOnly: true},
+		{Source: "/run/creel/sandboxes/aaaabbbbccccddddeeee/mnt/5", Target: "/data/out"},
+	}
 	ephemeral := base()
 	ephemeral.ReadonlyRoot = false
 	ephemeral.Tmpfs = spec.TmpfsOf(ephemeral.Limits, false, false)
@@ -42,7 +51,7 @@ func TestBuild(t *testing.T) {
 	v2 := base()
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
 	for name, sb := range map[string]spec.Sandbox{
-		"default": base(), "workspace": workspace, "ephemeral": ephemeral, "cgroup-v2": v2, "root": root,
+		"default": base(), "workspace": workspace, "nested": nested, "ephemeral": ephemeral, "cgroup-v2": v2, "root": root,
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, spec.Build(sb)) })
 	}

@@ -101,7 +101,7 @@ type SpawnKey struct {
 
 // Mount is one staged mount.
 type Mount struct {
-	Staged   string `json:"staged"`        // path under the run directory
+	Staged   string `json:"staged"`        // path under the run directory, also of one that is in another
 	Target   string `json:"target"`        // path in the sandbox
 	Dev      uint64 `json:"dev,omitempty"` // of the source, with Inode
 	Inode    uint64 `json:"inode,omitempty"`
