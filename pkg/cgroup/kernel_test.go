@@ -49,6 +49,12 @@ func TestOpen(t *testing.T) {
 	if _, err := h.Reopen("sandbox2", 1, limits); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Reopen of nothing: %v, want ErrNotExist", err)
 	}
+	if err := h.RemoveAll(t.Context(), "sandbox1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Stats(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Stats of what was removed: %v, want ErrNotExist", err)
+	}
 }
 
 // A limit that was changed behind our back is seen.

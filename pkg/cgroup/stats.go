@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"fmt"
+	"io/fs"
 	"math"
 	"strconv"
 	"strings"
@@ -105,21 +107,31 @@ func (s *Sandbox) counts() counts {
 // "pids" is forks refused, "memory" OOM kills. Zero counts are left out.
 func (s *Sandbox) Hits() map[string]int64 { return s.counts().hits() }
 
-// CPUUsage is the CPU time the whole sandbox has used.
+// CPUUsage is the CPU time the whole sandbox has used. The error wraps
+// fs.ErrNotExist when the cgroup was removed.
 func (s *Sandbox) CPUUsage() (time.Duration, error) {
 	if s.host.version == 2 {
 		hr := s.host.by["memory"]
 		c, err := hr.counters(hr.at(s.id, "cpu.stat"))
-		return time.Duration(c["usage_usec"]) * time.Microsecond, err
+		return time.Duration(c["usage_usec"]) * time.Microsecond, s.absent(err)
 	}
 	hr := s.host.by["cpuacct"]
 	data, err := hr.read(hr.at(s.id, "cpuacct.usage"))
-	return time.Duration(parseNumber(data)), err
+	return time.Duration(parseNumber(data)), s.absent(err)
+}
+
+// absent makes fs.ErrNotExist of the kernel's errors about a removed cgroup.
+func (s *Sandbox) absent(err error) error {
+	if gone(err) {
+		return fmt.Errorf("cgroup of %s: %w", s.id, fs.ErrNotExist)
+	}
+	return err
 }
 
 // Stats is what the sandbox uses now: memory and pids of the agent's cgroup,
 // whose limits are those asked for; CPU and I/O of the whole sandbox. Name is
-// left empty. A measure that this kernel does not have is 0.
+// left empty. A measure that this kernel does not have is 0. The error wraps
+// fs.ErrNotExist when the cgroup was removed.
 func (s *Sandbox) Stats() (api.Stats, error) {
 	cpu, err := s.CPUUsage()
 	if err != nil {

@@ -394,6 +394,9 @@ func (l *Launcher) Stats(_ context.Context, c peer.Cred, ref string) (*api.Stats
 		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
 	}
 	st, err := sb.cg.Stats()
+	if errors.Is(err, fs.ErrNotExist) { // since its state was looked at
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
 	if err != nil {
 		return nil, err
 	}
