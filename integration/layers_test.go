@@ -34,7 +34,7 @@ func TestEachLayerIsProven(t *testing.T) {
 		return errors.New("the kernel does not count swap")
 	}
 	tests := []struct {
-		layer   string // see pkg/launcher/weaken.go
+		layer   string // see pkg/weaken
 		control string // not ok in the evidence, this one or below it
 		step    string // that refuses it before the proof
 		need    func() error

@@ -177,8 +177,12 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 		}
 	}
 	a.Env = Env(p.User, r.Env, r.TTY)
-	a.Tmpfs = spec.TmpfsOf(a.Limits, r.Rootfs == "readonly", r.Home == "persistent")
+	a.Tmpfs = tmpfs(a)
 	return a, nil
+}
+
+func tmpfs(a *Admitted) []spec.Tmpfs {
+	return spec.TmpfsOf(a.Limits, a.Request.Rootfs == "readonly", a.Request.Home == "persistent")
 }
 
 // Exec checks an exec request; the error lists every problem.

@@ -193,6 +193,7 @@ func Explained(err error) ([]api.Rule, error) {
 // resource_exhausted if there is only no room for it now.
 func Refusal(rules []api.Rule) error {
 	var e *api.Error
+	told := map[string]bool{}
 	for _, r := range rules {
 		if r.OK {
 			continue
@@ -204,9 +205,10 @@ func Refusal(rules []api.Rule) error {
 		if e == nil {
 			e = api.Errorf(code, "%s", r.Message())
 			e.Hint = r.Fix
-		} else {
+		} else if !told[r.Fix] {
 			e.Hint += "; " + r.Fix
 		}
+		told[r.Fix] = true
 		if code == api.CodeDenied {
 			e.Code = code
 		}

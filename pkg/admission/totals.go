@@ -93,54 +93,66 @@ func (t Totals) Judge(prefix, whose string, have, want Sum) []api.Rule {
 	return rs
 }
 
-// Tally is what all sandboxes and those of each user sum up to. It costs the
-// same however many there are. The zero value is empty.
+// Tally is what all sandboxes, those of each user, and the descendants of each
+// sandbox sum up to. It costs the same however many there are. The zero value
+// is empty.
 type Tally struct {
-	mu    sync.Mutex
-	all   Sum
-	users map[uint32]Sum
-	parts map[string]part
+	mu       sync.Mutex
+	all      Sum
+	users    map[uint32]Sum
+	families map[string]Sum // by the sandbox whose descendants are summed
+	parts    map[string]Part
 }
 
-type part struct {
-	uid uint32
-	sum Sum
+// Part is one sandbox of a tally.
+type Part struct {
+	UID uint32
+	Sum Sum
+	// Above are the ids of its ancestors, its parent first.
+	Above []string
 }
 
-// Set makes a sandbox count as sum, whatever it counted as before.
-func (t *Tally) Set(id string, uid uint32, sum Sum) {
+// Set makes a sandbox count as p, whatever it counted as before.
+func (t *Tally) Set(id string, p Part) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.setLocked(id, part{uid, sum})
+	t.setLocked(id, p)
 }
 
 // Drop makes it count as nothing.
 func (t *Tally) Drop(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.setLocked(id, part{})
+	t.setLocked(id, Part{})
 }
 
-func (t *Tally) setLocked(id string, p part) {
+func (t *Tally) setLocked(id string, p Part) {
 	if t.users == nil {
-		t.users, t.parts = map[uint32]Sum{}, map[string]part{}
+		t.users, t.families, t.parts = map[uint32]Sum{}, map[string]Sum{}, map[string]Part{}
 	}
 	if old, ok := t.parts[id]; ok {
 		t.addLocked(old, -1)
 		delete(t.parts, id)
 	}
-	if p.sum != (Sum{}) {
+	if p.Sum != (Sum{}) {
 		t.parts[id] = p
 		t.addLocked(p, 1)
 	}
 }
 
-func (t *Tally) addLocked(p part, sign int64) {
-	t.all = t.all.plus(p.sum, sign)
-	if own := t.users[p.uid].plus(p.sum, sign); own == (Sum{}) {
-		delete(t.users, p.uid)
+func (t *Tally) addLocked(p Part, sign int64) {
+	t.all = t.all.plus(p.Sum, sign)
+	add(t.users, p.UID, p.Sum, sign)
+	for _, id := range p.Above {
+		add(t.families, id, p.Sum, sign)
+	}
+}
+
+func add[K comparable](sums map[K]Sum, k K, s Sum, sign int64) {
+	if s = sums[k].plus(s, sign); s == (Sum{}) {
+		delete(sums, k)
 	} else {
-		t.users[p.uid] = own
+		sums[k] = s
 	}
 }
 
@@ -151,14 +163,30 @@ func (t *Tally) Sums(uid uint32) (own, all Sum) {
 	return t.users[uid], t.all
 }
 
-// Take is Set for a new sandbox, if fits, which is given the sums without it,
-// returns nil. Of two that fit only one at a time, one is let in.
-func (t *Tally) Take(id string, uid uint32, sum Sum, fits func(own, all Sum) error) error {
+// Families are what the descendants of each of some sandboxes count for now.
+func (t *Tally) Families(of []string) []Sum {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := fits(t.users[uid], t.all); err != nil {
+	return t.familiesLocked(of)
+}
+
+func (t *Tally) familiesLocked(of []string) []Sum {
+	var out []Sum
+	for _, id := range of {
+		out = append(out, t.families[id])
+	}
+	return out
+}
+
+// Take is Set for a new sandbox, if fits, which is given the sums without it
+// of its user, of all, and of the descendants of each of its ancestors,
+// returns nil. Of two that fit only one at a time, one is let in.
+func (t *Tally) Take(id string, p Part, fits func(own, all Sum, families []Sum) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := fits(t.users[p.UID], t.all, t.familiesLocked(p.Above)); err != nil {
 		return err
 	}
-	t.setLocked(id, part{uid, sum})
+	t.setLocked(id, p)
 	return nil
 }

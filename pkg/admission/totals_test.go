@@ -17,44 +17,48 @@ import (
 func TestTally(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var tally admission.Tally
-		type part struct {
-			uid uint32
-			sum admission.Sum
-		}
-		there := map[string]part{}
+		there := map[string]admission.Part{}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			id := fmt.Sprint(rapid.IntRange(0, 8).Draw(t, "id"))
-			uid := uint32(rapid.IntRange(0, 2).Draw(t, "uid"))
+			p := admission.Part{UID: uint32(rapid.IntRange(0, 2).Draw(t, "uid")), Above: rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID).Draw(t, "above")}
 			switch rapid.IntRange(0, 3).Draw(t, "what") {
 			case 0:
 				tally.Drop(id)
 				delete(there, id)
+				continue
 			case 1:
-				tally.Set(id, uid, admission.Sum{Kept: 1})
-				there[id] = part{uid, admission.Sum{Kept: 1}}
+				p.Sum = admission.Sum{Kept: 1}
 			default:
-				s := admission.SumOf(rapid.Bool().Draw(t, "ephemeral"), api.Limits{
+				p.Sum = admission.SumOf(rapid.Bool().Draw(t, "ephemeral"), api.Limits{
 					Memory: api.Size(rapid.Int64Range(0, 1<<40).Draw(t, "memory")), CPUs: rapid.Float64Range(0, 512).Draw(t, "cpus"),
 					Pids: rapid.Int64Range(0, 1<<22).Draw(t, "pids"), Disk: api.Size(rapid.Int64Range(0, 1<<40).Draw(t, "disk")),
 				})
-				tally.Set(id, uid, s)
-				there[id] = part{uid, s}
 			}
+			tally.Set(id, p)
+			there[id] = p
 		}
-		want := map[uint32]admission.Sum{}
+		want, families := map[uint32]admission.Sum{}, map[string]admission.Sum{}
 		var all admission.Sum
 		for _, p := range there {
-			for _, s := range []*admission.Sum{&all} {
-				add(s, p.sum)
+			add(&all, p.Sum)
+			own := want[p.UID]
+			add(&own, p.Sum)
+			want[p.UID] = own
+			for _, id := range p.Above {
+				family := families[id]
+				add(&family, p.Sum)
+				families[id] = family
 			}
-			own := want[p.uid]
-			add(&own, p.sum)
-			want[p.uid] = own
 		}
 		for uid := range uint32(3) {
 			own, sum := tally.Sums(uid)
 			if own != want[uid] || sum != all {
 				t.Fatalf("uid %d: %+v of %+v, want %+v of %+v", uid, own, sum, want[uid], all)
+			}
+		}
+		for i, id := range []string{"a", "b", "c"} {
+			if got := tally.Families([]string{"a", "b", "c"})[i]; got != families[id] {
+				t.Fatalf("below %s: %+v, want %+v", id, got, families[id])
 			}
 		}
 	})
@@ -80,7 +84,7 @@ func TestTakeIsAtomic(t *testing.T) {
 			for i := range 500 {
 				id, n := fmt.Sprintf("%d-%d", g, i), 1+(g*7+i)%30
 				want := admission.SumOf(i%2 == 0, api.Limits{Memory: api.Size(n) << 20, CPUs: float64(n) / 10, Pids: int64(n), Disk: api.Size(n) << 20})
-				err := tally.Take(id, uint32(g%2), want, func(own, _ admission.Sum) error {
+				err := tally.Take(id, admission.Part{UID: uint32(g % 2), Sum: want}, func(own, _ admission.Sum, _ []admission.Sum) error {
 					return admission.Refusal(totals.Judge("ceiling.", "your", own, want))
 				})
 				own, _ := tally.Sums(uint32(g % 2))

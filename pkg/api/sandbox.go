@@ -13,6 +13,11 @@ type SpawnRequest struct {
 	// Name. "default" when empty.
 	Agent string `json:"agent,omitempty"`
 
+	// Parent is the id or the name of a sandbox of the caller's, of which this
+	// one is to be a child: it has nothing that its parent does not have, what
+	// is left open it has from its parent, and it ends with it.
+	Parent string `json:"parent,omitempty"`
+
 	// Profile names the isolation profile. "default" when empty.
 	Profile string `json:"profile,omitempty"`
 
@@ -171,6 +176,7 @@ const (
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked
 	ReasonRevoked Reason = "revoked" // its agent was
+	ReasonParent  Reason = "parent"  // the sandbox it was a child of ended
 	ReasonDisk    Reason = "disk"    // paused: it went on writing while the disk was nearly full
 )
 
@@ -180,6 +186,7 @@ type Sandbox struct {
 	Name        string `json:"name"`
 	Agent       string `json:"agent"`
 	AgentID     string `json:"agent_id,omitempty"` // see Agent
+	Parent      string `json:"parent,omitempty"`   // the id of the one it is a child of
 	Profile     string `json:"profile"`
 	Image       string `json:"image"`
 	ImageDigest string `json:"image_digest"`

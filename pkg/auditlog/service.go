@@ -44,6 +44,9 @@ func (r *Recorder) Spawning(ctx context.Context, c peer.Cred, id string, ad *adm
 		"profile": ad.Profile.Name, "rule": "ceiling " + r.ceiling(c) + ", profile " + ad.Profile.Name + " of " + ad.Profile.Source,
 		"runtime": ad.Request.Runtime, "network": ad.Request.Network, "rootfs": ad.Request.Rootfs, "limits": string(limits),
 	}
+	if ad.Request.Parent != "" {
+		a.Decided["parent"] = ad.Request.Parent
+	}
 	return a.commit(ctx)
 }
 

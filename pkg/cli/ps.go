@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,9 +65,18 @@ func (a *app) ps(ctx context.Context, opts client.ListOptions, limit int, quiet 
 		return a.writeJSON(list)
 	}
 	var t table
-	t.header("ID", "NAME", "AGENT", "STATE", "PROFILE", "IMAGE", "CREATED", "EXECS", "LIMITS HIT")
+	head := []string{"ID", "NAME", "AGENT", "STATE", "PROFILE", "IMAGE", "CREATED", "EXECS", "LIMITS HIT"}
+	families := slices.ContainsFunc(list, func(s api.Sandbox) bool { return s.Parent != "" })
+	if families {
+		head = append(head, "PARENT")
+	}
+	t.header(head...)
 	for _, s := range list {
-		t.row(s.ID, s.Name, s.Agent, stateCell(s), s.Profile, imageCell(s), ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit))
+		row := []any{s.ID, s.Name, s.Agent, stateCell(s), s.Profile, imageCell(s), ago(s.Created, time.Now()), s.Execs, hits(s.LimitsHit)}
+		if families {
+			row = append(row, s.Parent)
+		}
+		t.row(row...)
 	}
 	return a.writeTable(&t)
 }

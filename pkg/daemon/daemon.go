@@ -66,6 +66,7 @@ type daemon struct {
 	bus      *events.Bus
 	policy   admission.Policy
 	filters  map[string]seccomp.Filter
+	seccomp  map[string]*seccomp.Profile
 	hostNS   map[string]uint64
 	callers  *policy.Rules
 	reloads  reloads
@@ -188,7 +189,7 @@ func (d *daemon) profiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.filters = map[string]seccomp.Filter{}
+	d.filters, d.seccomp = map[string]seccomp.Filter{}, map[string]*seccomp.Profile{}
 	for _, name := range set.Names() {
 		p := set[name]
 		if _, done := d.filters[p.Seccomp]; done {
@@ -208,6 +209,7 @@ func (d *daemon) profiles(ctx context.Context) error {
 		if d.filters[p.Seccomp], err = sp.Compile(goruntime.GOARCH); err != nil {
 			return fmt.Errorf("seccomp profile %s: %w", p.Seccomp, err)
 		}
+		d.seccomp[p.Seccomp] = sp
 	}
 	d.policy = admission.Policy{
 		Profiles: set, DefaultProfile: d.cfg.DefaultProfile, DefaultImage: d.cfg.DefaultImage,
@@ -351,7 +353,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	d.launcher, err = launcher.New(launcher.Options{
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
-		Policy: d.policy, Callers: d.callers, Agents: agents.New(known), Filters: d.filters, HostNS: d.hostNS, HostMounts: mountns.Host(),
+		Policy: d.policy, Callers: d.callers, Agents: agents.New(known), Filters: d.filters, Seccomp: d.seccomp, HostNS: d.hostNS, HostMounts: mountns.Host(),
 		Totals: launcher.Totals{
 			VolumesPerUser: m.VolumesPerUser, VolumeBytesPerUser: m.VolumeBytesPerUser,
 		},

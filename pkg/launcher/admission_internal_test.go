@@ -56,7 +56,7 @@ func crowded(tb testing.TB, past, running int) *Launcher {
 		sb := l.newSandbox(store.Record{Sandbox: api.Sandbox{
 			ID: newID(), Name: fmt.Sprintf("n%d", i), Agent: fmt.Sprintf("a%d", i), State: state,
 			Limits: api.Limits{Memory: 1 << 20, CPUs: 0.1, Pids: 8}, Caller: api.Caller{UID: 1000 + uint32(i%10)},
-		}})
+		}}, nil)
 		sb.hold(sb.countLocked)
 		l.sandboxes[sb.id] = sb
 	}
@@ -74,7 +74,7 @@ func BenchmarkAdmission(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := l.take("new", c, admission.SumOf(false, a.Limits)); err != nil {
+		if err := l.take("new", c, nil, admission.SumOf(false, a.Limits)); err != nil {
 			b.Fatal(err)
 		}
 		l.tally.Drop("new")
@@ -125,7 +125,7 @@ func TestTallyFollowsStates(t *testing.T) {
 					ID: fmt.Sprintf("id%d", n), Name: fmt.Sprintf("name%d", n), State: api.StateCreating, Rootfs: "ephemeral",
 					Limits: api.Limits{Memory: api.Size(n) << 20, CPUs: 0.3, Pids: int64(n), Disk: 1 << 20},
 					Caller: api.Caller{UID: rapid.Uint32Range(1, 3).Draw(t, "uid")},
-				}})
+				}}, nil)
 				sb.hold(sb.countLocked)
 				l.sandboxes[sb.id] = sb
 				continue
@@ -155,9 +155,9 @@ func TestTallyFollowsStates(t *testing.T) {
 			switch {
 			case r.State == api.StateRemoving:
 			case ended(r.State):
-				want.Set(r.ID, r.Caller.UID, admission.Sum{Kept: 1})
+				want.Set(r.ID, admission.Part{UID: r.Caller.UID, Sum: admission.Sum{Kept: 1}})
 			default:
-				want.Set(r.ID, r.Caller.UID, admission.SumOf(true, r.Limits))
+				want.Set(r.ID, admission.Part{UID: r.Caller.UID, Sum: admission.SumOf(true, r.Limits)})
 			}
 		}
 		for uid := range uint32(4) {

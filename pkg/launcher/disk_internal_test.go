@@ -57,7 +57,7 @@ func (l *Launcher) put(t *testing.T, r store.Record, logBytes, evidence int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sb := l.newSandbox(r)
+	sb := l.newSandbox(r, nil)
 	if r.Clean {
 		sb.markDone()
 		sb.markGone()

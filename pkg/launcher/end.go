@@ -63,11 +63,14 @@ func (sb *sandbox) finish(ctx context.Context, why api.Reason, code *int) {
 	if err := failpoint.Hit("end.stopping"); err != nil {
 		log.ErrorContext(ctx, "failpoint", slog.Any("error", err))
 	}
+	childless := make(chan struct{})
+	go func() { sb.endChildren(); close(childless) }()
 	sb.countLast()
 	if err := sb.killAll(ctx); err != nil {
 		log.ErrorContext(ctx, "not all processes ended", slog.Any("error", err))
 	}
 	sb.drainLog(ctx)
+	<-childless
 	now := time.Now().UTC()
 	var hits map[string]int64
 	var once sync.Once

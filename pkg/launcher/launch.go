@@ -155,8 +155,14 @@ func (s *launch) reserve(ctx context.Context) error {
 // makeHome sees that the agent has its persistent home. That is no part of the
 // sandbox: a launch that fails leaves it.
 func (s *launch) makeHome(ctx context.Context) error {
-	own, all := s.l.tally.Sums(s.caller.UID)
-	if err := s.l.room(s.caller, own, all, admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
+	s.l.mu.Lock()
+	parent, err := s.l.parentLocked(s.caller, s.Request.Parent)
+	s.l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	rules, err := s.l.roomNow(s.caller, parent.line(), admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits))
+	if err := errors.Join(err, admission.Refusal(rules)); err != nil {
 		return err // before the work
 	}
 	return s.l.volumes.Home(ctx, s.caller, s.Request.Agent, s.Profile.HomeSize)
@@ -167,7 +173,14 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	began := time.Now()
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
-	if err := s.l.take(s.id, s.caller, admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
+	parent, err := s.l.parentLocked(s.caller, s.Request.Parent)
+	if err == nil {
+		err = parent.sameImage(digest)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.l.take(s.id, s.caller, parent.line(), admission.SumOf(s.Request.Rootfs == "ephemeral", s.Limits)); err != nil {
 		return err
 	}
 	defer func() {
@@ -190,8 +203,9 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		CgroupsPath: s.l.Cgroups.CgroupsPath(s.id),
 		BootID:      bootID(),
 		Volumes:     volumes,
+		Groups:      parent.groups(s.caller.Groups),
 		Sandbox: api.Sandbox{
-			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Profile: r.Profile,
+			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Parent: r.Parent, Profile: r.Profile,
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
@@ -219,7 +233,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if forget != nil {
 		s.l.Agents.Drop(forget.Caller.UID, forget.Name)
 	}
-	s.sb = s.l.newSandbox(rec)
+	s.sb = s.l.newSandbox(rec, parent)
 	s.l.sandboxes[s.id] = s.sb
 	return nil
 }

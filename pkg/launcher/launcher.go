@@ -11,6 +11,7 @@
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift, limits that were hit
 //	agents.go     whom sandboxes belong to
+//	children.go   sandboxes that are others' children
 //	layer.go      what a sandbox changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
@@ -108,6 +109,8 @@ type Options struct {
 	Agents *agents.Registry
 	// Filters are the compiled seccomp filters by the name profiles use.
 	Filters map[string]seccomp.Filter
+	// Seccomp are what they were compiled from.
+	Seccomp map[string]*seccomp.Profile
 	// Peers refuses connections of Unix sockets over the edge of a sandbox. It
 	// is nil where the kernel cannot, and NoPeers says why.
 	Peers   *unixpeers.Guard
@@ -162,6 +165,7 @@ type Launcher struct {
 	volumes  *volume.Keeper
 	procs    *proctree.Reader
 	spares   chan string // ready-made private copies of creel-init
+	watching atomic.Bool // Watch was called: everything is reconciled
 	broken   atomic.Bool // a launch failed in the runtime: there may be mounts to prune
 	turns    turns
 	keys     spentKeys
@@ -363,18 +367,24 @@ func (l *Launcher) findLaunched(c peer.Cred, ref string) (*sandbox, error) {
 	return sb, sb.launched()
 }
 
-// take counts a sandbox that is about to be made, if it fits into the totals.
-func (l *Launcher) take(id string, c peer.Cred, want admission.Sum) error {
-	return l.tally.Take(id, c.UID, want, func(own, all admission.Sum) error { return l.room(c, own, all, want) })
+// take counts a sandbox that is about to be made below those of line, if it
+// fits into the totals.
+func (l *Launcher) take(id string, c peer.Cred, line []*sandbox, want admission.Sum) error {
+	p := admission.Part{UID: c.UID, Sum: want, Above: idsOf(line)}
+	return l.tally.Take(id, p, func(own, all admission.Sum, families []admission.Sum) error {
+		rules, err := l.Callers.Room(c, own, all, want)
+		if err != nil {
+			return err
+		}
+		return admission.Refusal(append(rules, familyRules(line, families, want)...))
+	})
 }
 
-// room is nil if what a caller has, and all have, leaves room for want.
-func (l *Launcher) room(c peer.Cred, own, all, want admission.Sum) error {
+// roomNow says of all totals whether what there is now leaves room for want.
+func (l *Launcher) roomNow(c peer.Cred, line []*sandbox, want admission.Sum) ([]api.Rule, error) {
+	own, all := l.tally.Sums(c.UID)
 	rules, err := l.Callers.Room(c, own, all, want)
-	if err != nil {
-		return err
-	}
-	return admission.Refusal(rules)
+	return append(rules, familyRules(line, l.tally.Families(idsOf(line)), want)...), err
 }
 
 // countLocked makes a sandbox count as what its state says.
@@ -388,7 +398,7 @@ func (sb *sandbox) countLocked() {
 	default:
 		sum = admission.SumOf(r.Rootfs == "ephemeral", r.Limits)
 	}
-	sb.l.tally.Set(sb.id, r.Caller.UID, sum)
+	sb.l.tally.Set(sb.id, admission.Part{UID: r.Caller.UID, Sum: sum, Above: idsOf(sb.parent.line())})
 }
 
 // useAgentLocked is the agent of a sandbox that is about to be made, which counts
@@ -419,7 +429,10 @@ func (l *Launcher) useAgentLocked(c peer.Cred, r api.SpawnRequest) (api.Agent, *
 	return l.Agents.Use(randomText(16), api.Caller{UID: c.UID, GID: c.GID}, r.Agent, time.Now().UTC(), l.Callers.Given(c), used, busy)
 }
 
-// mayRun is nil if the sandbox's agent may run.
+// mayRun is nil if the sandbox's agent may run, and its parent still does.
 func (sb *sandbox) mayRun() error {
+	if sb.orphan() {
+		return api.Errorf(api.CodeConflict, "sandbox %s is a child of %s, which has ended", sb.id, sb.fixed.Sandbox.Parent)
+	}
 	return sb.l.Agents.Check(sb.fixed.Sandbox.Caller.UID, sb.fixed.Sandbox.Agent)
 }

@@ -42,7 +42,7 @@ func (s *launch) stageMounts(ctx context.Context) error {
 		return err
 	}
 	agent := s.sb.fixed.Sandbox.HostUID + spec.AgentUID
-	users, err := idmap.ForCaller(ctx, s.caller.UID, s.caller.GID, agent, agent, s.caller.Groups)
+	users, err := idmap.ForCaller(ctx, s.caller.UID, s.caller.GID, agent, agent, s.sb.fixed.Groups)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	tree, _, err := s.l.mounts.Stage(ctx, mount.Request{
 		Dir: dir, Namespaces: s.namespaces(), Host: s.l.HostMounts, UserNS: users,
 		Target: staged, ReadOnly: m.ReadOnly,
-		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.caller.Groups,
+		CallerUID: s.caller.UID, CallerGID: s.caller.GID, AgentUID: agent, AgentGID: agent, Groups: s.sb.fixed.Groups,
 	})
 	if err != nil {
 		return store.Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)

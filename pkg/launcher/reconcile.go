@@ -40,15 +40,19 @@ func (l *Launcher) Reconcile(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(cap(l.launches))
+	l.mu.Lock()
 	for _, r := range recs {
 		l.keys.restore(&r, time.Now())
-		sb := l.newSandbox(r)
+		l.sandboxes[r.Sandbox.ID] = l.newSandbox(r, nil)
+	}
+	for _, sb := range l.sandboxes {
+		sb.parent = l.sandboxes[sb.fixed.Sandbox.Parent]
+	}
+	l.mu.Unlock()
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(cap(l.launches))
+	for _, sb := range l.all() {
 		sb.hold(sb.countLocked)
-		l.mu.Lock()
-		l.sandboxes[sb.id] = sb
-		l.mu.Unlock()
 		g.Go(func() error { l.reconcile(gctx, sb); return nil })
 	}
 	if err := g.Wait(); err != nil {

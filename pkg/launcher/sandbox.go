@@ -30,6 +30,9 @@ type sandbox struct {
 	id string
 	// fixed is the part of the record that never changes: who and what.
 	fixed store.Record
+	// parent is the sandbox it is a child of, nil if it is of none, or if that
+	// one was forgotten before this daemon started.
+	parent *sandbox
 
 	// These are set, with hold, before the sandbox is running and do not
 	// change then. While it is being made others may only look at them with
@@ -123,9 +126,9 @@ func (sb *sandbox) freeIDs() {
 	sb.freed.Do(func() { sb.l.IDs.Release(sb.fixed.Sandbox.HostUID) })
 }
 
-func (l *Launcher) newSandbox(rec store.Record) *sandbox {
+func (l *Launcher) newSandbox(rec store.Record, parent *sandbox) *sandbox {
 	sb := &sandbox{
-		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec,
+		l: l, id: rec.Sandbox.ID, fixed: rec, rec: rec, parent: parent,
 		done: make(chan struct{}), gone: make(chan struct{}), detached: make(chan struct{}, 1),
 		execs: map[string]*session{}, unkept: map[string]*session{}, busy: time.Now(),
 		hits:    map[string]int64{},

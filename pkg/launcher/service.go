@@ -44,11 +44,11 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 // admit is the request with nothing left open, if the caller may have it at
 // all. Whether its totals have room is asked when the record is made.
 func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (*admission.Admitted, error) {
-	a, err := admission.Resolve(req, l.Policy)
+	a, parent, err := l.resolve(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
-	rules, err := l.judge(ctx, c, a, dirs)
+	rules, err := l.judge(ctx, c, a, parent, dirs)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +61,10 @@ func (l *Launcher) admit(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 	}
 	if err := errors.Join(l.hostCan(a), l.roomForLayer(a)); err != nil {
 		return nil, err
+	}
+	if parent != nil {
+		// It is not idle, and one that was paused for that is woken.
+		return a, parent.active(ctx)
 	}
 	return a, nil
 }
@@ -79,10 +83,10 @@ func (l *Launcher) hostCan(a *admission.Admitted) error {
 	return nil
 }
 
-// judge holds a request against the caller's ceiling, but for its totals, and
-// refuses a revoked agent, for which nothing is to be made: no home either.
+// judge holds a request against the caller's ceiling and the parent, if it has
+// one, but for their totals, and refuses a revoked agent, for which nothing is to be made: no home either.
 // Whoever is revoked later is refused where the record is made.
-func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
+func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted, parent *sandbox, dirs []*os.File) ([]api.Rule, error) {
 	if err := l.Agents.Check(c.UID, a.Request.Agent); err != nil {
 		return nil, err
 	}
@@ -100,7 +104,12 @@ func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted
 		}
 		q.Dirs[i] = dir
 	}
-	return l.Callers.Judge(ctx, q)
+	rules, err := l.Callers.Judge(ctx, q)
+	if err != nil || parent == nil {
+		return rules, err
+	}
+	birth, err := l.judgeBirth(ctx, c, parent, a, dirs)
+	return append(rules, birth...), err
 }
 
 // Explain says what a spawn would be answered now, rule by rule, and has no
@@ -112,9 +121,9 @@ func (l *Launcher) Explain(ctx context.Context, c peer.Cred, req api.SpawnReques
 	}
 	defer done()
 	d := &api.Decision{Allowed: true, Ceiling: l.Callers.Name(c), Rules: []api.Rule{}}
-	a, err := admission.Resolve(req, l.Policy)
+	a, parent, err := l.resolve(ctx, c, req)
 	if err == nil {
-		d.Rules, err = l.rules(ctx, c, a, dirs)
+		d.Rules, err = l.rules(ctx, c, a, parent, dirs)
 	}
 	if err != nil {
 		why, err := admission.Explained(err)
@@ -131,8 +140,8 @@ func (l *Launcher) Explain(ctx context.Context, c peer.Cred, req api.SpawnReques
 
 // rules are all that Spawn asks, in its order. It stops, with what there is, at
 // what leaves nothing to ask further.
-func (l *Launcher) rules(ctx context.Context, c peer.Cred, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
-	all, err := l.judge(ctx, c, a, dirs)
+func (l *Launcher) rules(ctx context.Context, c peer.Cred, a *admission.Admitted, parent *sandbox, dirs []*os.File) ([]api.Rule, error) {
+	all, err := l.judge(ctx, c, a, parent, dirs)
 	if err != nil {
 		return all, err
 	}
@@ -140,8 +149,7 @@ func (l *Launcher) rules(ctx context.Context, c peer.Cred, a *admission.Admitted
 	if err != nil {
 		return all, err
 	}
-	own, everybody := l.tally.Sums(c.UID)
-	room, err := l.Callers.Room(c, own, everybody, admission.SumOf(a.Request.Rootfs == "ephemeral", a.Limits))
+	room, err := l.roomNow(c, parent.line(), admission.SumOf(a.Request.Rootfs == "ephemeral", a.Limits))
 	if err != nil {
 		return all, err
 	}

@@ -121,6 +121,7 @@ func (sb *sandbox) asked(why api.Reason) {
 // Watch runs until ctx ends: deadlines, idleness, output, drift, and
 // clean-ups that failed before.
 func (l *Launcher) Watch() {
+	l.watching.Store(true)
 	l.background(l.fillSpares)
 	l.background(func(ctx context.Context) {
 		t := time.NewTicker(tick)
@@ -144,12 +145,17 @@ func (l *Launcher) Watch() {
 func (l *Launcher) check(ctx context.Context, now time.Time) {
 	for _, sb := range l.all() {
 		state := sb.state()
+		if (state == api.StateRunning || state == api.StatePaused) && sb.orphan() {
+			sb.end(api.ReasonParent, nil)
+			continue
+		}
 		if (state == api.StateRunning || state == api.StatePaused) && sb.mayRun() != nil {
 			sb.end(api.ReasonRevoked, nil)
 			continue
 		}
 		switch state {
 		case api.StateRunning:
+			sb.parent.keepBusy(now)
 			sb.checkLimits(ctx, now)
 			sb.watchFiles()
 			sb.checkEvidence(ctx, now)

@@ -88,21 +88,26 @@ func Related(a, b string) (bool, error) {
 	return isIn(db, idb, da, ida)
 }
 
-// isIn says whether one staged directory is in another. It looks on a mount
+// isIn is liesIn, with an error for people.
+func isIn(in *os.File, inID fileID, top *os.File, topID fileID) (bool, error) {
+	is, err := liesIn(in, inID, top, topID)
+	return is, untold(err)
+}
+
+// liesIn says whether a directory is in a staged one. It looks on a mount
 // that shows the whole file system if there is one: staged mounts are
 // id-mapped, and on those even root may not look into a directory that is its
 // owner's alone and whose owner the map leaves out.
-func isIn(in *os.File, inID fileID, top *os.File, topID fileID) (bool, error) {
+func liesIn(in *os.File, inID fileID, top *os.File, topID fileID) (bool, error) {
 	on, err := wholeMount(topID.dev)
 	if err == nil && on == nil {
 		on, err = reopen(top)
 	}
 	if err != nil {
-		return false, untold(err)
+		return false, err
 	}
 	defer on.Close()
-	is, err := within(int(in.Fd()), inID, int(on.Fd()), topID)
-	return is, untold(err)
+	return within(int(in.Fd()), inID, int(on.Fd()), topID)
 }
 
 func reopen(dir *os.File) (*os.File, error) {

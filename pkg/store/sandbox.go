@@ -22,6 +22,10 @@ type Record struct {
 	// Key is what the caller called the request that made it, nil if nothing.
 	Key *SpawnKey `json:"key,omitempty"`
 
+	// Groups are the caller's supplementary groups, whose files the sandbox may
+	// have in what it mounts. Records of older daemons have none.
+	Groups []uint32 `json:"groups,omitempty"`
+
 	// CgroupsPath is the OCI spec's.
 	CgroupsPath string `json:"cgroups_path,omitempty"`
 

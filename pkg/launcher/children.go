@@ -1,0 +1,306 @@
+package launcher
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
+)
+
+// A child has nothing that its parent does not have (pkg/admission judges), is
+// of the same caller's, and ends with it. What is read of a parent to judge
+// that never changes while it lives; that it lives is asked once more, with
+// the lock under which the child's record is made.
+
+// resolve is a request with nothing left open, and the sandbox that it is to
+// be a child of, nil if it is to be none's.
+func (l *Launcher) resolve(ctx context.Context, c peer.Cred, req api.SpawnRequest) (*admission.Admitted, *sandbox, error) {
+	if req.Parent == "" {
+		a, err := admission.Resolve(req, l.Policy)
+		return a, nil, err
+	}
+	parent, err := l.findLaunched(c, req.Parent)
+	if err == nil {
+		parent, err = l.parent(c, parent.id)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	p := parent.asParent()
+	full := p.Inherit(req, l.Policy)
+	if req.Image == "" {
+		// The name may be another image's by now.
+		if digest, err := l.Runtime.Resolve(ctx, c.UID, full.Image); err != nil || digest != p.Sandbox.ImageDigest {
+			full.Image = p.Sandbox.ImageDigest
+		}
+	}
+	a, err := admission.Resolve(full, l.Policy)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.Cap(a, full.Limits)
+	return a, parent, nil
+}
+
+// parent is the sandbox of that id if the caller may have children of it now;
+// nil if the id is empty.
+func (l *Launcher) parent(c peer.Cred, id string) (*sandbox, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.parentLocked(c, id)
+}
+
+func (l *Launcher) parentLocked(c peer.Cred, id string) (*sandbox, error) {
+	if id == "" {
+		return nil, nil
+	}
+	sb := l.sandboxes[id]
+	switch {
+	case sb == nil:
+		return nil, api.Errorf(api.CodeNotFound, "no sandbox %q", id).WithHint("creel ps lists yours")
+	case sb.fixed.Sandbox.Caller != api.Caller{UID: c.UID, GID: c.GID}:
+		// An operator sees it. But what a child may do is its caller's to do,
+		// and its files are those of that user and group.
+		return nil, api.Errorf(api.CodeDenied, "sandbox %s is of another user or group", sb.id).
+			WithHint("its children are for who launched it")
+	case !sb.lives():
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended, and can have no child", sb.id)
+	}
+	return sb, nil
+}
+
+// lives says whether a sandbox that was launched is neither ending nor ended.
+func (sb *sandbox) lives() bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	state := sb.rec.Sandbox.State
+	return !sb.ending && (state == api.StateRunning || state == api.StatePaused)
+}
+
+// orphan says whether it is the child of one that does not live any more.
+func (sb *sandbox) orphan() bool {
+	return sb.fixed.Sandbox.Parent != "" && (sb.parent == nil || !sb.parent.lives())
+}
+
+// line is a sandbox and those above it, itself first; none for nil.
+func (sb *sandbox) line() []*sandbox {
+	var out []*sandbox
+	for ; sb != nil && len(out) <= admission.MaxDepth; sb = sb.parent {
+		out = append(out, sb)
+	}
+	return out
+}
+
+func idsOf(line []*sandbox) []string {
+	var out []string
+	for _, sb := range line {
+		out = append(out, sb.id)
+	}
+	return out
+}
+
+// asParent is what its children's requests are judged by.
+func (sb *sandbox) asParent() *admission.Parent {
+	return &admission.Parent{Sandbox: sb.fixed.Sandbox, Depth: len(sb.parent.line())}
+}
+
+// groups are those of a caller's that a child of sb has; all for nil, which is
+// the parent of a sandbox that is no child.
+func (sb *sandbox) groups(caller []uint32) []uint32 {
+	if sb == nil {
+		return caller
+	}
+	return slices.DeleteFunc(slices.Clone(caller), func(g uint32) bool { return !slices.Contains(sb.fixed.Groups, g) })
+}
+
+// sameImage is nil if that is still the image of the parent, which it was when
+// the request was judged.
+func (sb *sandbox) sameImage(digest string) error {
+	if sb == nil || sb.fixed.Sandbox.ImageDigest == digest {
+		return nil
+	}
+	return api.Errorf(api.CodeConflict, "the image's name is another's since a moment ago").WithHint("leave out the image: a child has its parent's")
+}
+
+// keepBusy notes that a child of the sandbox runs: it is not idle.
+func (sb *sandbox) keepBusy(now time.Time) {
+	if sb == nil {
+		return
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.busy = now
+}
+
+// judgeBirth holds a request against the sandbox it is to be a child of.
+func (l *Launcher) judgeBirth(ctx context.Context, c peer.Cred, parent *sandbox, a *admission.Admitted, dirs []*os.File) ([]api.Rule, error) {
+	digest, err := l.Runtime.Resolve(ctx, c.UID, a.Request.Image)
+	if err != nil {
+		return nil, err
+	}
+	b := admission.Birth{Digest: digest, Weaker: l.weaker(parent, a)}
+	if b.Mounts, err = parent.access(a.Request.Mounts, dirs); err != nil {
+		return nil, err
+	}
+	return parent.asParent().Judge(a, b), nil
+}
+
+// weaker are the guards of the parent that a child would have less of.
+func (l *Launcher) weaker(parent *sandbox, a *admission.Admitted) (out []string) {
+	parent.mu.Lock()
+	filter, isolated, guarded := parent.rec.FilterDigest, parent.rec.Isolated, parent.rec.UnixPeers
+	parent.mu.Unlock()
+	if name := a.Profile.Seccomp; l.Filters[name].Digest() != filter && !l.within(name, filter) {
+		out = append(out, "seccomp "+name)
+	}
+	if isolated && landlock() != nil {
+		out = append(out, agentinit.Isolation)
+	}
+	if guarded && l.Peers == nil {
+		out = append(out, unixpeers.Control)
+	}
+	return out
+}
+
+// within says whether the filter of that name allows nothing that the one with
+// a digest does not. Of one that an earlier daemon installed, and whose profile
+// has changed, that is not known.
+func (l *Launcher) within(name, digest string) bool {
+	for other, f := range l.Filters {
+		if f.Digest() == digest && l.Seccomp[name] != nil && l.Seccomp[other] != nil {
+			return seccomp.Within(l.Seccomp[name], l.Seccomp[other])
+		}
+	}
+	return false
+}
+
+// access is what the parent has of each mount that a request for a child asks
+// for.
+func (sb *sandbox) access(asked []api.Mount, dirs []*os.File) ([]admission.Access, error) {
+	sb.mu.Lock()
+	has := slices.Clone(sb.rec.Mounts)
+	sb.mu.Unlock()
+	ids := make([]store.Mount, len(asked)) // of what is asked for
+	for i, m := range asked {
+		ids[i] = store.Mount{Target: m.Target}
+		if m.Volume != "" {
+			for _, u := range sb.fixed.Volumes {
+				if u.Name == m.Volume {
+					ids[i].Volume = u.ID
+				}
+			}
+			continue
+		}
+		dir, err := dirOf(i, m, dirs)
+		if err != nil {
+			return nil, err
+		}
+		if ids[i].Dev, ids[i].Inode, err = mount.Identify(dir); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]admission.Access, len(asked))
+	for i, m := range asked {
+		for _, h := range has {
+			is, readOnly := h.Volume != "" && h.Volume == ids[i].Volume, h.ReadOnly
+			if h.Volume == "" && m.Volume == "" {
+				dir, err := dirOf(i, m, dirs)
+				if err != nil {
+					return nil, err
+				}
+				if is, readOnly, err = mount.Shows(h.Staged, dir); err != nil {
+					return nil, err
+				}
+			}
+			if !is || !covers(h, has, ids[i], ids) {
+				continue
+			}
+			if readOnly {
+				out[i] = max(out[i], admission.ReadAccess)
+			} else {
+				out[i] = admission.WriteAccess
+			}
+		}
+	}
+	return out, nil
+}
+
+// covers says whether a child that asks for what the parent has as its mount h
+// does not see what other mounts of the parent's hide there: it asks for all
+// of h, and for each of those in the same place.
+func covers(h store.Mount, has []store.Mount, asked store.Mount, all []store.Mount) bool {
+	for _, inner := range has {
+		place, in := strings.CutPrefix(inner.Target, h.Target+"/")
+		if !in {
+			continue
+		}
+		same := func(a, b store.Mount) bool { return a.Volume == b.Volume && a.Dev == b.Dev && a.Inode == b.Inode }
+		there := func(m store.Mount) bool {
+			return m.Target == asked.Target+"/"+place && same(m, store.Mount{Volume: inner.Volume, Dev: inner.Dev, Inode: inner.Inode})
+		}
+		if h.Volume == "" && (asked.Dev != h.Dev || asked.Inode != h.Inode) || !slices.ContainsFunc(all, there) {
+			return false
+		}
+	}
+	return true
+}
+
+// familyRules hold what a child would be besides its relatives against each of
+// those above it.
+func familyRules(line []*sandbox, families []admission.Sum, want admission.Sum) (out []api.Rule) {
+	for i, sb := range line {
+		out = append(out, admission.Family(&sb.fixed.Sandbox, i+1, families[i], want)...)
+	}
+	return out
+}
+
+// endChildren ends the children of a sandbox that is ending, and waits for
+// them: nobody is told that it has ended while they run. None is added
+// meanwhile. While sandboxes are being taken over it does nothing: then the
+// first tick ends those whose parents have ended.
+func (sb *sandbox) endChildren() {
+	if !sb.l.watching.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(sb.l.ctx, killTimeout) // what a stopping daemon leaves, the next one ends
+	defer cancel()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		left := sb.children()
+		if len(left) == 0 {
+			return
+		}
+		for _, c := range left {
+			if c.launched() == nil { // else its launch ends it, or this when that is done
+				c.end(api.ReasonParent, nil)
+			}
+		}
+		select {
+		case <-left[0].done:
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// children are those of a sandbox that have not ended.
+func (sb *sandbox) children() (out []*sandbox) {
+	for _, c := range sb.l.all() {
+		if c.parent == sb && !ended(c.state()) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
