@@ -20,6 +20,7 @@ func attempts() []attempt {
 		{"Mount targets and requests", byRequest()},
 		{"Files of the host, from an own sandbox", fromInside()},
 		{"Another's sandbox", othersSandbox()},
+		{"By a child", children()},
 		{"Another's agents, homes and records", othersAgents()},
 		{"Images and volumes", imagesAndVolumes()},
 		{"The ceiling", ceiling()},
