@@ -21,7 +21,7 @@ import (
 func TestChildren(t *testing.T) {
 	l := forUsers(t)
 	dir, other := workspace(t), workspace(t)
-	mkdirs(t, dir, "out", "src/in")
+	mkdirs(t, dir, "out/src", "src/in")
 	if out, errOut, code := l.CreelAs(caller, "", "volume", "create", "--size", "16M", "--agent", "coder", "kept"); code != 0 {
 		t.Fatalf("volume: %s%s", out, errOut)
 	}
@@ -68,6 +68,7 @@ func TestChildren(t *testing.T) {
 		{"the image by its name", "--image base", "", ""},
 		{"what the parent's other mount hides", "-v " + dir + ":/m", "parent.mounts", "leave it out"},
 		{"with something else in its place", "-v " + dir + ":/m -v " + other + ":/m/src:ro", "parent.mounts", "leave it out"},
+		{"part of it, with the same one in another place", "-v " + dir + "/out:/m -v " + dir + "/src:/m/src:ro", "parent.mounts", "leave it out"},
 		{"part of what has a mount in it", "-v " + dir + "/out:/m", "parent.mounts", "leave it out"},
 		{"to write what is read-only", "-v " + other + ":/m", "parent.mounts", "mount it read-only (:ro)"},
 		{"to write the protected part", "-v " + dir + ":/m -v " + dir + "/src:/m/src", "parent.mounts", "mount it read-only (:ro)"},
@@ -127,6 +128,15 @@ func TestChildren(t *testing.T) {
 			}
 			end(name)
 		}
+	})
+	t.Run("a wider filter", func(t *testing.T) {
+		id := started(t, l, "--profile", "strict", "--name", "strict")
+		_, errOut, code := run("--parent", "strict", "--profile", "default")
+		if code != 125 || !strings.Contains(errOut, "default (seccomp default)") {
+			t.Errorf("%d %s", code, errOut)
+		}
+		end(started(t, l, "--parent", "strict"))
+		end(id)
 	})
 	t.Run("of nobody else's", func(t *testing.T) {
 		guest := &syscall.Credential{Uid: stranger, Gid: stranger}
@@ -290,6 +300,30 @@ func TestTreeEndsWithParent(t *testing.T) {
 		ended(t, ids[1:])
 		l.Kill() // and again, when there is no record of it
 		l.Start()
+	})
+	t.Run("a child is being let in", func(t *testing.T) {
+		ids := family(t, l, api.SpawnRequest{})
+		l.Fail("launch.image hold")
+		made := make(chan error, 1)
+		go func() {
+			_, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Parent: ids[0], Limits: api.Limits{Memory: 16 << 20, Pids: 16, CPUs: 0.1}})
+			made <- err
+		}()
+		l.Held("launch.image")
+		if err := l.Client.Kill(t.Context(), ids[0], "KILL"); err != nil {
+			t.Error(err)
+		}
+		if _, err := l.Wait(t.Context(), ids[0]); err != nil {
+			t.Error(err)
+		}
+		l.Fail()
+		if err := <-made; api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "can have no child") {
+			t.Errorf("the child: %v", err)
+		}
+		ended(t, ids[1:])
+		if err := l.Remove(t.Context(), ids[0], true); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("a child is being made", func(t *testing.T) {
 		for _, at := range []string{"launch.reserve", "launch.prove", "launch.go"} {
