@@ -54,7 +54,7 @@ func crowded(tb testing.TB, past, running int) *Launcher {
 			state = api.StateRunning
 		}
 		sb := l.newSandbox(store.Record{Sandbox: api.Sandbox{
-			ID: newID(), Name: fmt.Sprintf("n%d", i), Agent: fmt.Sprintf("a%d", i), State: state,
+			ID: newID(), Name: fmt.Sprintf("n-%d", i), Agent: fmt.Sprintf("a%d", i), State: state,
 			Limits: api.Limits{Memory: 1 << 20, CPUs: 0.1, Pids: 8}, Caller: api.Caller{UID: 1000 + uint32(i%10)},
 		}}, nil)
 		sb.hold(sb.countLocked)
