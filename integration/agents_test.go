@@ -200,3 +200,74 @@ func TestAgentReport(t *testing.T) {
 		t.Errorf("another caller reads %d findings", n)
 	}
 }
+
+// TestExpiredAgent: an agent whose time is over has its sandboxes ended and no
+// more made, also by the next daemon, until an operator gives it more.
+func TestExpiredAgent(t *testing.T) {
+	l := lab.New(t, lab.Options{Config: fmt.Sprintf("\n[[caller]]\nmatch = \"uid:%d\"\nagent_ttl = \"1h\"\n", stranger)})
+	open(t, l)
+	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
+	creel := func(as *syscall.Credential, args ...string) (string, int) {
+		t.Helper()
+		out, errOut, code := l.CreelAs(as, "", args...)
+		return out + errOut, code
+	}
+	id, code := creel(guest, "run", "-d", "--image", "base", "--agent", "coder")
+	if code != 0 {
+		t.Fatal(id)
+	}
+	id = strings.TrimSpace(id)
+	out, _ := creel(guest, "agent", "show", "coder")
+	var a api.Agent
+	if err := json.Unmarshal([]byte(out), &a); err != nil || a.State != "active" || a.Expires == nil || !a.Expires.Ceiling || !a.Expires.Time.Equal(a.Created.Add(time.Hour)) {
+		t.Errorf("the agent is %s, %v", out, err)
+	}
+	if out, _ := creel(guest, "agent", "report"); !strings.Contains(out, "expires ") {
+		t.Errorf("the report has no word of it:\n%s", out)
+	}
+	for _, args := range [][]string{{"--in", "2h"}, {"--never"}} {
+		if out, code := creel(guest, append([]string{"agent", "expire", "coder"}, args...)...); code != 1 || !strings.Contains(out, "only an operator") {
+			t.Errorf("its caller, %v: %d %s", args, code, out)
+		}
+	}
+	if out, code := creel(guest, "agent", "expire", "coder", "--in", "0s"); code != 0 || !strings.Contains(out, "expired") {
+		t.Errorf("%d %s", code, out)
+	}
+	if res, err := l.Wait(t.Context(), id); err != nil || res.Reason != api.ReasonExpired {
+		t.Errorf("its sandbox: %+v, %v", res, err)
+	}
+	for range 2 {
+		if out, code := creel(guest, "run", "-d", "--image", "base", "--agent", "coder"); code != 125 || !strings.Contains(out, "expired at") {
+			t.Errorf("it has another: %d %s", code, out)
+		}
+		if out, _ := creel(guest, "agent", "ls"); !strings.Contains(out, "expired") {
+			t.Errorf("it is\n%s", out)
+		}
+		l.Kill()
+		l.Start()
+		open(t, l)
+	}
+	if out, code := creel(guest, "agent", "expire", "coder", "--in", "1h"); code != 1 || !strings.Contains(out, "only an operator") {
+		t.Errorf("its caller revives it: %d %s", code, out)
+	}
+	if out, code := creel(nil, "agent", "expire", a.ID, "--never"); code != 0 || !strings.Contains(out, "active") {
+		t.Errorf("an operator: %d %s", code, out)
+	}
+	id, code = creel(guest, "run", "-d", "--image", "base", "--agent", "coder")
+	if code != 0 {
+		t.Errorf("revived: %s", id)
+	}
+	// While no daemon runs, too.
+	if out, code := creel(guest, "agent", "expire", "coder", "--in", "2s"); code != 0 {
+		t.Error(out)
+	}
+	l.Kill()
+	time.Sleep(2 * time.Second)
+	l.Start()
+	if res, err := l.Wait(t.Context(), strings.TrimSpace(id)); err != nil || res.Reason != api.ReasonExpired {
+		t.Errorf("its sandbox: %+v, %v", res, err)
+	}
+	if out, _, code := l.Creel("audit", "log", "--action", "agent.expire"); code != 0 || strings.Count(out, "agent.expire") < 5 {
+		t.Errorf("on record: %d\n%s", code, out)
+	}
+}

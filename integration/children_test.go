@@ -378,6 +378,23 @@ func TestBusyParent(t *testing.T) {
 	if res, err := l.Wait(t.Context(), parent.ID); err != nil || res.Reason != api.ReasonIdle {
 		t.Errorf("the parent ended: %+v, %v", res, err)
 	}
+	idle := l.Spawn(api.SpawnRequest{Limits: api.Limits{Memory: 64 << 20, Idle: api.Duration(time.Second), OnIdle: "pause"}})
+	l.Eventually("it is paused", 10*time.Second, func() error {
+		if v, err := l.Inspect(t.Context(), idle.ID); err != nil || v.State != api.StatePaused {
+			return fmt.Errorf("%s, %w", v.State, err)
+		}
+		return nil
+	})
+	l.Spawn(api.SpawnRequest{Parent: idle.ID})
+	if v, err := l.Inspect(t.Context(), idle.ID); err != nil || v.State != api.StateRunning {
+		t.Errorf("the parent of a new child is %s, %v", v.State, err)
+	}
+	if err := l.Pause(t.Context(), idle.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Client.Spawn(t.Context(), api.SpawnRequest{Parent: idle.ID, Limits: api.Limits{Memory: 16 << 20}}); api.CodeOf(err) == "" {
+		t.Error("a sandbox that was paused has a child")
+	}
 	raw, err := json.Marshal(child)
 	if err != nil || !strings.Contains(string(raw), `"parent":"`+parent.ID+`"`) {
 		t.Errorf("%s, %v", raw, err)

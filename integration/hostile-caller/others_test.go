@@ -118,6 +118,18 @@ func othersAgents() []attempt {
 		agent("agent-show", "look at another user's agent", "GET", ""),
 		agent("agent-revoke", "have another user's agent revoked", "POST", "/revoke"),
 		agent("agent-restore", "restore another user's agent", "POST", "/restore"),
+		{name: "agent-expire", tries: "have another user's agent expire", fails: "not_found", do: func(a *attacker) string {
+			return a.ask("POST", "/v1/agents/victims-agent/expire", `{"at":"2026-01-01T00:00:00Z"}`).way()
+		}},
+		{name: "agent-for-ever", tries: "have the own agent live for ever", fails: "permission_denied", do: func(a *attacker) string {
+			return a.ask("POST", "/v1/agents/own/expire", `{"never":true}`).way()
+		}},
+		{name: "agent-longer", tries: "give the own agent more time than it was given", fails: "permission_denied", do: func(a *attacker) string {
+			if r := a.ask("POST", "/v1/agents/own/expire", `{"at":"2099-01-01T00:00:00Z"}`); r.status != http.StatusOK {
+				return r.way()
+			}
+			return a.ask("POST", "/v1/agents/own/expire", `{"at":"2099-01-01T00:00:01Z"}`).way()
+		}},
 		{name: "agent-list", tries: "find it in the list", fails: "not shown", do: func(a *attacker) string {
 			return a.without(a.ask("GET", "/v1/agents", ""), "victims-agent")
 		}},

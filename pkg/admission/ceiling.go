@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 )
@@ -28,6 +29,8 @@ type Ceiling struct {
 	SpawnRate, ExecRate int
 	ImageBytes          api.Size // of the caller's own images together
 	Connections         int
+	// AgentTTL is for how long an agent may run; 0 is for ever.
+	AgentTTL time.Duration
 }
 
 // Root is where directories may be to be mounted.

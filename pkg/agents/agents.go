@@ -3,7 +3,7 @@
 //
 // An agent is a caller and a name. It is there from its first sandbox on and
 // outlives them all. What is to be written is planned first (Use, Revoke,
-// Restore), committed by whoever keeps the state, and then Put: what is in
+// Restore, Expire), committed by whoever keeps the state, and then Put: what is in
 // memory is never ahead of the disk.
 package agents
 
@@ -18,7 +18,8 @@ import (
 )
 
 // MaxPerUser is how many agents one caller may have. Beyond it, the one that
-// was unused for longest is forgotten, unless it is revoked or has sandboxes.
+// was unused for longest is forgotten, unless it has sandboxes, or somebody
+// revoked it or set when it expires.
 const MaxPerUser = 1024
 
 // maxNames is how many names of each kind are remembered of what was used, and
@@ -32,6 +33,7 @@ const (
 const (
 	Active  = "active"
 	Revoked = "revoked"
+	Expired = "expired"
 )
 
 type key struct {
@@ -78,14 +80,40 @@ func (r *Registry) Drop(uid uint32, name string) {
 	}
 }
 
+// State is what an agent is at a moment: one that is active on disk has expired
+// when its time is over, by the host's clock.
+func State(a api.Agent, now time.Time) string {
+	if e := a.Expires; a.State == Active && e != nil && !e.Time.IsZero() && !now.Before(e.Time) {
+		return Expired
+	}
+	return a.State
+}
+
+// State is that of the agent of that name. One that is not known yet is active.
+func (r *Registry) State(uid uint32, name string, now time.Time) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a, ok := r.agents[key{uid, name}]; ok {
+		return State(a, now)
+	}
+	return Active
+}
+
 // Check is nil if an agent may run: an error of class permission_denied if it
-// is revoked. One that is not known yet may.
-func (r *Registry) Check(uid uint32, name string) error {
+// is revoked or has expired. One that is not known yet may.
+func (r *Registry) Check(uid uint32, name string, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, ok := r.agents[key{uid, name}]
-	if !ok || a.State == Active {
+	if !ok {
 		return nil
+	}
+	switch State(a, now) {
+	case Active:
+		return nil
+	case Expired:
+		return api.Errorf(api.CodeDenied, "agent %q expired at %s", name, a.Expires.Time.UTC().Format(time.RFC3339)).
+			WithHint("have an operator give it more time: creel agent expire " + a.ID + " --in 24h")
 	}
 	e := api.Errorf(api.CodeDenied, "agent %q is revoked", name).WithHint("creel agent restore " + name)
 	if a.Revoked != nil && a.Revoked.Operator {
@@ -95,10 +123,11 @@ func (r *Registry) Check(uid uint32, name string) error {
 }
 
 // Use is an agent as it is with one more sandbox, and, if there is no room for
-// a new one, the agent that is forgotten for it. busy says whether an agent has
-// sandboxes.
-func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Time, given *api.Grant, used api.Grant, busy func(uid uint32, name string) bool) (next api.Agent, forget *api.Agent, err error) {
-	if err := r.Check(caller.UID, name); err != nil {
+// a new one, the agent that is forgotten for it. ttl is the agent_ttl of its
+// ceiling, which counts from the first use under such a one. busy says whether
+// an agent has sandboxes.
+func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Time, given *api.Grant, ttl time.Duration, used api.Grant, busy func(uid uint32, name string) bool) (next api.Agent, forget *api.Agent, err error) {
+	if err := r.Check(caller.UID, name, now); err != nil {
 		return next, nil, err
 	}
 	r.mu.Lock()
@@ -107,13 +136,16 @@ func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Ti
 	if !ok {
 		if r.users[caller.UID] >= MaxPerUser {
 			if forget = r.oldestLocked(caller.UID, busy); forget == nil {
-				return next, nil, api.Errorf(api.CodeExhausted, "this user has %d agents that run or are revoked, the most there may be", MaxPerUser).
+				return next, nil, api.Errorf(api.CodeExhausted, "this user has %d agents that run, are revoked or were given a time, the most there may be", MaxPerUser).
 					WithHint("use the name of one that is there (creel agent ls)")
 			}
 		}
 		next = api.Agent{ID: newID, Name: name, Caller: caller, State: Active, Created: now}
 	}
 	next.LastUsed, next.Given = now, given
+	if next.Expires == nil && ttl > 0 {
+		next.Expires = &api.Expiry{Time: now.Add(ttl), Ceiling: true}
+	}
 	next.Spawns++
 	u := next.Used
 	next.Used = api.Grant{
@@ -143,7 +175,8 @@ func join(old, more []string) []string {
 func (r *Registry) oldestLocked(uid uint32, busy func(uint32, string) bool) *api.Agent {
 	var oldest *api.Agent
 	for k, a := range r.agents {
-		if k.uid == uid && a.State == Active && (oldest == nil || a.LastUsed.Before(oldest.LastUsed)) && !busy(uid, k.name) {
+		byHand := a.State == Revoked || a.Expires != nil && !a.Expires.Ceiling
+		if k.uid == uid && !byHand && (oldest == nil || a.LastUsed.Before(oldest.LastUsed)) && !busy(uid, k.name) {
 			oldest = &a
 		}
 	}
@@ -166,6 +199,17 @@ func Restore(a api.Agent, operator bool) (api.Agent, error) {
 		return a, api.Errorf(api.CodeDenied, "an operator revoked agent %q", a.Name).WithHint("have an operator restore it")
 	}
 	a.State, a.Revoked = Active, nil
+	return a, nil
+}
+
+// Expire is an agent that may run until at, or for ever if that is zero. Only
+// an operator gives it more time than it has, or takes back that an operator
+// set one: the error is of class permission_denied.
+func Expire(a api.Agent, at time.Time, by uint32, operator bool) (api.Agent, error) {
+	if e := a.Expires; !operator && (at.IsZero() || e != nil && !e.Time.IsZero() && at.After(e.Time)) {
+		return a, api.Errorf(api.CodeDenied, "only an operator gives agent %q more time", a.Name).WithHint("set an earlier time, or have an operator do it")
+	}
+	a.Expires = &api.Expiry{Time: at, UID: by, Operator: operator}
 	return a, nil
 }
 

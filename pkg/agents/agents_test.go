@@ -19,7 +19,7 @@ func idle(uint32, string) bool { return false }
 // use makes an agent do something, and keeps it.
 func use(t *testing.T, r *agents.Registry, id string, uid uint32, name string, at time.Time, used api.Grant, busy func(uint32, string) bool) (api.Agent, *api.Agent, error) {
 	t.Helper()
-	a, forget, err := r.Use(id, api.Caller{UID: uid}, name, at, &api.Grant{Ceiling: "default"}, used, busy)
+	a, forget, err := r.Use(id, api.Caller{UID: uid}, name, at, &api.Grant{Ceiling: "default"}, 0, used, busy)
 	if err == nil {
 		r.Put(a)
 		if forget != nil {
@@ -67,10 +67,10 @@ func TestRevoke(t *testing.T) {
 	}
 	own := agents.Revoke(a, 1, false, start)
 	r = agents.New([]api.Agent{own})
-	if _, _, err := use(t, r, "", 1, "coder", start, api.Grant{}, idle); api.CodeOf(err) != api.CodeDenied || api.CodeOf(r.Check(1, "coder")) != api.CodeDenied {
+	if _, _, err := use(t, r, "", 1, "coder", start, api.Grant{}, idle); api.CodeOf(err) != api.CodeDenied || api.CodeOf(r.Check(1, "coder", start)) != api.CodeDenied {
 		t.Errorf("a revoked agent: %v", err)
 	}
-	if r.Check(2, "coder") != nil || r.Check(1, "other") != nil {
+	if r.Check(2, "coder", start) != nil || r.Check(1, "other", start) != nil {
 		t.Error("another is revoked, too")
 	}
 	if back, err := agents.Restore(own, false); err != nil || back.State != agents.Active || back.Revoked != nil {
@@ -88,6 +88,73 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+// TestExpire: an agent has nothing more when its time is over, that is as its
+// ceiling says or somebody said, and only an operator gives more.
+func TestExpire(t *testing.T) {
+	r := agents.New(nil)
+	take := func(name string, at time.Time, ttl time.Duration) (api.Agent, error) {
+		t.Helper()
+		a, _, err := r.Use("id-"+name, api.Caller{UID: 1}, name, at, nil, ttl, api.Grant{}, idle)
+		if err == nil {
+			r.Put(a)
+		}
+		return a, err
+	}
+	hour := start.Add(time.Hour)
+	a, err := take("coder", start, time.Hour)
+	if err != nil || a.Expires == nil || !a.Expires.Time.Equal(hour) || !a.Expires.Ceiling {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if a, err = take("coder", start.Add(time.Minute), 2*time.Hour); err != nil || !a.Expires.Time.Equal(hour) {
+		t.Errorf("used again it has until %+v, %v", a.Expires, err)
+	}
+	for at, want := range map[time.Time]string{hour.Add(-1): agents.Active, hour: agents.Expired, hour.AddDate(9, 0, 0): agents.Expired} {
+		err := r.Check(1, "coder", at)
+		if s := r.State(1, "coder", at); s != want || (err == nil) != (want == agents.Active) || err != nil && api.CodeOf(err) != api.CodeDenied {
+			t.Errorf("at %s: %s, %v; want %s", at, s, err, want)
+		}
+	}
+	if _, err := take("coder", hour, 0); api.CodeOf(err) != api.CodeDenied {
+		t.Errorf("used after its time: %v", err)
+	}
+	if s := r.State(1, "nobody", start); s != agents.Active {
+		t.Errorf("one that is not known is %s", s)
+	}
+	for _, tt := range []struct {
+		what     string
+		at       time.Time
+		operator bool
+		ok       bool
+	}{
+		{"its caller, less", hour.Add(-time.Minute), false, true},
+		{"its caller, the same", hour, false, true},
+		{"its caller, more", hour.Add(time.Second), false, false},
+		{"its caller, for ever", time.Time{}, false, false},
+		{"an operator, more", hour.Add(time.Hour), true, true},
+		{"an operator, for ever", time.Time{}, true, true},
+	} {
+		b, err := agents.Expire(a, tt.at, 1, tt.operator)
+		if (err == nil) != tt.ok || err == nil && !b.Expires.Time.Equal(tt.at) || err != nil && api.CodeOf(err) != api.CodeDenied {
+			t.Errorf("%s: %+v, %v", tt.what, b.Expires, err)
+		}
+	}
+	ever, err := agents.Expire(a, time.Time{}, 0, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Put(ever)
+	if a, err := take("coder", hour, time.Hour); err != nil || !a.Expires.Time.IsZero() {
+		t.Errorf("what an operator gave for ever has until %+v, %v", a.Expires, err)
+	}
+	if b, err := agents.Expire(ever, hour, 1, false); err != nil || agents.State(b, hour) != agents.Expired {
+		t.Errorf("its caller ends it: %+v, %v", b, err)
+	}
+	dead := agents.Revoke(a, 1, false, start)
+	if s := agents.State(dead, hour); s != agents.Revoked {
+		t.Errorf("one that is revoked and over is %s", s)
+	}
+}
+
 // TestBound: beyond the bound the one unused for longest goes, and never one
 // that has sandboxes or is revoked.
 func TestBound(t *testing.T) {
@@ -97,14 +164,21 @@ func TestBound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if i == 0 {
+		switch i {
+		case 0:
 			r.Put(agents.Revoke(a, 1, false, start))
+		case 2: // by hand
+			a.Expires = &api.Expiry{Time: start, UID: 1}
+			r.Put(a)
+		case 3: // by the ceiling
+			a.Expires = &api.Expiry{Time: start, Ceiling: true}
+			r.Put(a)
 		}
 	}
 	busy := func(_ uint32, name string) bool { return name == "a1" }
 	_, forget, err := use(t, r, "", 1, "new", start, api.Grant{}, busy)
-	if err != nil || forget == nil || forget.Name != "a2" {
-		t.Errorf("%+v goes, %v; want a2", forget, err)
+	if err != nil || forget == nil || forget.Name != "a3" {
+		t.Errorf("%+v goes, %v; want a3", forget, err)
 	}
 	if n := len(r.List(1, false)); n != agents.MaxPerUser {
 		t.Errorf("%d agents", n)
@@ -164,6 +238,10 @@ func TestReport(t *testing.T) {
 	agent := func(name string, at time.Time, given *api.Grant, used api.Grant) api.Agent {
 		return api.Agent{ID: name, Name: name, State: agents.Active, LastUsed: at, Given: given, Used: used}
 	}
+	expires := func(a api.Agent, at time.Time) api.Agent {
+		a.Expires = &api.Expiry{Time: at}
+		return a
+	}
 	broad, open := full, full
 	broad.Profiles, broad.Memory = []string{"p", "q"}, 5
 	open.Runtimes, open.Pids = []string{"*"}, 0
@@ -173,7 +251,8 @@ func TestReport(t *testing.T) {
 	var got []string
 	for _, f := range agents.Report([]api.Agent{
 		agent("good", now, &full, used), agent("broad", now, &broad, used), agent("open", now, &open, used),
-		agent("operators", now, nil, api.Grant{}), old, running, agents.Revoke(agent("revoked", now, &full, used), 0, true, start),
+		agent("operators", now, nil, api.Grant{}), expires(agent("over", now, &full, used), now), expires(agent("ends", now, &full, used), now.AddDate(0, 0, 6)),
+		expires(agent("later", now, &full, used), now.AddDate(0, 0, 8)), expires(agent("never", now, &full, used), time.Time{}), old, running, agents.Revoke(agent("revoked", now, &full, used), 0, true, start),
 	}, now, 30*24*time.Hour) {
 		if f.Fix == "" {
 			t.Errorf("%+v has no fix", f)
@@ -185,6 +264,8 @@ func TestReport(t *testing.T) {
 		"broad wide: memory is 5, of which 1 was the most that was used together",
 		"open grant: runtimes is *; used: r",
 		"open wide: pids has no bound",
+		"over expired: expired 2026-02-10T00:00:00Z",
+		"ends expiring: expires 2026-02-16T00:00:00Z",
 		"old unused: not seen for 40 days",
 		"revoked revoked: revoked 2026-01-01T00:00:00Z",
 	}

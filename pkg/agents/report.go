@@ -13,17 +13,27 @@ import (
 // nobody says otherwise.
 const UnusedFor = 30 * 24 * time.Hour
 
+// soon is how long before its time an agent is told to expire.
+const soon = 7 * 24 * time.Hour
+
 // wide is how many times what was used a total may be before it is told.
 const wide = 4
 
 // Report lists what of agents nobody seems to need: those not used for long,
-// those that are revoked, and grants and totals that were never used. It only
+// those that are revoked, have expired or soon will, and grants and totals that were never used. It only
 // looks at what it is given.
 func Report(list []api.Agent, now time.Time, unusedFor time.Duration) []api.Finding {
 	out := []api.Finding{}
 	for _, a := range list {
 		add := func(kind, what, fix string) {
 			out = append(out, api.Finding{Agent: a.Name, ID: a.ID, UID: a.Caller.UID, Kind: kind, What: what, Fix: fix})
+		}
+		switch e := a.Expires; {
+		case State(a, now) == Expired:
+			add("expired", "expired "+e.Time.UTC().Format(time.RFC3339), "creel agent expire "+a.ID+" --in TIME, if it is to run again")
+			continue
+		case a.State == Active && e != nil && !e.Time.IsZero() && e.Time.Sub(now) <= soon:
+			add("expiring", "expires "+e.Time.UTC().Format(time.RFC3339), "creel agent expire "+a.ID+" --in TIME, if it is to go on")
 		}
 		if a.State == Revoked {
 			add("revoked", "revoked "+a.Revoked.Time.UTC().Format(time.RFC3339), "creel agent restore "+a.ID+", if it is to run again")

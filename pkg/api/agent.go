@@ -8,12 +8,14 @@ type Agent struct {
 	ID     string `json:"id"`
 	Name   string `json:"name"`
 	Caller Caller `json:"caller"`
-	State  string `json:"state"` // active or revoked
+	State  string `json:"state"` // active, revoked or expired
 	// Created and LastUsed are when its first and its last sandbox were made.
 	Created  time.Time `json:"created"`
 	LastUsed time.Time `json:"last_used"`
 	// Revoked says who revoked it and when.
 	Revoked *Revocation `json:"revoked,omitempty"`
+	// Expires says from when on it may run no more; nil is never.
+	Expires *Expiry `json:"expires,omitempty"`
 	// Given is the ceiling that its last sandbox was held against; of an
 	// operator's none.
 	Given *Grant `json:"given,omitempty"`
@@ -33,6 +35,23 @@ type Revocation struct {
 	UID  uint32    `json:"uid"`
 	// Operator says that an operator did, and that only one can restore it.
 	Operator bool `json:"operator,omitempty"`
+}
+
+// Expiry is when an agent's right to run ends, and who set that.
+type Expiry struct {
+	// Time is zero for never, which an operator can set.
+	Time time.Time `json:"time,omitzero"`
+	// Ceiling says that the agent_ttl of its ceiling did, nobody by name.
+	Ceiling  bool   `json:"ceiling,omitempty"`
+	UID      uint32 `json:"uid,omitempty"`
+	Operator bool   `json:"operator,omitempty"`
+}
+
+// ExpireRequest sets it: one of the two.
+type ExpireRequest struct {
+	// At is the moment; one that is over is now.
+	At    time.Time `json:"at,omitzero"`
+	Never bool      `json:"never,omitempty"`
 }
 
 // Grant is what an agent was given, or used. A total of 0 is no bound.

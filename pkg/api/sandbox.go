@@ -176,6 +176,7 @@ const (
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked
 	ReasonRevoked Reason = "revoked" // its agent was
+	ReasonExpired Reason = "expired" // its agent had
 	ReasonParent  Reason = "parent"  // the sandbox it was a child of ended
 	ReasonDisk    Reason = "disk"    // paused: it went on writing while the disk was nearly full
 )

@@ -131,6 +131,10 @@ func (b *box) RestoreAgent(context.Context, peer.Cred, string) (*api.Agent, erro
 	return &api.Agent{}, b.done("restore")
 }
 
+func (b *box) ExpireAgent(context.Context, peer.Cred, string, time.Time) (*api.Agent, error) {
+	return &api.Agent{}, b.done("expire")
+}
+
 func (b *box) Prune(context.Context, peer.Cred, api.PruneRequest) (*api.PruneResult, error) {
 	return &api.PruneResult{}, b.done("prune")
 }
@@ -175,6 +179,10 @@ var calls = []struct {
 	}},
 	{"restore", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.RestoreAgent(ctx, c, "a")
+		return err
+	}},
+	{"expire", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.ExpireAgent(ctx, c, "a", time.Time{})
 		return err
 	}},
 	{"revoke", false, func(ctx context.Context, s server.Service, c peer.Cred) error {

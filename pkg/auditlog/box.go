@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/peer"
@@ -94,6 +95,21 @@ func (s *service) RevokeAgent(ctx context.Context, c peer.Cred, ref string) (*ap
 	agent, err := s.Actions.RevokeAgent(ctx, c, ref)
 	a.agent(agent)
 	return agent, a.done(err)
+}
+
+// ExpireAgent implements server.Service.
+func (s *service) ExpireAgent(ctx context.Context, c peer.Cred, ref string, at time.Time) (agent *api.Agent, err error) {
+	a := s.r.begin(ctx, c, "agent.expire", "", ref)
+	a.Asked = map[string]string{"at": "never"}
+	if !at.IsZero() {
+		a.Asked["at"] = at.UTC().Format(time.RFC3339)
+	}
+	err = s.working(ctx, a, func() error {
+		agent, err = s.Actions.ExpireAgent(ctx, c, ref, at)
+		a.agent(agent)
+		return err
+	})
+	return agent, err
 }
 
 // RestoreAgent implements server.Service.

@@ -15,7 +15,7 @@ func agentCommand(a *app) *cobra.Command {
 		Use: "agent", Short: "Agents: whom sandboxes belong to", Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(agentListCommand(a), agentShowCommand(a), agentRevokeCommand(a), agentRestoreCommand(a), agentReportCommand(a))
+	cmd.AddCommand(agentListCommand(a), agentShowCommand(a), agentRevokeCommand(a), agentRestoreCommand(a), agentExpireCommand(a), agentReportCommand(a))
 	return cmd
 }
 
@@ -26,13 +26,13 @@ func agentListCommand(a *app) *cobra.Command {
 			return orJSON(a, list, err)
 		}
 		var t table
-		t.header("ID", "NAME", "UID", "STATE", "SANDBOXES", "SPAWNS", "CREATED", "LAST USED", "CEILING")
+		t.header("ID", "NAME", "UID", "STATE", "SANDBOXES", "SPAWNS", "CREATED", "LAST USED", "EXPIRES", "CEILING")
 		for _, g := range list {
 			ceiling := "operator"
 			if g.Given != nil {
 				ceiling = g.Given.Ceiling
 			}
-			t.row(g.ID, g.Name, g.Caller.UID, g.State, g.Sandboxes, g.Spawns, ago(g.Created, time.Now()), ago(g.LastUsed, time.Now()), ceiling)
+			t.row(g.ID, g.Name, g.Caller.UID, g.State, g.Sandboxes, g.Spawns, ago(g.Created, time.Now()), ago(g.LastUsed, time.Now()), expiry(g), ceiling)
 		}
 		return a.writeTable(&t)
 	}}
@@ -68,12 +68,64 @@ func agentRestoreCommand(a *app) *cobra.Command {
 	}}
 }
 
+func agentExpireCommand(a *app) *cobra.Command {
+	var in api.Duration
+	var at string
+	var never bool
+	cmd := &cobra.Command{
+		Use: "expire (--in TIME | --at RFC3339 | --never) AGENT", Short: "Say until when an agent may run",
+		Long: `Say until when an agent may run. Then its sandboxes end, and it has no more.
+Only an operator can give it more time than it has.`,
+		Example: "  creel agent expire coder --in 24h",
+		Args:    args(1, 1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			req := api.ExpireRequest{Never: never}
+			set := 0
+			for _, name := range []string{"in", "at", "never"} {
+				if cmd.Flags().Changed(name) {
+					set++
+				}
+			}
+			if set != 1 {
+				return misuse("want one of --in, --at and --never")
+			}
+			switch {
+			case at != "":
+				var err error
+				if req.At, err = time.Parse(time.RFC3339, at); err != nil {
+					return misuse("--at %q: want a time such as %s", at, time.Now().UTC().Add(24*time.Hour).Format(time.RFC3339))
+				}
+			case !never:
+				req.At = time.Now().UTC().Add(in.D()).Truncate(time.Second)
+			}
+			g, err := a.client().ExpireAgent(cmd.Context(), names[0], req)
+			return a.saidAgent(g, err)
+		},
+	}
+	durationVar(cmd.Flags(), &in, "in", "so long from now")
+	cmd.Flags().StringVar(&at, "at", "", "at this time, as RFC 3339 has it")
+	cmd.Flags().BoolVar(&never, "never", false, "never")
+	return cmd
+}
+
+// expiry is when an agent's time is over, for people.
+func expiry(g api.Agent) string {
+	if g.Expires == nil || g.Expires.Time.IsZero() {
+		return "never"
+	}
+	return g.Expires.Time.UTC().Format(time.RFC3339)
+}
+
 func (a *app) saidAgent(g *api.Agent, err error) error {
 	if err != nil || a.json {
 		return orJSON(a, g, err)
 	}
 	var t table
-	t.row(g.Name, g.State)
+	row := []any{g.Name, g.State}
+	if when := expiry(*g); when != "never" {
+		row = append(row, "until "+when)
+	}
+	t.row(row...)
 	return a.writeTable(&t)
 }
 
@@ -81,7 +133,8 @@ func agentReportCommand(a *app) *cobra.Command {
 	unused := api.Duration(agents.UnusedFor)
 	cmd := &cobra.Command{
 		Use: "report [--unused-for TIME]", Short: "List what agents were given and do not use",
-		Long: `List agents that were not seen for long or are revoked, and of the others what
+		Long: `List agents that were not seen for long, are revoked, have expired or will within
+a week, and of the others what
 of their ceiling they never used: profiles, runtimes, directories, and totals of
 which less than a quarter was ever used together.`,
 		Args: args(0, 0),

@@ -47,7 +47,7 @@ func TestJSONEverywhere(t *testing.T) {
 		t.Fatal(errOut)
 	}
 	verbs := map[string][]string{ // in this order
-		"creel agent ls": nil, "creel agent show": {"coder"}, "creel agent revoke": {"coder"}, "creel agent restore": {"coder"}, "creel agent report": nil,
+		"creel agent ls": nil, "creel agent show": {"coder"}, "creel agent revoke": {"coder"}, "creel agent restore": {"coder"}, "creel agent expire": {"--never", "coder"}, "creel agent report": nil,
 		"creel audit anchor": nil, "creel audit key": nil, "creel audit log": nil, "creel commit": {"box", "x:1"}, "creel explain": nil,
 		"creel cp": {archive, "box:/workspace"}, "creel diff": {"box"}, "creel evidence": {"box"}, "creel exec ls": {"box"}, "creel inspect": {"box"},
 		"creel logs": {"box"}, "creel ls": {"box:/"}, "creel ps": nil, "creel stats": {"--no-stream"}, "creel top": {"box"}, "creel doctor": nil, "creel version": nil,

@@ -169,6 +169,7 @@ var reasons = map[api.Reason]string{
 	api.ReasonStopped: "ended: the sandbox was stopped",
 	api.ReasonKilled:  "ended: killed",
 	api.ReasonRevoked: "ended: its agent was revoked",
+	api.ReasonExpired: "ended: its agent expired",
 	api.ReasonParent:  "ended: the sandbox it was a child of ended",
 	api.ReasonLost:    "ended: the daemon lost its client",
 	api.ReasonDied:    "ended: the sandbox's first process died unasked",

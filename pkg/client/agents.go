@@ -29,6 +29,11 @@ func (c *Client) RestoreAgent(ctx context.Context, ref string) (*api.Agent, erro
 	return c.agent(ctx, request{method: http.MethodPost, path: route("agents", ref, "restore")})
 }
 
+// ExpireAgent sets until when an agent may run.
+func (c *Client) ExpireAgent(ctx context.Context, ref string, req api.ExpireRequest) (*api.Agent, error) {
+	return c.agent(ctx, request{method: http.MethodPost, path: route("agents", ref, "expire"), in: req})
+}
+
 func (c *Client) agent(ctx context.Context, r request) (*api.Agent, error) {
 	var out api.Agent
 	if err := c.call(ctx, r, &out); err != nil {

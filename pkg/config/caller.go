@@ -33,6 +33,9 @@ type Caller struct {
 	ExecRate    int      `toml:"exec_rate"`
 	ImageBytes  api.Size `toml:"image_bytes"`
 	Connections int      `toml:"connections"`
+	// AgentTTL is for how long an agent of the caller's may run, from its first
+	// sandbox on; 0 is for ever.
+	AgentTTL api.Duration `toml:"agent_ttl"`
 }
 
 // DefaultCaller is the shipped ceiling, of those whom the socket lets in.
@@ -136,6 +139,7 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 		{"exec_rate", float64(c.ExecRate), 1 << 30},
 		{"image_bytes", float64(c.ImageBytes), 1 << 60},
 		{"connections", float64(c.Connections), 65536},
+		{"agent_ttl", c.AgentTTL.D().Seconds(), 10 * 365 * 24 * 3600},
 	} {
 		if n.v < 0 || n.v > n.hi || math.IsNaN(n.v) {
 			bad(n.key, "%.10g is not from 0 to %.10g", n.v, n.hi)

@@ -30,7 +30,7 @@ func (l *Launcher) FindAgent(c peer.Cred, ref string) (*api.Agent, error) {
 }
 
 func (l *Launcher) viewAgent(a api.Agent) api.Agent {
-	a.Sandboxes = len(l.liveOf(a))
+	a.Sandboxes, a.State = len(l.liveOf(a)), agents.State(a, time.Now())
 	return a
 }
 
@@ -78,6 +78,18 @@ func (l *Launcher) RevokeAgent(ctx context.Context, c peer.Cred, ref string) (*a
 func (l *Launcher) RestoreAgent(_ context.Context, c peer.Cred, ref string) (*api.Agent, error) {
 	operator := l.Callers.Operator(c)
 	a, err := l.changeAgent(c, ref, func(a api.Agent) (api.Agent, error) { return agents.Restore(a, operator) })
+	if err != nil {
+		return nil, err
+	}
+	a = l.viewAgent(a)
+	return &a, nil
+}
+
+// ExpireAgent sets until when an agent may run. What it has then is ended by
+// the watch.
+func (l *Launcher) ExpireAgent(_ context.Context, c peer.Cred, ref string, at time.Time) (*api.Agent, error) {
+	operator := l.Callers.Operator(c)
+	a, err := l.changeAgent(c, ref, func(a api.Agent) (api.Agent, error) { return agents.Expire(a, at, c.UID, operator) })
 	if err != nil {
 		return nil, err
 	}

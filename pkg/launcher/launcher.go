@@ -426,7 +426,7 @@ func (l *Launcher) useAgentLocked(c peer.Cred, r api.SpawnRequest) (api.Agent, *
 		}
 		return taken[name]
 	}
-	return l.Agents.Use(randomText(16), api.Caller{UID: c.UID, GID: c.GID}, r.Agent, time.Now().UTC(), l.Callers.Given(c), used, busy)
+	return l.Agents.Use(randomText(16), api.Caller{UID: c.UID, GID: c.GID}, r.Agent, time.Now().UTC(), l.Callers.Given(c), l.Callers.AgentTTL(c), used, busy)
 }
 
 // mayRun is nil if the sandbox's agent may run, and its parent still does.
@@ -434,5 +434,5 @@ func (sb *sandbox) mayRun() error {
 	if sb.orphan() {
 		return api.Errorf(api.CodeConflict, "sandbox %s is a child of %s, which has ended", sb.id, sb.fixed.Sandbox.Parent)
 	}
-	return sb.l.Agents.Check(sb.fixed.Sandbox.Caller.UID, sb.fixed.Sandbox.Agent)
+	return sb.l.Agents.Check(sb.fixed.Sandbox.Caller.UID, sb.fixed.Sandbox.Agent, time.Now())
 }

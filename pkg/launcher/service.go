@@ -87,7 +87,7 @@ func (l *Launcher) hostCan(a *admission.Admitted) error {
 // one, but for their totals, and refuses a revoked agent, for which nothing is to be made: no home either.
 // Whoever is revoked later is refused where the record is made.
 func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted, parent *sandbox, dirs []*os.File) ([]api.Rule, error) {
-	if err := l.Agents.Check(c.UID, a.Request.Agent); err != nil {
+	if err := l.Agents.Check(c.UID, a.Request.Agent, time.Now()); err != nil {
 		return nil, err
 	}
 	q := policy.Question{

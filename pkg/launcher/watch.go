@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/agentinit"
+	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/verify"
@@ -150,7 +151,11 @@ func (l *Launcher) check(ctx context.Context, now time.Time) {
 			continue
 		}
 		if (state == api.StateRunning || state == api.StatePaused) && sb.mayRun() != nil {
-			sb.end(api.ReasonRevoked, nil)
+			why := api.ReasonRevoked
+			if l.Agents.State(sb.fixed.Sandbox.Caller.UID, sb.fixed.Sandbox.Agent, now) == agents.Expired {
+				why = api.ReasonExpired
+			}
+			sb.end(why, nil)
 			continue
 		}
 		switch state {

@@ -110,6 +110,15 @@ func (r *Rules) Name(c peer.Cred) string {
 	return "operator"
 }
 
+// AgentTTL is for how long an agent of the caller's may run from its first
+// sandbox on; 0 is for ever.
+func (r *Rules) AgentTTL(c peer.Cred) time.Duration {
+	if ceiling := r.Ceiling(c); ceiling != nil {
+		return ceiling.AgentTTL
+	}
+	return 0
+}
+
 // Given is a caller's ceiling as it is remembered of its agents; nil for an
 // operator.
 func (r *Rules) Given(c peer.Cred) *api.Grant {

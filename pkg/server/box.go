@@ -319,3 +319,17 @@ func (s *Server) restoreAgent(w http.ResponseWriter, r *http.Request, c Caller) 
 	}
 	return answerOne(w)(s.svc.RestoreAgent(r.Context(), c, r.PathValue("ref")))
 }
+
+func (s *Server) expireAgent(w http.ResponseWriter, r *http.Request, c Caller) error {
+	var req api.ExpireRequest
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	if req.Never == !req.At.IsZero() {
+		return api.Errorf(api.CodeInvalid, "the request is not valid: want at, a time, or never: one of the two")
+	}
+	return answerOne(w)(s.svc.ExpireAgent(r.Context(), c, r.PathValue("ref"), req.At))
+}

@@ -353,6 +353,11 @@ func (f *fake) RestoreAgent(_ context.Context, c server.Caller, ref string) (*ap
 	return &api.Agent{ID: "a1", Name: ref, State: "active"}, nil
 }
 
+func (f *fake) ExpireAgent(_ context.Context, c server.Caller, ref string, at time.Time) (*api.Agent, error) {
+	f.note(c, "ExpireAgent", ref, at)
+	return &api.Agent{ID: "a1", Name: ref, State: "active"}, nil
+}
+
 func (f *fake) Profiles(_ context.Context, c server.Caller) ([]api.Profile, error) {
 	return nil, f.note(c, "Profiles")
 }

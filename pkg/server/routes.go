@@ -71,6 +71,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/agents/{ref}", handle: (*Server).agent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/revoke", handle: (*Server).revokeAgent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/restore", handle: (*Server).restoreAgent},
+	{Method: "POST", Pattern: "/v1/agents/{ref}/expire", handle: (*Server).expireAgent},
 
 	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},

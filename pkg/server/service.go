@@ -137,6 +137,9 @@ type Actions interface {
 	// RestoreAgent takes that back. What an operator revoked, only an operator
 	// restores; else the error is api.CodeDenied.
 	RestoreAgent(ctx context.Context, c Caller, ref string) (*api.Agent, error)
+	// ExpireAgent sets until when an agent may run; zero is for ever. Only an
+	// operator gives it more time; else the error is api.CodeDenied.
+	ExpireAgent(ctx context.Context, c Caller, ref string, at time.Time) (*api.Agent, error)
 
 	Profiles(ctx context.Context, c Caller) ([]api.Profile, error)
 	Profile(ctx context.Context, c Caller, name string) (*api.Profile, error)

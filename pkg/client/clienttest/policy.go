@@ -39,6 +39,12 @@ func (d *Daemon) RestoreAgent(_ context.Context, _ server.Caller, ref string) (*
 	return &api.Agent{Name: ref, State: "active"}, nil
 }
 
+// ExpireAgent says that it did.
+func (d *Daemon) ExpireAgent(_ context.Context, _ server.Caller, ref string, at time.Time) (*api.Agent, error) {
+	a := &api.Agent{Name: ref, State: "active", Expires: &api.Expiry{Time: at}}
+	return a, nil
+}
+
 // Explain refuses the profile "open", and counts the directories.
 func (d *Daemon) Explain(_ context.Context, _ server.Caller, req api.SpawnRequest, dirs []*os.File) (*api.Decision, error) {
 	profiles := api.Rule{Rule: "ceiling.profiles", Field: "profile", Asked: req.Profile, Allowed: "strict", OK: req.Profile != "open"}
