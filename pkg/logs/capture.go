@@ -165,7 +165,7 @@ func (l *Log) roomLocked(source string) error {
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
-	full := l.sizes[0]+l.sizes[Stdout]+l.sizes[Stderr] >= l.max/2
+	full := l.fullLocked()
 	switch {
 	case l.gen == 0: // the first byte of a tagged log
 		if err := errors.Join(l.mkdir(), l.begin()); err != nil {

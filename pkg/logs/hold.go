@@ -58,12 +58,17 @@ func (l *Log) heldLocked() bool {
 	return false
 }
 
-// untilFree waits until no reader is behind, or ctx ends. The output stays in
-// the pipe meanwhile, which stops the command.
+// fullLocked says whether the current generation has what one may have.
+func (l *Log) fullLocked() bool { return l.sizes[0]+l.sizes[Stdout]+l.sizes[Stderr] >= l.max/2 }
+
+// untilFree waits until no reader is behind, or ctx ends, or there is room in a
+// generation that the capture of another stream has begun: a reader comes to it
+// only when something is in it. The output stays in the pipe meanwhile, which
+// stops the command.
 func (l *Log) untilFree(ctx context.Context) error {
 	for {
 		l.mu.Lock()
-		held, freed := l.heldLocked() && !l.ending, l.freed
+		held, freed := l.fullLocked() && l.heldLocked() && !l.ending, l.freed
 		l.mu.Unlock()
 		if !held {
 			return nil

@@ -71,6 +71,50 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// TestHoldTwoStreams: of two streams that wait for a reader, the one that goes
+// on first begins a new generation. The other has room there, and must not wait
+// for the reader to come to it: the reader waits for something to be in it.
+func TestHoldTwoStreams(t *testing.T) {
+	const piece, pieces = 3000, 300
+	for range 20 {
+		l := open(t, t.TempDir()+"/log", 4<<10)
+		l.Expect(time.Minute)
+		captured, read := make(chan error, 2), make(chan error, 1)
+		for _, stream := range []byte{logs.Stdout, logs.Stderr} {
+			r, w := pipe(t)
+			go func() { captured <- l.Capture(t.Context(), stream, r) }()
+			go func() {
+				for range pieces {
+					_, _ = w.WriteString(strings.Repeat("x", piece))
+				}
+				_ = w.Close()
+			}()
+		}
+		n := 0
+		go func() {
+			read <- l.Read(t.Context(), logs.ReadOptions{Follow: true, Hold: true}, func(p logs.Piece) error {
+				n += len(p.Data)
+				return nil
+			})
+		}()
+		late := time.After(20 * time.Second)
+		for range 2 {
+			select {
+			case err := <-captured:
+				if err != nil {
+					t.Fatal(err)
+				}
+			case <-late:
+				t.Fatal("the streams wait for a reader that waits for them")
+			}
+		}
+		_ = l.Close()
+		if err := <-read; err != nil || n != 2*piece*pieces {
+			t.Fatalf("%d bytes came, %v", n, err)
+		}
+	}
+}
+
 // untilFull returns when the pipe that is captured is full, and stays so while
 // the log takes nothing: its writer waits. What is captured to its end was not
 // held.
