@@ -33,6 +33,10 @@ const (
 	// that is still sending find the connection broken, and perhaps not read
 	// what it was sent before.
 	linger = 2 * time.Second
+	// lastInput is how long the input that a client sent before it hung up may
+	// take to reach the command. What is there is read at once; only a command
+	// that does not take it uses up the time.
+	lastInput = 20 * time.Millisecond
 	// lastWord is how long a client may take to read why its session ended.
 	lastWord = 100 * time.Millisecond
 )
@@ -58,7 +62,10 @@ func newSession(s *Server, sess Session, conn *fdconn.Conn, r *bufio.Reader) *se
 func (e *session) run(ctx context.Context) {
 	ctx, e.cancel = context.WithCancelCause(ctx)
 	defer e.cancel(nil)
-	unwatch, err := e.s.hangups.watch(e.conn, func() { e.cancel(errLost) })
+	unwatch, err := e.s.hangups.watch(e.conn, func() {
+		// readFrames does so itself when it has read what was sent.
+		time.AfterFunc(lastInput, func() { e.cancel(errLost) })
+	})
 	if err != nil {
 		e.end(e.s.errorFrame(ctx, e.frames.Writer, err))
 		return
@@ -185,9 +192,10 @@ func (e *session) linger(ctx context.Context) {
 // readFrames does what the client says until it says no more.
 func (e *session) readFrames(ctx context.Context) {
 	in := make(chan []byte, stdinQueue)
-	defer close(in)
-	stdin := e.sess.Stdin()
-	e.wg.Go(func() { feed(stdin, in) })
+	done := sync.OnceFunc(func() { close(in) })
+	defer done()
+	stdin, fed := e.sess.Stdin(), make(chan struct{})
+	e.wg.Go(func() { feed(stdin, in); close(fed) })
 	for {
 		f, err := e.frames.Next()
 		if err == nil {
@@ -196,6 +204,12 @@ func (e *session) readFrames(ctx context.Context) {
 		switch {
 		case err == nil:
 		case stream.Gone(err):
+			done()
+			select {
+			case <-fed:
+			case <-time.After(lastInput):
+			case <-ctx.Done():
+			}
 			e.cancel(errLost)
 			return
 		case errors.Is(err, stream.ErrProtocol):

@@ -165,6 +165,38 @@ func TestExitLingers(t *testing.T) {
 	}
 }
 
+// TestInputBeforeHangUp: what a client sent reaches the command also if it hangs
+// up at once, as one does that types and leaves; a command that does not take
+// it holds up nothing.
+func TestInputBeforeHangUp(t *testing.T) {
+	d := start(t, server.Options{})
+	send := func(typed string) *fakeSession {
+		t.Helper()
+		sess := newSession()
+		d.svc.set(func() { d.svc.session = sess })
+		c, conn := upgrade(t, d, `{"command":["cat"],"stdin":true}`)
+		next(t, c)
+		if err := errors.Join(c.Write(stream.Stdin, []byte(typed)), conn.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return sess
+	}
+	for range 50 {
+		sess := send("typed")
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(sess.in, got); string(got) != "typed" || err != nil {
+			t.Fatalf("the command gets %q, %v", got, err)
+		}
+		<-sess.closed
+	}
+	sess := send("not taken")
+	select {
+	case <-sess.closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the session goes on without its client")
+	}
+}
+
 // TestSlowReaderGetsAll: the command has ended long before the client reads.
 func TestSlowReaderGetsAll(t *testing.T) {
 	d := start(t, server.Options{})

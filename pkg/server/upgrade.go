@@ -113,6 +113,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, start func(cont
 	if _, err := fc.Write([]byte(head + RequestID(r.Context()) + "\r\n\r\n")); err != nil {
 		return nil //nolint:nilerr // the client has gone; closing the session is all there is to do
 	}
-	newSession(s, sess, fc, buf.Reader).run(r.Context())
+	// net/http cancels the request's context at the end of what it reads from,
+	// which is before what came with it has reached the command.
+	newSession(s, sess, fc, buf.Reader).run(context.WithoutCancel(r.Context()))
 	return nil
 }
