@@ -18,8 +18,8 @@ import (
 )
 
 // MaxPerUser is how many agents one caller may have. Beyond it, the one that
-// was unused for longest is forgotten, unless it has sandboxes, or somebody
-// revoked it or set when it expires.
+// was unused for longest is forgotten, unless it has sandboxes, is revoked or
+// has an end.
 const MaxPerUser = 1024
 
 // maxNames is how many names of each kind are remembered of what was used, and
@@ -136,7 +136,7 @@ func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Ti
 	if !ok {
 		if r.users[caller.UID] >= MaxPerUser {
 			if forget = r.oldestLocked(caller.UID, busy); forget == nil {
-				return next, nil, api.Errorf(api.CodeExhausted, "this user has %d agents that run, are revoked or were given a time, the most there may be", MaxPerUser).
+				return next, nil, api.Errorf(api.CodeExhausted, "this user has %d agents that run, are revoked or have an end, the most there may be", MaxPerUser).
 					WithHint("use the name of one that is there (creel agent ls)")
 			}
 		}
@@ -175,8 +175,10 @@ func join(old, more []string) []string {
 func (r *Registry) oldestLocked(uid uint32, busy func(uint32, string) bool) *api.Agent {
 	var oldest *api.Agent
 	for k, a := range r.agents {
-		byHand := a.State == Revoked || a.Expires != nil && !a.Expires.Ceiling
-		if k.uid == uid && !byHand && (oldest == nil || a.LastUsed.Before(oldest.LastUsed)) && !busy(uid, k.name) {
+		// Made again under its name, a revoked one would be active, and one with
+		// an end would have all of its time once more.
+		keep := a.State == Revoked || a.Expires != nil && !a.Expires.Time.IsZero()
+		if k.uid == uid && !keep && (oldest == nil || a.LastUsed.Before(oldest.LastUsed)) && !busy(uid, k.name) {
 			oldest = &a
 		}
 	}

@@ -173,12 +173,15 @@ func TestBound(t *testing.T) {
 		case 3: // by the ceiling
 			a.Expires = &api.Expiry{Time: start, Ceiling: true}
 			r.Put(a)
+		case 4: // for ever, by an operator
+			a.Expires = &api.Expiry{Operator: true}
+			r.Put(a)
 		}
 	}
 	busy := func(_ uint32, name string) bool { return name == "a1" }
 	_, forget, err := use(t, r, "", 1, "new", start, api.Grant{}, busy)
-	if err != nil || forget == nil || forget.Name != "a3" {
-		t.Errorf("%+v goes, %v; want a3", forget, err)
+	if err != nil || forget == nil || forget.Name != "a4" {
+		t.Errorf("%+v goes, %v; want a4", forget, err)
 	}
 	if n := len(r.List(1, false)); n != agents.MaxPerUser {
 		t.Errorf("%d agents", n)
