@@ -17,8 +17,8 @@ import (
 
 // The steps of a launch and its effects, as pkg/launcher names them.
 var (
-	steps   = []string{"image", "reserve", "init", "netns", "nested", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
-	effects = []string{"rundir", "unix_peers", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
+	steps   = []string{"image", "reserve", "init", "netns", "socket", "nested", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
+	effects = []string{"rundir", "unix_peers", "socket", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
 )
 
 // everything is a request whose launch makes every effect there is.
@@ -32,7 +32,7 @@ func everything(t *testing.T, l *lab.Lab) api.SpawnRequest {
 		t.Fatal(err)
 	}
 	return api.SpawnRequest{
-		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral",
+		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral", Socket: true,
 		Limits: api.Limits{Memory: 128 << 20, Disk: 64 << 20}, // more than a quarter: a loop device
 		Mounts: []api.Mount{{Source: dir, Target: "/workspace", ReadOnly: true}, {Volume: "kept", Target: "/workspace/kept"}},
 	}

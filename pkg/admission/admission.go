@@ -158,6 +158,9 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	if r.Home == "persistent" {
 		checkHome(&ps, r.Mounts)
 	}
+	if r.Socket {
+		checkSocket(&ps, r.Mounts)
+	}
 	a.Limits = resolveLimits(&ps, r.Limits, p)
 	checkProcess(&ps, r.Command, r.Env, r.Workdir, len(r.Command) == 0)
 	if len(r.Command) == 0 {
@@ -304,6 +307,15 @@ func checkHome(ps *problems, mounts []api.Mount) {
 	for i, m := range mounts {
 		if within(m.Target, spec.Home) {
 			ps.add(fmt.Sprintf("mounts[%d].target", i), m.Target, "not in a persistent home; /workspace, for instance")
+		}
+	}
+}
+
+// checkSocket keeps mounts from the place of the sandbox's own socket.
+func checkSocket(ps *problems, mounts []api.Mount) {
+	for i, m := range mounts {
+		if within(m.Target, spec.SocketDir) || within(spec.SocketDir, m.Target) {
+			ps.add(fmt.Sprintf("mounts[%d].target", i), m.Target, "not in or over %s, where the sandbox's own socket is", spec.SocketDir)
 		}
 	}
 }

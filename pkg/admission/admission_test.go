@@ -90,6 +90,7 @@ func TestResolveProblems(t *testing.T) {
 		{"unclean", mount("/a/../b"), []string{"mounts[0].target"}},
 		{"relative", mount("a"), []string{"mounts[0].target"}},
 		{"control character", mount("/a\x1b"), []string{"mounts[0].target"}},
+		{"mounts over its own socket", api.SpawnRequest{Socket: true, Mounts: []api.Mount{{FD: new(0), Target: "/run/creel"}, {FD: new(1), Target: "/run"}, {Volume: "v", Target: "/run/creel/x"}, {Volume: "w", Target: "/run/creels"}}}, []string{"mounts[0].target", "mounts[1].target", "mounts[2].target"}},
 		{"one place twice", api.SpawnRequest{Mounts: []api.Mount{{FD: new(0), Target: "/w/x"}, {FD: new(1), Target: "/w"}, {Volume: "v", Target: "/w/x"}}}, []string{"mounts[2].target"}},
 		{"strict is read-only", api.SpawnRequest{Profile: "strict", Mounts: []api.Mount{{FD: new(0), Target: "/w"}}}, []string{"mounts[0].readonly"}},
 		{"too much memory", api.SpawnRequest{Limits: api.Limits{Memory: 1 << 50}}, []string{"limits.memory"}},

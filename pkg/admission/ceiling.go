@@ -31,6 +31,8 @@ type Ceiling struct {
 	Connections         int
 	// AgentTTL is for how long an agent may run; 0 is for ever.
 	AgentTTL time.Duration
+	// Socket allows sandboxes a socket of their own.
+	Socket bool
 }
 
 // Root is where directories may be to be mounted.
@@ -64,6 +66,13 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 		if m.Volume == "" {
 			rs = append(rs, c.mount(i, m, f.Mounts[i]))
 		}
+	}
+	if a.Request.Socket {
+		r := api.Rule{Rule: "ceiling.socket", Field: "socket", Asked: "true", Allowed: fmt.Sprint(c.Socket), OK: c.Socket}
+		if !r.OK {
+			r.Fix = "leave it out, or have the operator set socket of [[caller]] " + c.Name
+		}
+		rs = append(rs, r)
 	}
 	return rs
 }

@@ -132,6 +132,9 @@ func (p *Parent) Judge(a *Admitted, b Birth) []api.Rule {
 	for i, m := range r.Mounts {
 		rs = append(rs, p.mount(i, m, b.Mounts[i]))
 	}
+	if r.Socket {
+		rs = append(rs, api.Rule{Rule: "parent.socket", Field: "socket", Asked: "true", Allowed: fmt.Sprint(s.Socket), OK: s.Socket, Fix: "leave it out"})
+	}
 	rs = append(rs, p.limits(&a.Limits)...)
 	for i := range rs {
 		if rs[i].OK {

@@ -30,6 +30,7 @@ func drawRequest(t *rapid.T) api.SpawnRequest {
 	return api.SpawnRequest{
 		Profile: oneOf("profile", "default", "strict", "build", "endless"), Agent: oneOf("agent", "default", "other"),
 		Image: oneOf("image", "base", "dev"), Runtime: oneOf("runtime", "crun", "runc"),
+		Socket: draw(t, "socket", []bool{true}),
 		Rootfs: oneOf("rootfs", "readonly", "ephemeral"), Home: oneOf("home", "ephemeral", "persistent"),
 		Limits: api.Limits{
 			Memory: size("memory"), CPUs: draw(t, "cpus", []float64{0.5, 1, 2, 4}), Pids: count("pids"), Files: count("files"),
@@ -65,7 +66,7 @@ func parentOf(pa *admission.Admitted) *admission.Parent {
 	}
 	return &admission.Parent{Sandbox: api.Sandbox{
 		ID: "parent", Name: "parent", Agent: r.Agent, Profile: r.Profile, Image: r.Image, ImageDigest: "sha256:" + r.Image, Runtime: r.Runtime,
-		Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, User: user, Capabilities: pa.Profile.Capabilities, Limits: pa.Limits,
+		Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, User: user, Capabilities: pa.Profile.Capabilities, Socket: r.Socket, Limits: pa.Limits,
 	}}
 }
 
@@ -121,7 +122,7 @@ func childOf(t *rapid.T, p *admission.Parent, pa *admission.Admitted, pol admiss
 	for what, bad := range map[string]bool{
 		"depth": p.Depth >= 3, "agent": cr.Agent != r.Agent, "image": cr.Image != r.Image, "weaker filter": len(b.Weaker) > 0,
 		"root": c.Profile.Root() && !pa.Profile.Root(), "rootfs": cr.Rootfs == "ephemeral" && r.Rootfs != "ephemeral",
-		"home": cr.Home == "persistent" && r.Home != "persistent", "network": cr.Network != "none",
+		"home": cr.Home == "persistent" && r.Home != "persistent", "network": cr.Network != "none", "socket": cr.Socket && !r.Socket, "a socket unasked": cr.Socket != asked.Socket,
 		"files": cl.Files > pl.Files, "tmp": cl.Tmp > pl.Tmp, "shm": cl.ShmSize > pl.ShmSize,
 		"weight": cl.IOWeight > pl.IOWeight, "rate": cl.OutputRate > pl.OutputRate,
 		"ttl":  pl.TTL != 0 && (cl.TTL == 0 || cl.TTL > pl.TTL),

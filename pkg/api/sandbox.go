@@ -18,6 +18,11 @@ type SpawnRequest struct {
 	// is left open it has from its parent, and it ends with it.
 	Parent string `json:"parent,omitempty"`
 
+	// Socket gives the sandbox a socket of its own, /run/creel/creel.sock inside,
+	// through which it can make children of itself and use these and theirs, and
+	// nothing else.
+	Socket bool `json:"socket,omitempty"`
+
 	// Profile names the isolation profile. "default" when empty.
 	Profile string `json:"profile,omitempty"`
 
@@ -210,6 +215,7 @@ type Sandbox struct {
 	Stdin        bool              `json:"stdin,omitempty"`
 	Mounts       []Mount           `json:"mounts,omitempty"`
 	Shares       []Share           `json:"shares,omitempty"`
+	Socket       bool              `json:"socket,omitempty"` // it has one of its own, see SpawnRequest
 	Limits       Limits            `json:"limits"`
 	LimitsHit    map[string]int64  `json:"limits_hit,omitempty"` // pids, disk, memory, files: how often each refused or ended something
 	Labels       map[string]string `json:"labels,omitempty"`

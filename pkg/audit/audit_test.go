@@ -41,7 +41,7 @@ func entry(i int) audit.Entry {
 	exit := i
 	return audit.Entry{
 		Kind: audit.Intent, Action: "sandbox.spawn", Op: fmt.Sprint("op-", i),
-		Who:   &audit.Who{UID: 1000, GID: 1000, Groups: []uint32{4, 27}, PID: 4242, Exe: "/usr/bin/node", LoginUID: 1000},
+		Who:   &audit.Who{UID: 1000, GID: 1000, Groups: []uint32{4, 27}, PID: 4242, Exe: "/usr/bin/node", LoginUID: 1000, Via: "efgh"},
 		Agent: "coder", Sandbox: "abcd", Object: "base", Command: []string{"sh", "-c", "echo \x1b[31m\"hi\"\n\u202e\U0001f980\xff"},
 		Asked: map[string]string{"b": "2", "a": "1"}, Decided: map[string]string{"profile": "default"},
 		Digests: map[string]string{"spec": "sha256:00"}, Result: &audit.Result{Code: "ok", Exit: &exit, Reason: "exited"},
@@ -153,7 +153,7 @@ func TestGoldenLine(t *testing.T) {
 	i := strings.Index(line, `"prev":"`) + len(`"prev":"`)
 	got := line[:i] + line[i+64:]
 	want := `{"seq":3,"time":"2026-01-02T03:04:05.000000006Z","prev":"","kind":"intent","action":"sandbox.spawn","op":"op-0",` +
-		`"who":{"uid":1000,"gid":1000,"groups":[4,27],"pid":4242,"exe":"/usr/bin/node","login_uid":1000},"agent":"coder","sandbox":"abcd","object":"base",` +
+		`"who":{"uid":1000,"gid":1000,"groups":[4,27],"pid":4242,"exe":"/usr/bin/node","login_uid":1000,"via":"efgh"},"agent":"coder","sandbox":"abcd","object":"base",` +
 		`"command":["sh","-c","echo \u001b[31m\"hi\"\u000a\u202e\ud83e\udd80\ufffd"],"asked":{"a":"1","b":"2"},"decided":{"profile":"default"},` +
 		`"digests":{"spec":"sha256:00"},"result":{"code":"ok","exit":0,"reason":"exited"}}` + "\n"
 	if got != want {

@@ -44,6 +44,7 @@ type wireWho struct {
 	PID      int32    `json:"pid"`
 	Exe      string   `json:"exe"`
 	LoginUID int64    `json:"login_uid"`
+	Via      string   `json:"via"`
 }
 
 type wireResult struct {

@@ -127,7 +127,9 @@ func (w *writer) who(p *Who) {
 	}
 	w.raw(`,"pid":`, strconv.FormatInt(int64(p.PID), 10))
 	w.str("exe", p.Exe)
-	w.raw(`,"login_uid":`, strconv.FormatInt(p.LoginUID, 10), `}`)
+	w.raw(`,"login_uid":`, strconv.FormatInt(p.LoginUID, 10))
+	w.str("via", p.Via)
+	w.raw(`}`)
 }
 
 func (w *writer) list(key string, vs []string) {

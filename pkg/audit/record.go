@@ -44,6 +44,9 @@ type Who struct {
 	Exe string
 	// LoginUID is /proc/PID/loginuid; -1 when it is not set or not known.
 	LoginUID int64
+	// Via is the sandbox through whose own socket it came, for the caller of
+	// which the ids are; empty for creeld's socket.
+	Via string
 }
 
 // Result is how something ended.

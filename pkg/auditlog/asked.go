@@ -88,7 +88,7 @@ func with(m map[string]string, k, v string) map[string]string {
 // who is the caller and, of the process that connected, what /proc says now.
 // That it is still the same process the pidfd tells, asked last.
 func who(c peer.Cred) *audit.Who {
-	w := &audit.Who{UID: c.UID, GID: c.GID, Groups: c.Groups, PID: c.PID, LoginUID: -1}
+	w := &audit.Who{UID: c.UID, GID: c.GID, Groups: c.Groups, PID: c.PID, LoginUID: -1, Via: c.Via}
 	if c.PID <= 0 || c.PIDFD == nil {
 		return w
 	}

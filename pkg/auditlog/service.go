@@ -47,6 +47,9 @@ func (r *Recorder) Spawning(ctx context.Context, c peer.Cred, id string, ad *adm
 	if ad.Request.Parent != "" {
 		a.Decided["parent"] = ad.Request.Parent
 	}
+	if ad.Request.Socket {
+		a.Decided["socket"] = "granted"
+	}
 	return a.commit(ctx)
 }
 

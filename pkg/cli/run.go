@@ -87,6 +87,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]; DST may lie in another's")
 	fl.StringVar(&r.Agent, "agent", "", "agent it belongs to")
 	fl.StringVar(&r.Parent, "parent", "", "make it a child of this sandbox: with no more than that has, and ending with it")
+	fl.BoolVar(&r.Socket, "grant-socket", false, "let the agent make children of this sandbox, by /run/creel/creel.sock in it")
 	fl.StringVar(&r.Profile, "profile", "", "isolation profile")
 	fl.StringVar(&r.Image, "image", "", "image")
 	fl.StringVar(&r.Rootfs, "rootfs", "", "readonly or ephemeral")

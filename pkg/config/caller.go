@@ -36,6 +36,8 @@ type Caller struct {
 	// AgentTTL is for how long an agent of the caller's may run, from its first
 	// sandbox on; 0 is for ever.
 	AgentTTL api.Duration `toml:"agent_ttl"`
+	// Socket lets sandboxes have a socket of their own.
+	Socket bool `toml:"socket"`
 }
 
 // DefaultCaller is the shipped ceiling, of those whom the socket lets in.

@@ -196,6 +196,7 @@ operators = ["group:adm", "uid:7"]
 match = "user:gateway"
 profiles = []
 memory = "1G"
+socket = true
 [[caller]]
 match = "default"
 mounts = ["/srv:ro", "own"]
@@ -204,7 +205,7 @@ mounts = ["/srv:ro", "own"]
 		t.Fatal(err)
 	}
 	first, second := config.DefaultCaller(), config.DefaultCaller()
-	first.Match, first.Profiles, first.Memory = "user:gateway", []string{}, 1<<30
+	first.Match, first.Profiles, first.Memory, first.Socket = "user:gateway", []string{}, 1<<30, true
 	second.Match, second.Mounts = "default", []string{"/srv:ro", "own"}
 	if diff := cmp.Diff([]config.Caller{first, second}, got.Callers); diff != "" {
 		t.Errorf("callers (-want +got):\n%s", diff)

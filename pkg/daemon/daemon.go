@@ -360,6 +360,9 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		Retention: retention.Caps{
 			Age: keep.Age.D(), PerUser: keep.PerUser, All: keep.All, LogBytes: int64(keep.LogBytes), Evidence: keep.Evidence,
 		},
+		Serve: func(l *net.UnixListener, in server.Inside) (func(), error) {
+			return server.ServeInside(d.actions(), l, in, d.options())
+		},
 		Shares:       d.cfg.Share,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
 		MountPaths:   d.cfg.Mounts.Paths,
@@ -388,13 +391,21 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *daemon) serve(ctx context.Context, again Reload) error {
-	svc := &service{Launcher: d.launcher, rt: d.rt, d: d}
-	srv, err := server.New(d.records.Wrap(svc), server.Options{
+// actions are all that the daemon does for callers, recorded.
+func (d *daemon) actions() server.Service {
+	return d.records.Wrap(&service{Launcher: d.launcher, rt: d.rt, d: d})
+}
+
+func (d *daemon) options() server.Options {
+	return server.Options{
 		Log: d.log, Callers: d.callers, MaxConns: d.cfg.Server.MaxConnections, MaxStreams: d.cfg.Server.MaxStreams,
 		MaxTotalConns: d.cfg.Server.MaxTotalConnections, HeaderTime: d.cfg.Server.HeaderTimeout.D(),
 		IdleTime: d.cfg.Server.IdleTimeout.D(), StallTime: d.cfg.Server.StallTimeout.D(),
-	})
+	}
+}
+
+func (d *daemon) serve(ctx context.Context, again Reload) error {
+	srv, err := server.New(d.actions(), d.options())
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ var (
 type Conn struct {
 	uc       *net.UnixConn
 	dirsOnly bool
+	deaf     bool // takes no descriptors: the kernel closes those that come
 
 	rmu sync.Mutex
 	oob [maxOOB]byte // guarded by rmu
@@ -75,12 +76,19 @@ func Client(uc *net.UnixConn) *Conn { return &Conn{uc: uc} }
 // see checkDirectory.
 func Server(uc *net.UnixConn) *Conn { return &Conn{uc: uc, dirsOnly: true} }
 
+// Deaf wraps the daemon's end of a connection from which no descriptors are
+// taken: they never become the daemon's.
+func Deaf(uc *net.UnixConn) *Conn { return &Conn{uc: uc, deaf: true} }
+
 // Read reads bytes and keeps the descriptors that came with them for Take.
 // What is wrong with them is told by Take, not here, so that a server can
 // answer it; only a peer that then sends more is cut off, with ErrFlood.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil // recvmsg with a control buffer would eat a byte
+	}
+	if c.deaf {
+		return c.uc.Read(p)
 	}
 	c.rmu.Lock()
 	defer c.rmu.Unlock()

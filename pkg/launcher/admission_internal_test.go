@@ -243,3 +243,43 @@ func TestFindTakesTheSame(t *testing.T) {
 		sametime.Question{Name: "another's agent", Ask: ask(agents, agent)},
 		sametime.Question{Name: "an agent of none", Ask: ask(noAgents, agent)})
 }
+
+// TestFindFromInside: by a sandbox's own socket its descendants are found, and
+// nothing else: not itself, nor what is above, beside or an operator's to see.
+func TestFindFromInside(t *testing.T) {
+	l := crowded(t, 1, 1)
+	put := func(name string, uid uint32, parent *sandbox) *sandbox {
+		sb := l.newSandbox(store.Record{Sandbox: api.Sandbox{ID: newID(), Name: name, State: api.StateRunning, Caller: api.Caller{UID: uid}}}, parent)
+		l.sandboxes[sb.id] = sb
+		return sb
+	}
+	for _, uid := range []uint32{1000, 0} {
+		top := put("top", uid, nil)
+		box := put("box", uid, top)
+		child := put("child", uid, box)
+		grandchild := put("grandchild", uid, child)
+		sister := put("sister", uid, top)
+		lost := put("lost", uid, nil) // its parent was forgotten
+		c := peer.Cred{UID: uid, Via: box.id}
+		for _, sb := range []*sandbox{child, grandchild} {
+			for _, ref := range []string{sb.id, sb.id[:10], sb.fixed.Sandbox.Name} {
+				if got, err := l.find(c, ref); err != nil || got != sb {
+					t.Errorf("%s: %v, %v", ref, got, err)
+				}
+			}
+		}
+		for _, sb := range []*sandbox{top, box, sister, lost} {
+			for _, ref := range []string{sb.id, sb.id[:10], sb.fixed.Sandbox.Name} {
+				if _, err := l.find(c, ref); api.CodeOf(err) != api.CodeNotFound {
+					t.Errorf("%s is found: %v", ref, err)
+				}
+			}
+			if _, err := l.findParent(c, sb.id); (err == nil) != (sb == box) {
+				t.Errorf("%s as a parent: %v", sb.fixed.Sandbox.Name, err)
+			}
+		}
+		for _, sb := range []*sandbox{top, box, child, grandchild, sister, lost} {
+			delete(l.sandboxes, sb.id)
+		}
+	}
+}

@@ -2,7 +2,11 @@ package launcher
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -11,8 +15,12 @@ import (
 	"github.com/creel-sandbox/creel/pkg/agentinit"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/ownsocket"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/server"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 )
@@ -29,7 +37,7 @@ func (l *Launcher) resolve(ctx context.Context, c peer.Cred, req api.SpawnReques
 		a, err := admission.Resolve(req, l.Policy)
 		return a, nil, err
 	}
-	parent, err := l.findLaunched(c, req.Parent)
+	parent, err := l.findParent(c, req.Parent)
 	if err == nil {
 		parent, err = l.parent(c, parent.id)
 	}
@@ -50,6 +58,15 @@ func (l *Launcher) resolve(ctx context.Context, c peer.Cred, req api.SpawnReques
 	}
 	p.Cap(a, full.Limits)
 	return a, parent, nil
+}
+
+// findParent is find for a sandbox that is to have a child. Through its own
+// socket a sandbox is not found, but may have one.
+func (l *Launcher) findParent(c peer.Cred, ref string) (*sandbox, error) {
+	if c.Via == "" || c.Via != ref {
+		return l.findLaunched(c, ref)
+	}
+	return l.parent(c, ref)
 }
 
 // parent is the sandbox of that id if the caller may have children of it now;
@@ -303,4 +320,131 @@ func (sb *sandbox) children() (out []*sandbox) {
 		}
 	}
 	return out
+}
+
+// A sandbox may have a socket of its own (pkg/ownsocket), which the daemon
+// serves with a part of the API. Whatever comes through it is of the sandbox's
+// caller, and for the sandbox's descendants alone: see mayUse, which every
+// look-up asks.
+
+// inside is a request that came through a sandbox's own socket, if it asks for
+// nothing that could tell of, or take from, what else its caller has.
+func inside(c peer.Cred, req api.SpawnRequest) (api.SpawnRequest, error) {
+	var ps []api.Problem
+	if req.Name != "" {
+		ps = append(ps, api.Problem{Field: "name", Value: req.Name, Want: "left out: names are the caller's; labels tell children apart"})
+	}
+	if req.Image != "" {
+		ps = append(ps, api.Problem{Field: "image", Value: req.Image, Want: "left out: a child has its parent's"})
+	}
+	for i, m := range req.Mounts {
+		if m.Volume == "" || m.FD != nil || m.Source != "" {
+			ps = append(ps, api.Problem{Field: fmt.Sprintf("mounts[%d]", i), Value: m.Source, Want: "a volume that the parent has: directories cannot be mounted from inside a sandbox"})
+		}
+	}
+	if len(ps) > 0 {
+		e := api.Errorf(api.CodeInvalid, "the request has %d problem(s)", len(ps))
+		e.Problems = ps
+		return req, e
+	}
+	if req.Parent == "" {
+		req.Parent = c.Via
+	}
+	return req, nil
+}
+
+// shown is what a caller sees of a sandbox: from inside one nothing of the host.
+func shown(c peer.Cred, v api.Sandbox) api.Sandbox {
+	if c.Via != "" {
+		v.PID, v.Problem = 0, ""
+	}
+	return v
+}
+
+// shownResult is shown for what a launch gave. The evidence tells of the host;
+// that all of it was ok says the answer itself.
+func shownResult(c peer.Cred, res *api.SpawnResult, err error) (*api.SpawnResult, error) {
+	if c.Via == "" {
+		return res, err
+	}
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Evidence != nil {
+		return nil, api.Errorf(e.Code, "isolation not proven").WithHint("who launched this sandbox can see why")
+	}
+	if res != nil {
+		res.Sandbox = shown(c, res.Sandbox)
+		res.Evidence.Controls, res.Evidence.Weaker, res.Evidence.Signed = []api.Control{}, nil, nil
+	}
+	return res, err
+}
+
+// keptRules bound how many ended descendants a sandbox leaves by its own
+// socket: they count for what its caller may keep.
+func keptRules(c peer.Cred, line []*sandbox, families []admission.Sum) (out []api.Rule) {
+	for i, sb := range line {
+		if sb.id == c.Via {
+			out = append(out, api.Rule{
+				Rule: "socket.kept", Asked: fmt.Sprintf("%d descendants have ended and are kept", families[i].Kept), Allowed: fmt.Sprintf("fewer than %d", admission.MaxDescendants),
+				OK: families[i].Kept < admission.MaxDescendants, Total: true, Fix: "remove some that have ended",
+			})
+		}
+	}
+	return out
+}
+
+// socketDir is the directory of a sandbox's own socket.
+func (l *Launcher) socketDir(id string) string { return filepath.Join(l.dir(id), "socket") }
+
+// listen makes the sandbox's own socket, if it was granted one. Nothing is
+// answered yet.
+func (sb *sandbox) listen(ns *netns.NS) error {
+	if !sb.fixed.Sandbox.Socket {
+		return nil
+	}
+	listener, err := ownsocket.Listen(ns.File(), sb.l.socketDir(sb.id), sb.hostUser())
+	sb.hold(func() { sb.listener = listener })
+	return err
+}
+
+// serve answers on the sandbox's own socket, if it has one, from when it runs.
+func (sb *sandbox) serve() {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.listener == nil || sb.unserve != nil || sb.ending || !sb.l.watching.Load() {
+		return
+	}
+	v := &sb.fixed.Sandbox
+	stop, err := sb.l.Serve(sb.listener, server.Inside{
+		Caller: peer.Cred{UID: v.Caller.UID, GID: v.Caller.GID, Groups: sb.fixed.Groups, Method: peer.MethodNone, Via: sb.id},
+		First:  v.HostUID, Count: spec.RangeSize,
+	})
+	if err != nil {
+		sb.l.log.Error("a sandbox's own socket is not answered", slog.String("sandbox", sb.id), slog.Any("error", err))
+		return
+	}
+	sb.unserve = stop
+}
+
+// closeSocket stops answering and listening.
+func (sb *sandbox) closeSocket() {
+	sb.mu.Lock()
+	listener, stop := sb.listener, sb.unserve
+	sb.listener, sb.unserve = nil, nil
+	sb.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+	if listener != nil {
+		_ = listener.Close()
+	}
+}
+
+// removeSocket is the undo of listen.
+func (l *Launcher) removeSocket(id string) error {
+	l.mu.Lock()
+	sb := l.sandboxes[id]
+	l.mu.Unlock()
+	if sb != nil {
+		sb.closeSocket()
+	}
+	return removeDir(l.socketDir(id))
 }

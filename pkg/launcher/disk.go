@@ -31,7 +31,7 @@ func (l *Launcher) keptOf(c peer.Cred) ([]kept, error) {
 	var out []kept
 	var ids []string
 	for _, sb := range l.all() {
-		if l.mayUse(c, sb.identity()) {
+		if l.mayUse(c, sb) {
 			out = append(out, kept{sb: sb})
 			ids = append(ids, sb.id)
 		}
@@ -241,7 +241,7 @@ func (l *Launcher) settle(ctx context.Context, c peer.Cred) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
 	for _, sb := range l.all() {
-		if !l.mayUse(c, sb.identity()) || sb.state() != api.StateStopped {
+		if !l.mayUse(c, sb) || sb.state() != api.StateStopped {
 			continue
 		}
 		select {

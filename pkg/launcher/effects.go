@@ -32,8 +32,9 @@ type effect struct {
 // record and the id range are not here: they go last, and only when all of
 // these are gone, so that nothing is forgotten and no id is shared.
 var effects = []effect{
-	{name: "rundir", undo: func(l *Launcher, _ context.Context, id string) error { return removeDir(l.dir(id)) }, above: []string{"mounts", "task"}},
+	{name: "rundir", undo: func(l *Launcher, _ context.Context, id string) error { return removeDir(l.dir(id)) }, above: []string{"socket", "mounts", "task"}},
 	{name: "unix_peers", undo: func(l *Launcher, _ context.Context, id string) error { return l.unguardPeers(id) }, above: []string{"task"}},
+	{name: "socket", undo: func(l *Launcher, _ context.Context, id string) error { return l.removeSocket(id) }},
 	{name: "volumes", undo: func(l *Launcher, _ context.Context, id string) error { return l.releaseVolumes(id) }, above: []string{"mounts", "task"}},
 	{name: "mounts", undo: func(l *Launcher, _ context.Context, id string) error {
 		return mount.Cleanup(filepath.Join(l.dir(id), "mnt"))

@@ -21,6 +21,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/ownsocket"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/profile"
 	"github.com/creel-sandbox/creel/pkg/recent"
@@ -209,7 +210,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
-			Mounts: r.Mounts, Limits: s.Limits, Labels: r.Labels,
+			Mounts: r.Mounts, Socket: r.Socket, Limits: s.Limits, Labels: r.Labels,
 			Caller:  api.Caller{UID: s.caller.UID, GID: s.caller.GID},
 			HostUID: first, Created: time.Now().UTC(),
 		},
@@ -288,6 +289,12 @@ func (s *launch) prepare(ctx context.Context) error {
 	s.did("unix_peers")
 	if err := errors.Join(s.guardPeers(), failpoint.Hit("launch.netns")); err != nil {
 		return err
+	}
+	if s.Request.Socket {
+		s.did("socket")
+		if err := errors.Join(ownsocket.MakeDir(s.l.socketDir(s.id), s.sb.hostUser()), s.sb.listen(ns), failpoint.Hit("launch.socket")); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(s.stageMounts(ctx), failpoint.Hit("launch.mounts")); err != nil {
 		return err
@@ -432,6 +439,7 @@ func (s *launch) record(context.Context) error {
 	}
 	s.l.publish("sandbox.started", s.sb.identity(), "image", s.Request.Image, "profile", s.Profile.Name)
 	s.sb.watch()
+	s.sb.serve()
 	return nil
 }
 

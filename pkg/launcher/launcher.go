@@ -11,7 +11,7 @@
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift, limits that were hit
 //	agents.go     whom sandboxes belong to
-//	children.go   sandboxes that are others' children
+//	children.go   sandboxes that are others' children, and sockets to make them by
 //	layer.go      what a sandbox changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
@@ -29,8 +29,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,6 +54,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -130,6 +133,9 @@ type Options struct {
 	Spawning func(ctx context.Context, c peer.Cred, id string, a *admission.Admitted) error
 	// Sign signs evidence. It fills in the versions of what the daemon drives.
 	Sign func(api.EvidenceStatement) (*api.Envelope, error)
+	// Serve answers on a sandbox's own socket, for a caller who is in it, to
+	// peers of some host uids, until stop, which waits for what is under way.
+	Serve func(l *net.UnixListener, in server.Inside) (stop func(), err error)
 	// MountPaths lets requests name directories by path.
 	MountPaths bool
 
@@ -248,9 +254,11 @@ func (l *Launcher) Close() {
 		all = append(all, sb)
 	}
 	l.mu.Unlock()
+	var wg sync.WaitGroup
 	for _, sb := range all {
-		sb.release()
+		wg.Go(sb.release) // what comes through its own socket may take a moment to end
 	}
+	wg.Wait()
 	l.work.wait()
 }
 
@@ -309,9 +317,13 @@ func (l *Launcher) publish(kind string, r *store.Record, fields ...string) {
 	l.Bus.Publish(e)
 }
 
-// mayUse says whether a caller may know of a sandbox.
-func (l *Launcher) mayUse(c peer.Cred, r *store.Record) bool {
-	return c.UID == r.Sandbox.Caller.UID || l.Callers.Operator(c)
+// mayUse says whether a caller may know of a sandbox. Through a sandbox's own
+// socket that is only those below it.
+func (l *Launcher) mayUse(c peer.Cred, sb *sandbox) bool {
+	if c.Via != "" {
+		return slices.Contains(idsOf(sb.parent.line()), c.Via)
+	}
+	return c.UID == sb.fixed.Sandbox.Caller.UID || l.Callers.Operator(c)
 }
 
 // find is the sandbox that ref names for a caller: an id, a name of the
@@ -319,16 +331,15 @@ func (l *Launcher) mayUse(c peer.Cred, r *store.Record) bool {
 // as if it did not exist, and after the same work.
 func (l *Launcher) find(c peer.Cred, ref string) (*sandbox, error) {
 	missing := api.Errorf(api.CodeNotFound, "no sandbox %q", ref).WithHint("creel ps -a lists yours")
-	all := l.Callers.Operator(c) // whether or not the id is one, see above
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if sb, ok := l.sandboxes[ref]; ok && (all || sb.identity().Sandbox.Caller.UID == c.UID) {
+	if sb, ok := l.sandboxes[ref]; ok && l.mayUse(c, sb) {
 		return sb, nil
 	}
 	var named, prefixed []*sandbox
 	for id, sb := range l.sandboxes {
 		r := sb.identity()
-		if !all && r.Sandbox.Caller.UID != c.UID {
+		if !l.mayUse(c, sb) {
 			continue
 		}
 		if r.Sandbox.Name == ref && sb.state() != api.StateRemoving { // its name is free
@@ -376,7 +387,7 @@ func (l *Launcher) take(id string, c peer.Cred, line []*sandbox, want admission.
 		if err != nil {
 			return err
 		}
-		return admission.Refusal(append(rules, familyRules(line, families, want)...))
+		return admission.Refusal(slices.Concat(rules, familyRules(line, families, want), keptRules(c, line, families)))
 	})
 }
 

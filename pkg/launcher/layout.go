@@ -29,6 +29,9 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 		SwapLimit:   l.Cgroups.LimitsSwap(),
 		IOWeight:    l.Cgroups.WeighsIO(),
 	}
+	if r.Sandbox.Socket {
+		s.SocketSource = l.socketDir(r.Sandbox.ID)
+	}
 	for _, m := range r.Mounts {
 		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
@@ -56,8 +59,8 @@ const devNull = 1<<8 | 3
 
 // expectedMounts is the whole mount table of a sandbox: what the spec asks
 // for, and what the runtime adds to keep the OCI spec's promises. init is the
-// sandbox's copy of creel-init.
-func expectedMounts(sb *sandbox, init verify.FileID) []verify.Mount {
+// sandbox's copy of creel-init, and socket the directory of its own socket.
+func expectedMounts(sb *sandbox, init, socket verify.FileID) []verify.Mount {
 	sb.mu.Lock()
 	rec := sb.rec
 	sb.mu.Unlock()
@@ -67,7 +70,7 @@ func expectedMounts(sb *sandbox, init verify.FileID) []verify.Mount {
 		root.Flags = append(root.Flags, "ro")
 	}
 	ms := []verify.Mount{root}
-	files := map[string]verify.FileID{spec.InitPath: init}
+	files := map[string]verify.FileID{spec.InitPath: init, spec.SocketDir: socket}
 	for _, m := range rec.Mounts {
 		files[m.Target] = verify.FileID{Dev: m.Dev, Ino: m.Inode}
 	}
@@ -131,7 +134,7 @@ func expectedMount(m specs.Mount, cgroupVersion string) verify.Mount {
 			v.Inodes = n
 		}
 	}
-	if m.Type == "bind" && m.Destination != spec.InitPath {
+	if m.Type == "bind" && m.Destination != spec.InitPath && m.Destination != spec.SocketDir {
 		v.Flags = append(v.Flags, "idmapped")
 	}
 	return v

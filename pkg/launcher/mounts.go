@@ -104,6 +104,10 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 // would, and gives them descriptors as if the caller had sent them; done closes
 // these. Everything after knows descriptors only.
 func (l *Launcher) openPaths(ctx context.Context, c peer.Cred, req api.SpawnRequest, dirs []*os.File) (_ api.SpawnRequest, _ []*os.File, done func(), err error) {
+	if c.Via != "" {
+		req, err = inside(c, req)
+		return req, nil, func() {}, err
+	}
 	sent := len(dirs)
 	dirs = slices.Clip(dirs)
 	closeOpened := func() {
@@ -185,7 +189,7 @@ func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 			}
 		}
 		by := "a sandbox of another user's"
-		if r := holder.identity(); s.l.mayUse(s.caller, r) {
+		if r := holder.identity(); s.l.mayUse(s.caller, holder) {
 			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
 		}
 		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).
@@ -383,11 +387,11 @@ func (s *launch) guardPeers() error {
 	return s.l.Peers.Add(s.ns.Cookie(), s.id)
 }
 
-// guardPeersAgain is guardPeers for a running sandbox, which a daemon may have
-// started that had no such guard. What it connected to before stays connected,
+// socketsAgain is guardPeers and listen for a running sandbox. A daemon may have
+// started it that had no such guard; what it connected to before stays connected,
 // so its record does not say that it was guarded.
-func (sb *sandbox) guardPeersAgain() error {
-	if sb.l.Peers == nil {
+func (sb *sandbox) socketsAgain() error {
+	if sb.l.Peers == nil && !sb.fixed.Sandbox.Socket {
 		return nil
 	}
 	ns, err := netns.Open(sb.rec.InitPID, sb.rec.NetNS)
@@ -395,7 +399,12 @@ func (sb *sandbox) guardPeersAgain() error {
 		return err
 	}
 	defer func() { _ = ns.Close() }()
-	return sb.l.Peers.Add(ns.Cookie(), sb.id)
+	if sb.l.Peers != nil {
+		if err := sb.l.Peers.Add(ns.Cookie(), sb.id); err != nil {
+			return err
+		}
+	}
+	return sb.listen(ns)
 }
 
 func (l *Launcher) unguardPeers(id string) error {

@@ -19,6 +19,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/ownsocket"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -319,6 +320,14 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 	if err != nil {
 		return verify.Expect{}, err
 	}
+	var socket verify.FileID
+	if sb.fixed.Sandbox.Socket {
+		var st unix.Stat_t
+		if err := unix.Lstat(sb.l.socketDir(sb.id), &st); err != nil {
+			return verify.Expect{}, fmt.Errorf("the sandbox's own socket: %w", err)
+		}
+		socket = verify.FileID{Dev: st.Dev, Ino: st.Ino}
+	}
 	var pidfd int
 	if err := control(sb.pidfd, func(fd int) error { pidfd = fd; return nil }); err != nil {
 		return verify.Expect{}, err
@@ -341,7 +350,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 			"msgqueue": {},
 			"memlock":  {Soft: 64 << 10, Hard: 64 << 10},
 		},
-		Mounts:       expectedMounts(sb, exe),
+		Mounts:       expectedMounts(sb, exe, socket),
 		ClosedMounts: true,
 		FDs:          initFDs(why == "spawn", alone),
 		Exe:          exe,
@@ -377,6 +386,9 @@ func (sb *sandbox) weaker(shares []api.Share, isolated, guarded bool) []string {
 	}
 	for _, sh := range shares {
 		out = append(out, fmt.Sprintf("share: %s can be written by %s at the same time, because the operator shares %s", sh.Target, strings.Join(sh.With, ", "), sh.Path))
+	}
+	if sb.fixed.Sandbox.Socket {
+		out = append(out, fmt.Sprintf("socket: the agent in it can make children of this sandbox, and use them, by %s/%s, because its caller granted that", spec.SocketDir, ownsocket.Name))
 	}
 	if sb.fixed.Request.Logs == noLogs {
 		out = append(out, "logs: nothing of this sandbox's output is kept, because its caller asked for that")

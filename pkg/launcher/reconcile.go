@@ -203,7 +203,7 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	if err := sb.endLost(ctx, live, finished); err != nil {
 		return err
 	}
-	if err := sb.guardPeersAgain(); err != nil {
+	if err := sb.socketsAgain(); err != nil {
 		return err
 	}
 	if err := sb.proveAgain(ctx, "reconcile"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,9 @@ type sandbox struct {
 
 	done chan struct{} // closed when the sandbox has ended and that is on disk
 	gone chan struct{} // closed when nothing is left of it but its record
+
+	listener *net.UnixListener // of its own socket, nil without one; mu guards it
+	unserve  func()            // ends what answers there; mu guards it
 
 	detached chan struct{} // gets one when an attachment ends; room for one
 
@@ -336,6 +340,7 @@ func signalPidfd(pidfd *os.File, sig unix.Signal) error {
 
 // release lets go of the handles without touching the sandbox.
 func (sb *sandbox) release() {
+	sb.closeSocket()
 	sb.mu.Lock()
 	sessions := make([]*session, 0, len(sb.execs))
 	for _, s := range sb.execs {

@@ -38,7 +38,8 @@ func (l *Launcher) Spawn(ctx context.Context, c peer.Cred, req api.SpawnRequest,
 		return nil, err
 	}
 	t.end("admission", t.start)
-	return l.Launch(ctx, c, a, dirs, nil, t)
+	res, err := l.Launch(ctx, c, a, dirs, nil, t)
+	return shownResult(c, res, err)
 }
 
 // admit is the request with nothing left open, if the caller may have it at
@@ -181,10 +182,10 @@ func (l *Launcher) roomForLayer(a *admission.Admitted) error {
 func (l *Launcher) List(ctx context.Context, c peer.Cred, o server.ListOptions) ([]api.Sandbox, error) {
 	out := []api.Sandbox{}
 	for _, sb := range l.all() {
-		if !l.mayUse(c, sb.identity()) {
+		if !l.mayUse(c, sb) {
 			continue
 		}
-		v := sb.view()
+		v := shown(c, sb.view())
 		if wanted(v, o) {
 			out = append(out, v)
 		}
@@ -259,7 +260,7 @@ func (l *Launcher) Get(ctx context.Context, c peer.Cred, ref string) (*api.Sandb
 	if err != nil {
 		return nil, err
 	}
-	one := []api.Sandbox{sb.view()}
+	one := []api.Sandbox{shown(c, sb.view())}
 	l.markMoved(ctx, one)
 	return &one[0], nil
 }

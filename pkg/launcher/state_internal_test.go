@@ -87,13 +87,14 @@ func TestStuckEffectKeepsWhatItUses(t *testing.T) {
 		name string
 		want []string // undone, in this order
 	}{
-		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "unix_peers", "rundir"}},
-		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "unix_peers", "rundir"}},
-		{"task", []string{"cgroup"}},
-		{"container", []string{"cgroup", "task", "mounts", "volumes", "unix_peers", "rundir"}},
-		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "unix_peers", "rundir"}},
-		{"mounts", []string{"cgroup", "task", "container", "rootfs", "unix_peers"}},
-		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "unix_peers", "rundir"}},
+		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
+		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
+		{"task", []string{"cgroup", "socket"}},
+		{"container", []string{"cgroup", "task", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
+		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
+		{"mounts", []string{"cgroup", "task", "container", "rootfs", "socket", "unix_peers"}},
+		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "socket", "unix_peers", "rundir"}},
+		{"socket", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "unix_peers"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			var undone []string

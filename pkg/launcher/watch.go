@@ -123,6 +123,9 @@ func (sb *sandbox) asked(why api.Reason) {
 // clean-ups that failed before.
 func (l *Launcher) Watch() {
 	l.watching.Store(true)
+	for _, sb := range l.all() {
+		sb.serve()
+	}
 	l.background(l.fillSpares)
 	l.background(func(ctx context.Context) {
 		t := time.NewTicker(tick)

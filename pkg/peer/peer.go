@@ -53,6 +53,10 @@ type Cred struct {
 	PIDFD *os.File
 	// Method says how PIDFD was obtained: one of the Method constants.
 	Method string
+	// Via is the id of the sandbox through whose own socket a request came,
+	// empty for creeld's. The ids are then those of the sandbox's caller, who
+	// is no operator here: only the sandbox's descendants exist.
+	Via string
 }
 
 // InGroup says whether gid is the peer's group or one of its supplementary ones.

@@ -131,6 +131,28 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestSocket: nobody's sandboxes have a socket of their own unless the ceiling
+// says so; of one that does not ask there is no rule.
+func TestSocket(t *testing.T) {
+	for key, ok := range map[string]bool{"": false, "socket = false": false, "socket = true": true} {
+		r := rules(t, "[[caller]]\nmatch = \"default\"\n"+key+"\n")
+		for _, asked := range []bool{true, false} {
+			a := &admission.Admitted{Request: api.SpawnRequest{Profile: "default", Runtime: "crun", Image: "base", Socket: asked}}
+			rs, err := r.Judge(t.Context(), policy.Question{Caller: peer.Cred{UID: 9}, Admitted: a})
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := fmt.Sprintf("%+v", rs)
+			if strings.Contains(said, "ceiling.socket") != asked || (admission.Refusal(rs) == nil) != (ok || !asked) {
+				t.Errorf("%q, asked %t: %s", key, asked, said)
+			}
+			if asked && !ok && !strings.Contains(said, "leave it out, or have the operator set socket of [[caller]] default") {
+				t.Errorf("no fix: %s", said)
+			}
+		}
+	}
+}
+
 func ruleNames(e *api.Error) (s string) {
 	for _, p := range e.Problems {
 		s += p.Rule + " "
@@ -159,6 +181,17 @@ func TestRoomSaysNothingOfOthers(t *testing.T) {
 	}
 	if got := said(9, 30); !strings.Contains(got, "limits.max.cpus is 50, and all sandboxes with this one would have more") && !strings.Contains(got, "2 rules refuse it") {
 		t.Errorf("it is not told why: %s", got)
+	}
+	// From inside a sandbox nobody is told of the caller's others, operators neither.
+	for _, uid := range []uint32{9, 50} {
+		c := peer.Cred{UID: uid, Via: "box"}
+		rs, err := rules(t, "operators = [\"uid:50\"]\n[limits.max]\nkept_per_user = 100\n[[caller]]\nmatch = \"default\"\n").Room(c, sum(17), sum(33), sum(1))
+		if got := fmt.Sprintf("%+v", rs); err != nil || len(rs) == 0 || strings.Contains(got, "17") || strings.Contains(got, "18") || strings.Contains(got, "33") {
+			t.Errorf("from inside, uid %d is told %s, %v", uid, got, err)
+		}
+		if _, err := r.Judge(t.Context(), policy.Question{Caller: c, Admitted: &admission.Admitted{}}); uid == 50 && err != nil {
+			t.Errorf("an operator's sandbox: %v", err)
+		}
 	}
 	if got := said(50, 30); !strings.Contains(got, "33M, with this one 63M") {
 		t.Errorf("an operator is told %s", got)

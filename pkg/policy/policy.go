@@ -167,7 +167,7 @@ func compile(c config.Caller) (*Ceiling, error) {
 	out := &Ceiling{Ceiling: admission.Ceiling{
 		Name: c.Match, Profiles: c.Profiles, Runtimes: c.Runtimes, Images: c.Images,
 		Totals:    admission.Totals{Sandboxes: c.Sandboxes, Memory: c.Memory, CPUs: c.CPUs, Pids: c.Pids, Disk: c.Disk},
-		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(),
+		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(), Socket: c.Socket,
 	}}
 	var errs []error
 	for _, m := range c.Mounts {
@@ -237,8 +237,13 @@ func (r root) holds(dir, host *os.File) (bool, error) {
 	return mount.Beneath(dir, top, host)
 }
 
-// Operator says whether a caller sees and does all.
-func (p *Policy) Operator(c peer.Cred) bool {
+// Operator says whether a caller sees and does all. Nobody does through a
+// sandbox's own socket.
+func (p *Policy) Operator(c peer.Cred) bool { return c.Via == "" && p.unbounded(c) }
+
+// unbounded says whether a caller has no ceiling because it is an operator, or
+// is in a sandbox of one's, which its parent bounds.
+func (p *Policy) unbounded(c peer.Cred) bool {
 	if c.UID == 0 {
 		return true
 	}

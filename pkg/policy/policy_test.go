@@ -76,6 +76,12 @@ match = "uid:2000"
 		if got != tt.want || !r.Known(tt.c) {
 			t.Errorf("%+v is %s, want %s", tt.c, got, tt.want)
 		}
+		// From inside a sandbox of its: no operator, and with no other ceiling.
+		inside := tt.c
+		inside.Via = "box"
+		if r.Operator(inside) || !r.Known(inside) || r.Ceiling(inside) != r.Ceiling(tt.c) {
+			t.Errorf("%+v is an operator: %t, known: %t, of ceiling %v", inside, r.Operator(inside), r.Known(inside), r.Ceiling(inside))
+		}
 	}
 }
 

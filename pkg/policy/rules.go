@@ -36,13 +36,13 @@ func (r *Rules) Replace(p *Policy) { r.now.Store(p) }
 func (r *Rules) Operator(c peer.Cred) bool { return r.now.Load().Operator(c) }
 
 // Known says whether a caller may ask for more than the version and a list.
-func (r *Rules) Known(c peer.Cred) bool { return r.Operator(c) || r.Ceiling(c) != nil }
+func (r *Rules) Known(c peer.Cred) bool { return r.now.Load().unbounded(c) || r.Ceiling(c) != nil }
 
-// Ceiling is what a caller may have; nil for an operator, who has none, and
-// for whoever is not Known.
+// Ceiling is what a caller may have; nil for an operator, who has none, also in
+// its sandboxes, and for whoever is not Known.
 func (r *Rules) Ceiling(c peer.Cred) *Ceiling {
 	p := r.now.Load()
-	if p.Operator(c) {
+	if p.unbounded(c) {
 		return nil
 	}
 	return p.Ceiling(c)

@@ -21,6 +21,7 @@ import (
 type fake struct {
 	mu    sync.Mutex
 	calls []call
+	by    server.Caller // of the last
 
 	err     error // what every method returns when set
 	session *fakeSession
@@ -49,7 +50,7 @@ func (f *fake) note(c server.Caller, method string, args ...any) error {
 	if c.UID != uint32(os.Geteuid()) {
 		return errors.New("the caller is not this process")
 	}
-	f.calls = append(f.calls, call{method, args})
+	f.calls, f.by = append(f.calls, call{method, args}), c
 	return f.err
 }
 

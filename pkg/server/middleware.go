@@ -81,6 +81,12 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 		defer endBody(a)
 		defer s.recovered(a, r)
 
+		if s.rate != nil {
+			if err := s.slowly(r); err != nil {
+				s.fail(a, r, err)
+				return
+			}
+		}
 		if err := refuseBrowser(r); err != nil {
 			s.fail(a, r, err)
 			return
@@ -185,6 +191,12 @@ func (s *Server) handler(rt Route) http.Handler {
 		if !rt.Anyone && !s.opts.Callers.Known(c) {
 			s.fail(w, r, nobody(c))
 			return
+		}
+		if s.opts.Inside != nil {
+			if err := inside(r); err != nil {
+				s.finish(w, r, err)
+				return
+			}
 		}
 		if rt.Stream {
 			most := s.opts.MaxStreams

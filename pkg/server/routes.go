@@ -14,6 +14,8 @@ type Route struct {
 	// Once marks requests that Idempotency-Key is for: a repeat would do
 	// something twice, or be taken for a mistake. Spawn keeps its keys itself.
 	Once bool
+	// Inside marks those that a sandbox's own socket has.
+	Inside bool
 	// Anyone marks those that a caller without a ceiling may use.
 	Anyone bool
 	handle func(*Server, http.ResponseWriter, *http.Request, Caller) error
@@ -24,25 +26,25 @@ func Routes() []Route { return slices.Clone(routes) }
 
 // routes is never written.
 var routes = []Route{
-	{Method: "POST", Pattern: "/v1/sandboxes", Once: true, handle: (*Server).spawn},
+	{Method: "POST", Pattern: "/v1/sandboxes", Inside: true, Once: true, handle: (*Server).spawn},
 	{Method: "POST", Pattern: "/v1/explain", handle: (*Server).explain},
-	{Method: "GET", Pattern: "/v1/sandboxes", Anyone: true, handle: (*Server).list},
-	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).get},
+	{Method: "GET", Pattern: "/v1/sandboxes", Inside: true, Anyone: true, handle: (*Server).list},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}", Inside: true, handle: (*Server).get},
 	{Method: "PUT", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).ensure},
-	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", handle: (*Server).remove},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/stop", handle: (*Server).stopSandbox},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", Once: true, handle: (*Server).kill},
+	{Method: "DELETE", Pattern: "/v1/sandboxes/{ref}", Inside: true, handle: (*Server).remove},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/stop", Inside: true, handle: (*Server).stopSandbox},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/kill", Inside: true, Once: true, handle: (*Server).kill},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/pause", handle: (*Server).pause},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/resume", handle: (*Server).resume},
-	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/wait", Stream: true, handle: (*Server).wait},
-	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/logs", Stream: true, handle: (*Server).logs},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/wait", Inside: true, Stream: true, handle: (*Server).wait},
+	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/logs", Inside: true, Stream: true, handle: (*Server).logs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/stats", handle: (*Server).stats},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/top", handle: (*Server).top},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/execs", handle: (*Server).execs},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/evidence", handle: (*Server).evidence},
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/diff", handle: (*Server).diff},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/commit", Stream: true, handle: (*Server).commit},
-	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Stream: true, Once: true, handle: (*Server).exec},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Inside: true, Stream: true, Once: true, handle: (*Server).exec},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
 
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files", Stream: true, handle: (*Server).readFile},
@@ -84,6 +86,6 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/audit/head", handle: (*Server).auditHead},
 	{Method: "GET", Pattern: "/v1/key", handle: (*Server).publicKey},
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
-	{Method: "GET", Pattern: "/v1/version", Anyone: true, handle: (*Server).version},
+	{Method: "GET", Pattern: "/v1/version", Inside: true, Anyone: true, handle: (*Server).version},
 	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},
 }

@@ -1,3 +1,10 @@
+// Package server is creeld's HTTP API on its Unix socket: routes, peer
+// credentials, limits on callers, and the mapping of errors to HTTP.
+//
+// It holds no state of sandboxes and takes no decision about them: a request
+// is decoded strictly, given to a Service with the caller that the kernel
+// named, and the answer is encoded. docs/api.md describes the wire;
+// pkg/api/openapi.yaml is held against the route table by a test.
 package server
 
 import (
@@ -9,6 +16,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/creel-sandbox/creel/pkg/fdconn"
 	"github.com/creel-sandbox/creel/pkg/peer"
@@ -42,6 +51,8 @@ type Options struct {
 	// streamed body nor read the next bytes of a streamed answer. It does not
 	// hold for exec and attach.
 	StallTime time.Duration
+	// Inside, where it is not nil, makes it a server of one sandbox's own socket.
+	Inside *Inside
 }
 
 // Callers say who a caller is. pkg/policy implements it.
@@ -103,6 +114,7 @@ type Server struct {
 	outputs *counter // bytes that one-shot execs may keep
 	hangups *hangups
 	replays *replay.Keys
+	rate    *rate.Limiter // of an inside server's connections and requests; else nil
 
 	// stop is closed when the daemon stops: sessions and event streams end.
 	stop     chan struct{}
@@ -123,7 +135,13 @@ func New(svc Service, opts Options) (*Server, error) {
 		outputs: newCounter(opts.MaxOutput, 4*opts.MaxOutput),
 		stop:    make(chan struct{}),
 	}
+	if opts.Inside != nil {
+		s.rate = rate.NewLimiter(insidePerSecond, insideBurst)
+	}
 	for _, rt := range routes {
+		if opts.Inside != nil && !rt.Inside {
+			continue
+		}
 		s.mux.Handle(rt.Method+" "+rt.Pattern, s.handler(rt))
 	}
 	s.http = &http.Server{
@@ -133,6 +151,9 @@ func New(svc Service, opts Options) (*Server, error) {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(opts.Log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if opts.Inside != nil {
+				return fdconn.ConnContext(peer.NewContext(ctx, opts.Inside.Caller), c)
+			}
 			return fdconn.ConnContext(peer.ConnContext(ctx, c), c)
 		},
 	}
@@ -141,7 +162,11 @@ func New(svc Service, opts Options) (*Server, error) {
 
 // Serve answers on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l *net.UnixListener) error {
-	err := s.http.Serve(&capListener{Listener: fdconn.Listen(l), conns: s.conns, most: s.opts.Callers.Connections, log: s.log})
+	var in net.Listener = &capListener{Listener: fdconn.Listen(l), conns: s.conns, most: s.opts.Callers.Connections, log: s.log}
+	if s.opts.Inside != nil {
+		in = newInsideListener(l, s)
+	}
+	err := s.http.Serve(in)
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}

@@ -37,6 +37,9 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, c Caller) error {
 	default:
 		return invalid("the request is not valid", api.Problem{Field: "io", Value: req.IO, Want: `"fds" or "framed"`})
 	}
+	if s.opts.Inside != nil {
+		req.IO = "framed" // no descriptor passes a sandbox's own socket; a client sees that none comes
+	}
 	return s.session(w, r, func(ctx context.Context) (Session, error) {
 		return s.svc.Exec(ctx, c, r.PathValue("ref"), req)
 	})

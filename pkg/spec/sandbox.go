@@ -16,6 +16,8 @@ const (
 	RangeSize = 65536
 	// InitPath is where creel-init is seen.
 	InitPath = "/dev/creel-init"
+	// SocketDir is where the sandbox's own socket is, if it has one.
+	SocketDir = "/run/creel"
 	// Home is the agent's home directory, RootHome root's.
 	Home     = "/home/agent"
 	RootHome = "/root"
@@ -77,6 +79,9 @@ type Sandbox struct {
 	// whose target is in another's is attached in that one's staged tree
 	// already, with the restrictions that it needs, and comes with it.
 	Mounts []Mount
+	// SocketSource is the host's directory of the sandbox's own socket; empty
+	// when it has none.
+	SocketSource string
 	// Tmpfs are the sized tmpfs mounts.
 	Tmpfs []Tmpfs
 }

@@ -158,6 +158,14 @@ func mounts(s Sandbox) []specs.Mount {
 		Destination: InitPath, Type: "bind", Source: s.InitSource,
 		Options: []string{"bind", "ro", "nosuid", "nodev", "private"},
 	})
+	if s.SocketSource != "" {
+		// The directory, because the socket in it is another after a restart of
+		// creeld. It is root's, and connecting is no write.
+		ms = append(ms, specs.Mount{
+			Destination: SocketDir, Type: "bind", Source: s.SocketSource,
+			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "private"},
+		})
+	}
 	for _, m := range s.Mounts {
 		bind := Bind(m)
 		inner := func(dir, p Mount) bool { return strings.HasPrefix(p.Target, dir.Target+"/") }

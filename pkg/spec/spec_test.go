@@ -50,7 +50,10 @@ func TestBuild(t *testing.T) {
 	root.User, root.Capabilities = api.UserRoot, []string{"CHOWN", "SETUID"}
 	v2 := base()
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
+	socket := workspace
+	socket.SocketSource = "/run/creel/sandboxes/aaaabbbbccccddddeeee/socket"
 	for name, sb := range map[string]spec.Sandbox{
+		"socket":  socket,
 		"default": base(), "workspace": workspace, "nested": nested, "ephemeral": ephemeral, "cgroup-v2": v2, "root": root,
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, spec.Build(sb)) })
