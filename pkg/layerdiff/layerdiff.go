@@ -314,9 +314,12 @@ func opaque(fd int) bool {
 }
 
 // notGone is err, unless it says that what was there a moment ago is gone or
-// something else by now.
+// something else by now. EXDEV is what openat2(2) says of a directory that was
+// moved out of the one it was looked up in: overlayfs moves what it removes
+// and replaces with a whiteout into its working directory. Nobody in a sandbox
+// can mount anything here.
 func notGone(err error) error {
-	for _, gone := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP} {
+	for _, gone := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV, unix.ESTALE} {
 		if errors.Is(err, gone) {
 			return nil
 		}

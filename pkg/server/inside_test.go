@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
 
@@ -109,8 +110,10 @@ func TestInsideTakesNoDescriptors(t *testing.T) {
 	c = d.dial(t)
 	body = `{"command":["x"],"io":"fds"}`
 	roundTrip(t, c, fmt.Sprintf("POST /v1/sandboxes/x/exec HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: creel-stream\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-	if d.svc.exec.IO != "framed" {
-		t.Errorf("the exec is %+v", d.svc.exec)
+	var exec api.ExecRequest
+	d.svc.set(func() { exec = d.svc.exec })
+	if exec.IO != "framed" {
+		t.Errorf("the exec is %+v", exec)
 	}
 }
 

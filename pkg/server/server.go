@@ -167,6 +167,13 @@ func (s *Server) Serve(l *net.UnixListener) error {
 		in = newInsideListener(l, s)
 	}
 	err := s.http.Serve(in)
+	select {
+	case <-s.stop:
+		if errors.Is(err, net.ErrClosed) { // the listener saw it before net/http was told
+			return nil
+		}
+	default:
+	}
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
