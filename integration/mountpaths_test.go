@@ -20,19 +20,23 @@ import (
 var setpriv = kerneltest.Need{Name: "setpriv", Probe: func() error { _, err := exec.LookPath("setpriv"); return err }}
 
 // byPath has curl, as the caller and after a script of root's in a mount
-// namespace of its own, ask for a sandbox with a directory by its path.
+// namespace of its own, ask for a sandbox with a directory by its path. The
+// script can set $in, what the caller starts curl by, and $socket, where that
+// finds the daemon's.
 func byPath(t *testing.T, l *lab.Lab, script, source string, readOnly bool) (api.SpawnResult, *api.Error) {
 	t.Helper()
 	body, err := json.Marshal(api.SpawnRequest{Mounts: []api.Mount{{Source: source, Target: "/workspace", ReadOnly: readOnly}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "/bin/sh", "-ec", script+`
-exec setpriv --reuid 4242 --regid 4242 --clear-groups curl -sS --unix-socket "$0" -H "Content-Type: application/json" --data-binary "$1" http://creel/v1/sandboxes`,
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "/bin/sh", "-ec", "in= socket=$0\n"+script+`
+exec setpriv --reuid 4242 --regid 4242 --clear-groups $in curl -sS --unix-socket "$socket" -H "Content-Type: application/json" --data-binary "$1" http://creel/v1/sandboxes`,
 		l.Socket, string(body))
+	var said strings.Builder
+	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("%v: %s%s", err, out, &said)
 	}
 	var res api.SpawnResult
 	if json.Unmarshal(out, &res) == nil && res.Sandbox.ID != "" {
@@ -43,6 +47,50 @@ exec setpriv --reuid 4242 --regid 4242 --clear-groups curl -sS --unix-socket "$0
 		t.Fatalf("answer %q, %v", out, err)
 	}
 	return res, e
+}
+
+// container is a script for byPath that puts the caller into a root file
+// system with the socket in it, and dir at /work: by a container engine that
+// is root, or by one of the caller's own in a user namespace. (util-linux's
+// umount needs a /proc, which there is none of.)
+func container(t *testing.T, l *lab.Lab, dir string, rootless bool) string {
+	t.Helper()
+	root, err := os.MkdirTemp(filepath.Dir(workspace(t)), "image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"", "usr", "run", "work", "old"} {
+		d = filepath.Join(root, d)
+		if err := errors.Join(os.MkdirAll(d, 0o755), os.Chmod(d, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enter := `mount --bind ` + root + ` ` + root + `
+cd ` + root + `
+mount -o rbind,ro /usr usr
+mount --bind ` + l.Socket + ` run/creel.sock
+mount --bind ` + dir + ` work
+pivot_root . old
+busybox umount -l /old
+cd /
+`
+	err = errors.Join(
+		os.WriteFile(filepath.Join(root, "run/creel.sock"), nil, 0o644),
+		os.WriteFile(filepath.Join(root, "start"), []byte(enter+"exec \"$@\"\n"), 0o644),
+	)
+	for _, d := range []string{"bin", "lib", "lib64"} {
+		if to, e := os.Readlink("/" + d); e == nil { // of a merged /usr
+			err = errors.Join(err, os.Symlink(to, filepath.Join(root, d)))
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const socket = "socket=/run/creel.sock\n"
+	if rootless {
+		return socket + "in='unshare --user --map-root-user --mount /bin/sh -e " + root + "/start'\n"
+	}
+	return socket + enter
 }
 
 func labForPaths(t *testing.T) *lab.Lab {
@@ -58,6 +106,7 @@ func labForPaths(t *testing.T) *lab.Lab {
 // TestMountByPath: a client that cannot send descriptors gets by a path what
 // it could open itself, in its own view of the host.
 func TestMountByPath(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Busybox)
 	l := labForPaths(t)
 	dir := workspace(t)
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -69,12 +118,23 @@ func TestMountByPath(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, tt := range map[string]struct{ script, want string }{
-		"as on the host":          {"", "host's\n"},
-		"with a mount of its own": {"mount --bind " + private + " " + dir, "own\n"},
+	contained, rootless := container(t, l, private, false), container(t, l, private, true)
+	for name, tt := range map[string]struct{ script, source, want string }{
+		"as on the host":                {"", dir, "host's\n"},
+		"with a mount of its own":       {"mount --bind " + private + " " + dir, dir, "own\n"},
+		"in a container":                {contained, "/work", "own\n"},
+		"in a rootless container":       {rootless, "/work", "own\n"},
+		"in a container, the host's":    {contained, dir, ""},
+		"in a rootless one, the host's": {rootless, dir, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			res, e := byPath(t, l, tt.script, dir, false)
+			res, e := byPath(t, l, tt.script, tt.source, false)
+			if tt.want == "" {
+				if e == nil || e.Code != api.CodeDenied {
+					t.Fatalf("%+v, %+v", res, e)
+				}
+				return
+			}
 			if e != nil {
 				t.Fatal(e)
 			}

@@ -58,7 +58,7 @@ func gateway(how string) error {
 		err = unix.Mount(filepath.Join(top, "private"), tmp, "", unix.MS_BIND, "")
 	case "chroot":
 		err = errors.Join(unix.Chroot(filepath.Join(top, "image")), unix.Chdir("/"))
-	case "container":
+	case "container", "rootless container":
 		image := filepath.Join(top, "image")
 		err = errors.Join(
 			unix.Mount(image, image, "", unix.MS_BIND, ""),
@@ -68,7 +68,7 @@ func gateway(how string) error {
 	if err != nil {
 		return err
 	}
-	if how != "root" {
+	if how != "root" && how != "rootless container" { // which is root in its user namespace
 		if err := errors.Join(syscall.Setgroups(groups), syscall.Setgid(gatewayUID), syscall.Setuid(gatewayUID)); err != nil {
 			return err
 		}
@@ -100,10 +100,17 @@ func as(t *testing.T, top, how string) (peer.Cred, func()) {
 	cmd.Env = append(os.Environ(), "CREEL_TEST_GATEWAY="+how, "TOP="+top, "SOCKET="+name)
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{socket}
 	flags := uintptr(unix.CLONE_NEWNS)
-	if how == "container" {
+	if how == "container" || how == "rootless container" {
 		flags |= unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+	if how == "rootless container" {
+		// As newuidmap(1) does: the user, and of its subordinate ids one.
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: gatewayUID, Size: 1}, {ContainerID: 1, HostID: otherUID, Size: 1}}
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = ids, ids
+		cmd.SysProcAttr.Credential = &syscall.Credential{NoSetGroups: true}
+	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -157,6 +164,8 @@ func places(t *testing.T) string {
 		{"private/work", gatewayUID, gatewayUID, 0o755},
 		{"image", 0, 0, 0o755},
 		{"image/work", gatewayUID, gatewayUID, 0o755},
+		{"image/other", otherUID, otherUID, 0o700},
+		{"image/other/open", gatewayUID, gatewayUID, 0o777},
 		{"image" + top, 0, 0, 0o755},
 	} {
 		p := filepath.Join(top, d.path)
@@ -238,6 +247,13 @@ func TestOpenDir(t *testing.T) {
 			{top + "/home/own", "", denied},
 			{"/proc", "", denied},
 		},
+		"rootless container": {
+			{"/work", "image/work", ""},
+			{top + "/home/own", "", denied},
+			{"/proc", "", denied},
+			// Its root may, and it is no root here: it has to send a descriptor.
+			{"/other/open", "", denied},
+		},
 		// The daemon does not know what root may without its capabilities.
 		"root": {
 			{top + "/home/other/open", "", denied},
@@ -246,6 +262,9 @@ func TestOpenDir(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			cred, _ := as(t, top, how)
+			if how != "root" && cred.UID != gatewayUID {
+				t.Fatalf("it is of uid %d", cred.UID)
+			}
 			for _, w := range wants {
 				f, err := cred.OpenDir(t.Context(), w.path)
 				if err == nil {
