@@ -113,7 +113,7 @@ func TestOwnSocket(t *testing.T) {
 			if out, _ := l.Sh(top, "exec 2>&1; rm /run/creel/creel.sock; touch /run/creel/x; chmod 777 /run/creel /run/creel/creel.sock; ls /run/creel 2>&1"); strings.Count(out, "Read-only file system")+strings.Count(out, "not permitted") != 4 || !strings.HasSuffix(out, "\ncreel.sock\n") {
 				t.Errorf("changes there: %s", out)
 			}
-			v := child(t, ask, `{`+little+`,"labels":{"n":"1"},"command":["/bin/sh","-c","echo worked; sleep 600"]}`)
+			v := child(t, ask, `{`+little+`,"labels":{"inside.n":"1"},"command":["/bin/sh","-c","echo worked; sleep 600"]}`)
 			seen, err := l.Inspect(t.Context(), v.ID)
 			if err != nil || seen.Parent != top || v.Parent != top || v.Socket || v.PID != 0 || seen.PID == 0 {
 				t.Errorf("the child is %+v, %v; inside %+v", seen, err, v)
@@ -127,9 +127,12 @@ func TestOwnSocket(t *testing.T) {
 				t.Errorf("the list is %+v", list)
 			}
 			var out api.ExecOutput
-			ask("POST", "/v1/sandboxes/"+v.ID+"/exec", `{"command":["/bin/cat"],"input":"words"}`).decode(t, &out)
+			ask("POST", "/v1/sandboxes/"+v.ID+"/exec", `{"command":["/bin/cat"],"input":"words","labels":{"inside.n":"1"}}`).decode(t, &out)
 			if out.Stdout != "words" {
 				t.Errorf("exec: %+v", out)
+			}
+			if a := ask("POST", "/v1/sandboxes/"+v.ID+"/exec", `{"command":["/bin/cat"],"labels":{"turn":"1"}}`); a.status != "400" || !strings.Contains(a.body, "begin with inside.") {
+				t.Errorf("exec with a label of the caller's: %+v", a)
 			}
 			if a := ask("GET", "/v1/sandboxes/"+v.ID+"/logs", ""); a.status != "200" || !strings.Contains(a.body, "worked") {
 				t.Errorf("logs: %+v", a)
@@ -139,7 +142,7 @@ func TestOwnSocket(t *testing.T) {
 			}
 			// The command finds the socket by itself.
 			put(t, l, top, "/tmp/creel", read(t, l.Bin+"/creel"))
-			said, res := l.Sh(top, "cd /tmp; set -e; id=$(./creel run -d --label n=2 --memory 64M --pids 16 --cpus 0.1 --disk 64M -- sleep 600); ./creel exec $id -- echo streamed; ./creel ps -a; ./creel stop -t 1s $id; ./creel rm $id")
+			said, res := l.Sh(top, "cd /tmp; set -e; id=$(./creel run -d --label inside.n=2 --memory 64M --pids 16 --cpus 0.1 --disk 64M -- sleep 600); ./creel exec $id -- echo streamed; ./creel ps -a; ./creel stop -t 1s $id; ./creel rm $id")
 			if res.ExitCode != 0 || !strings.Contains(said, "streamed") || !strings.Contains(said, v.ID) {
 				t.Errorf("creel inside: %+v\n%s", res, said)
 			}
@@ -258,6 +261,7 @@ func TestOwnSocketHolds(t *testing.T) {
 			{`{` + little + `,"home":"persistent"}`, "403", "home"},
 			{`{` + little + `,"agent":"other"}`, "403", "agent"},
 			{`{` + little + `,"name":"prod"}`, "400", "labels tell children apart"},
+			{`{` + little + `,"labels":{"inside.a":"b","job":"7"}}`, "400", "begin with inside."},
 			{`{` + little + `,"image":"base"}`, "400", "left out"},
 			{`{` + little + `,"mounts":[{"source":"/","target":"/host"}]}`, "400", "a volume that the parent has"},
 			{`{` + little + `,"mounts":[{"source":"` + dir + `","target":"/w"}]}`, "400", "a volume that the parent has"},

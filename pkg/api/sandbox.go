@@ -69,7 +69,8 @@ type SpawnRequest struct {
 	// Runtime is "crun" or "runc". The daemon's default when empty.
 	Runtime string `json:"runtime,omitempty"`
 
-	// Labels are kept with the sandbox; creel does not interpret them.
+	// Labels are kept with the sandbox; creel does not interpret them. Those given
+	// through a sandbox's own socket begin with InsideLabel.
 	Labels map[string]string `json:"labels,omitempty"`
 
 	// Remove removes the sandbox when it has ended.
@@ -148,6 +149,11 @@ type Limits struct {
 	// OnIdle is "pause" or "stop" (reason "idle").
 	OnIdle string `json:"on_idle,omitempty" toml:"on_idle"`
 }
+
+// InsideLabel begins the name of every label that was given through a sandbox's
+// own socket, and so by what runs in a sandbox: labels without it are the
+// caller's word.
+const InsideLabel = "inside."
 
 // State is where a sandbox is in its life.
 type State string
@@ -308,7 +314,8 @@ type ExecRequest struct {
 	// command writes beyond that is read and dropped.
 	MaxOutput Size `json:"max_output,omitzero"`
 
-	// Labels are kept with the exec's record; creel does not interpret them.
+	// Labels are kept with the exec's record; creel does not interpret them. Those
+	// given through a sandbox's own socket begin with InsideLabel.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Logs is "none" when nothing of the output may be kept. In a sandbox of
 	// that kind it is so without asking.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -334,6 +335,7 @@ func inside(c peer.Cred, req api.SpawnRequest) (api.SpawnRequest, error) {
 	if req.Name != "" {
 		ps = append(ps, api.Problem{Field: "name", Value: req.Name, Want: "left out: names are the caller's; labels tell children apart"})
 	}
+	ps = append(ps, insideLabels(req.Labels)...)
 	if req.Image != "" {
 		ps = append(ps, api.Problem{Field: "image", Value: req.Image, Want: "left out: a child has its parent's"})
 	}
@@ -343,14 +345,30 @@ func inside(c peer.Cred, req api.SpawnRequest) (api.SpawnRequest, error) {
 		}
 	}
 	if len(ps) > 0 {
-		e := api.Errorf(api.CodeInvalid, "the request has %d problem(s)", len(ps))
-		e.Problems = ps
-		return req, e
+		return req, invalid(ps)
 	}
 	if req.Parent == "" {
 		req.Parent = c.Via
 	}
 	return req, nil
+}
+
+func invalid(ps []api.Problem) error {
+	e := api.Errorf(api.CodeInvalid, "the request has %d problem(s)", len(ps))
+	e.Problems = ps
+	return e
+}
+
+// insideLabels finds what is wrong with labels that were given inside. The
+// caller finds its own by their labels, and the agent must not be able to have
+// something of its own found among them.
+func insideLabels(labels map[string]string) (ps []api.Problem) {
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		if !strings.HasPrefix(k, api.InsideLabel) {
+			ps = append(ps, api.Problem{Field: "labels", Value: k, Want: "names that begin with " + api.InsideLabel + ": others are the caller's"})
+		}
+	}
+	return ps
 }
 
 // shown is what a caller sees of a sandbox: from inside one nothing of the host.

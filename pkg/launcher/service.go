@@ -345,6 +345,9 @@ func (l *Launcher) Exec(ctx context.Context, c peer.Cred, ref string, req api.Ex
 	if err := l.Callers.Exec(c); err != nil {
 		return nil, err
 	}
+	if ps := insideLabels(req.Labels); c.Via != "" && len(ps) > 0 {
+		return nil, invalid(ps)
+	}
 	s, err := sb.exec(ctx, req)
 	if err != nil {
 		return nil, err
