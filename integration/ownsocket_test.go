@@ -28,8 +28,13 @@ var askScript string
 func granting(t *testing.T) *lab.Lab {
 	t.Helper()
 	kerneltest.Require(t, kerneltest.BaseImage)
+	return grantingOn(t, kerneltest.BaseImagePath())
+}
+
+func grantingOn(t *testing.T, image string) *lab.Lab {
+	t.Helper()
 	l := lab.New(t, lab.Options{
-		Image: kerneltest.BaseImagePath(),
+		Image: image,
 		Config: "[[caller]]\nmatch = \"default\"\nprofiles = [\"*\"]\nmounts = [\"*\"]\nsocket = true\n" +
 			"[server]\nheader_timeout = \"1s\"\n[mounts]\npaths = true\n",
 	})
@@ -545,5 +550,17 @@ func TestOwnSocketIsGranted(t *testing.T) {
 	}
 	if v := l.Spawn(api.SpawnRequest{Socket: true}); !v.Socket {
 		t.Errorf("%+v", v)
+	}
+	// The agent remembers what it was given of it, and what it used.
+	l = grantingOn(t, "")
+	for _, tt := range []struct {
+		arg  string
+		used bool
+	}{{"--rm=false", false}, {"--grant-socket", true}, {"--rm=false", true}} {
+		started(t, l, tt.arg)
+		list, err := l.Agents(t.Context())
+		if err != nil || len(list) != 1 || list[0].Given == nil || !list[0].Given.Socket || list[0].Used.Socket != tt.used {
+			t.Errorf("with %s the agents are %+v, %v", tt.arg, list, err)
+		}
 	}
 }

@@ -150,7 +150,7 @@ func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Ti
 	u := next.Used
 	next.Used = api.Grant{
 		Profiles: join(u.Profiles, used.Profiles), Runtimes: join(u.Runtimes, used.Runtimes),
-		Images: join(u.Images, used.Images), Mounts: join(u.Mounts, used.Mounts),
+		Images: join(u.Images, used.Images), Mounts: join(u.Mounts, used.Mounts), Socket: u.Socket || used.Socket,
 		Sandboxes: max(u.Sandboxes, used.Sandboxes), Memory: max(u.Memory, used.Memory), CPUs: max(u.CPUs, used.CPUs),
 		Pids: max(u.Pids, used.Pids), Disk: max(u.Disk, used.Disk),
 	}

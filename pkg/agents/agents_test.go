@@ -248,12 +248,18 @@ func TestReport(t *testing.T) {
 	broad, open := full, full
 	broad.Profiles, broad.Memory = []string{"p", "q"}, 5
 	open.Runtimes, open.Pids = []string{"*"}, 0
+	more, usedMore := full, used
+	more.Images, more.Mounts, more.Socket = []string{"box", "node:*", "team/*", "go"}, []string{"/srv/a", "/srv/b:ro"}, true
+	usedMore.Images, usedMore.Mounts = []string{"node:24", "go:latest"}, nil
+	all := usedMore
+	all.Images, all.Mounts, all.Socket = []string{"sha256:12"}, []string{"/work"}, true
 	old := agent("old", start, &full, used)
 	running := agent("runs", start, &full, used)
 	running.Sandboxes = 1
 	var got []string
 	for _, f := range agents.Report([]api.Agent{
 		agent("good", now, &full, used), agent("broad", now, &broad, used), agent("open", now, &open, used),
+		agent("more", now, &more, usedMore), agent("all", now, &more, all),
 		agent("operators", now, nil, api.Grant{}), expires(agent("over", now, &full, used), now), expires(agent("ends", now, &full, used), now.AddDate(0, 0, 6)),
 		expires(agent("later", now, &full, used), now.AddDate(0, 0, 8)), expires(agent("never", now, &full, used), time.Time{}), old, running, agents.Revoke(agent("revoked", now, &full, used), 0, true, start),
 	}, now, 30*24*time.Hour) {
@@ -267,6 +273,9 @@ func TestReport(t *testing.T) {
 		"broad wide: memory is 5, of which 1 was the most that was used together",
 		"open grant: runtimes is *; used: r",
 		"open wide: pids has no bound",
+		"more grant: images team/* never used",
+		"more grant: mounts /srv/a, /srv/b:ro never used",
+		"more grant: socket never used",
 		"over expired: expired 2026-02-10T00:00:00Z",
 		"ends expiring: expires 2026-02-16T00:00:00Z",
 		"old unused: not seen for 40 days",

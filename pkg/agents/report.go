@@ -2,6 +2,7 @@ package agents
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -61,8 +62,21 @@ func Report(list []api.Agent, now time.Time, unusedFor time.Duration) []api.Find
 				add("grant", g.key+" is *; used: "+strings.Join(g.used, ", "), take(g.key, a.Given))
 			}
 		}
-		if len(a.Given.Mounts) > 0 && len(a.Used.Mounts) == 0 {
-			add("grant", "mounts "+strings.Join(a.Given.Mounts, ", ")+" never used", take("mounts", a.Given))
+		for _, g := range []struct {
+			key   string
+			given []string
+			used  func(string) bool
+		}{
+			{"images", a.Given.Images, func(p string) bool { return imageUsed(p, a.Used.Images) }},
+			// What a directory is called its caller said, so that it tells of no root.
+			{"mounts", a.Given.Mounts, func(string) bool { return len(a.Used.Mounts) > 0 }},
+		} {
+			if unused := slices.DeleteFunc(slices.Clone(g.given), g.used); len(unused) > 0 {
+				add("grant", g.key+" "+strings.Join(unused, ", ")+" never used", take(g.key, a.Given))
+			}
+		}
+		if a.Given.Socket && !a.Used.Socket {
+			add("grant", "socket never used", "set socket = false in [[caller]] "+a.Given.Ceiling)
 		}
 		for _, t := range []struct {
 			key         string
@@ -84,6 +98,19 @@ func Report(list []api.Agent, now time.Time, unusedFor time.Duration) []api.Find
 		}
 	}
 	return out
+}
+
+// imageUsed says whether one of the images that were asked for can be by this
+// entry of a ceiling. Of "box" and "own", and of a digest, a name does not tell.
+func imageUsed(pattern string, used []string) bool {
+	return slices.ContainsFunc(used, func(ref string) bool {
+		if pattern == "box" || pattern == "own" || strings.Contains(ref, "sha256:") {
+			return true
+		}
+		with, _ := path.Match(pattern, ref)
+		without, _ := path.Match(pattern, strings.TrimSuffix(ref, ":latest"))
+		return with || without
+	})
 }
 
 func take(key string, g *api.Grant) string {

@@ -62,6 +62,7 @@ type Grant struct {
 	Runtimes  []string `json:"runtimes"`
 	Images    []string `json:"images"`
 	Mounts    []string `json:"mounts"`
+	Socket    bool     `json:"socket,omitempty"` // one of a sandbox's own
 	Sandboxes int      `json:"sandboxes"`
 	Memory    Size     `json:"memory"`
 	CPUs      float64  `json:"cpus"`
@@ -74,8 +75,9 @@ type Finding struct {
 	Agent string `json:"agent"`
 	ID    string `json:"id"`
 	UID   uint32 `json:"uid"`
-	// Kind is unused (an agent), grant (one that was never used), wide (a total
-	// that is more than four times what was ever used) or revoked.
+	// Kind is unused, revoked, expired or expiring (an agent), grant (one that was
+	// never used) or wide (a total that is more than four times what was ever
+	// used).
 	Kind string `json:"kind"`
 	What string `json:"what"`
 	Fix  string `json:"fix"`
