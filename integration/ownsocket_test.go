@@ -551,16 +551,25 @@ func TestOwnSocketIsGranted(t *testing.T) {
 	if v := l.Spawn(api.SpawnRequest{Socket: true}); !v.Socket {
 		t.Errorf("%+v", v)
 	}
-	// The agent remembers what it was given of it, and what it used.
+	// The agent remembers what it was given of it, and what it used; and it works
+	// with an image of one file, as in the virtual machine.
 	l = grantingOn(t, "")
 	for _, tt := range []struct {
 		arg  string
 		used bool
 	}{{"--rm=false", false}, {"--grant-socket", true}, {"--rm=false", true}} {
-		started(t, l, tt.arg)
+		top := started(t, l, tt.arg)
 		list, err := l.Agents(t.Context())
 		if err != nil || len(list) != 1 || list[0].Given == nil || !list[0].Given.Socket || list[0].Used.Socket != tt.used {
 			t.Errorf("with %s the agents are %+v, %v", tt.arg, list, err)
+		}
+		if tt.arg != "--grant-socket" {
+			continue
+		}
+		put(t, l, top, "/tmp/creel", read(t, l.Bin+"/creel"))
+		said, res := l.Sh(top, "cd /tmp; set -e; id=$(./creel run -d --memory 64M --pids 16 --cpus 0.1 --disk 64M); ./creel exec $id echo streamed; ./creel rm -f $id")
+		if res.ExitCode != 0 || !strings.Contains(said, "streamed") {
+			t.Errorf("creel inside: %+v\n%s", res, said)
 		}
 	}
 }
