@@ -26,6 +26,7 @@ type world struct {
 	Own    string // a directory of the attacker's
 
 	RootSandbox, RootName     string
+	RootSocket                string // the one that root's sandbox was granted
 	VictimSandbox, VictimName string
 	VictimExec                string
 	VictimDigest              string // of the image that the victim brought

@@ -21,6 +21,7 @@ func attempts() []attempt {
 		{"Files of the host, from an own sandbox", fromInside()},
 		{"Another's sandbox", othersSandbox()},
 		{"By a child", children()},
+		{"By a sandbox's own socket", ownSockets()},
 		{"Another's agents, homes and records", othersAgents()},
 		{"Images and volumes", imagesAndVolumes()},
 		{"The ceiling", ceiling()},

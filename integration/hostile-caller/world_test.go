@@ -48,6 +48,13 @@ func TestMain(m *testing.M) {
 		attack(text)
 		return
 	}
+	if text := os.Getenv(askVar); text == flooded {
+		floodInside()
+		return
+	} else if text != "" {
+		askInside(text)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -179,6 +186,7 @@ profiles = ["default"]
 runtimes = ["crun"]
 mounts = ["*"]
 memory = "64G"
+socket = true
 image_bytes = "64M"
 exec_rate = 0
 spawn_rate = 0
@@ -232,10 +240,14 @@ func build(t *testing.T, l *lab.Lab) (world, []string) {
 	}
 
 	root := l.Spawn(api.SpawnRequest{
-		Name: "roots", Env: map[string]string{"TOKEN": hide("root-env")}, Labels: map[string]string{"note": hide("root-label")},
+		Name: "roots", Socket: true, Env: map[string]string{"TOKEN": hide("root-env")}, Labels: map[string]string{"note": hide("root-label")},
 		Command: []string{"/bin/sh", "-c", "echo " + hide("root-output") + "; exec sleep 1000"},
 	})
 	w.RootSandbox, w.RootName = root.ID, root.Name
+	w.RootSocket = filepath.Join(l.Dir, "run", "sandboxes", root.ID, "socket", "creel.sock")
+	if _, err := os.Stat(w.RootSocket); err != nil {
+		t.Fatal(err) // to fail for another reason would prove nothing
+	}
 	if _, err := l.CreateVolume(t.Context(), api.VolumeRequest{Name: "roots-data", Agent: "default", Size: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
