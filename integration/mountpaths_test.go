@@ -55,7 +55,7 @@ exec setpriv --reuid 4242 --regid 4242 --clear-groups $in curl -sS --unix-socket
 // umount needs a /proc, which there is none of.)
 func container(t *testing.T, l *lab.Lab, dir string, rootless bool) string {
 	t.Helper()
-	root, err := os.MkdirTemp(filepath.Dir(workspace(t)), "image")
+	root, err := os.MkdirTemp(filepath.Dir(workspace(t)), "image") //nolint:usetesting // users must reach it
 	if err != nil {
 		t.Fatal(err)
 	}
