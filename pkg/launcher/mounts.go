@@ -394,7 +394,7 @@ func (sb *sandbox) socketsAgain() error {
 	if sb.l.Peers == nil && !sb.fixed.Sandbox.Socket {
 		return nil
 	}
-	ns, err := netns.Open(sb.rec.InitPID, sb.rec.NetNS)
+	ns, err := netns.Open(sb.rec.InitPID, sb.rec.NetNS, false)
 	if err != nil {
 		return err
 	}

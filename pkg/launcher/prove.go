@@ -278,7 +278,7 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 // not lead out of it. By the pid, which the pidfd holds, and the inode it is
 // that namespace.
 func (sb *sandbox) wire(pid int, inode uint64) []api.Control {
-	ns, err := netns.Open(pid, inode)
+	ns, err := netns.Open(pid, inode, false)
 	if err != nil {
 		return []api.Control{{Name: "netns", Expected: "can be read", Observed: err.Error()}}
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,12 +29,21 @@ type NS struct {
 	file   *os.File
 	inode  uint64
 	cookie uint64
+	local  bool
 }
 
 // Create makes a network namespace with lo, up, and nothing else. It takes
 // less than a millisecond. The caller closes it when the sandbox runs in it
 // or has failed to.
-func Create() (*NS, error) {
+func Create() (*NS, error) { return create(false) }
+
+// CreateLocal makes one in which every address is its own: a connection to any
+// begins and ends in it, as one to 127.0.0.1 does. So there is no wire here
+// either, and whoever looks a socket up for the connection decides who answers
+// (pkg/steer).
+func CreateLocal() (*NS, error) { return create(true) }
+
+func create(local bool) (*NS, error) {
 	var f *os.File
 	var cookie uint64
 	err := thread.Do(func() (err error) {
@@ -46,6 +56,11 @@ func Create() (*NS, error) {
 		if err := loUp(); err != nil {
 			return fmt.Errorf("set lo up: %w", err)
 		}
+		if local {
+			if err := routeAll(); err != nil {
+				return fmt.Errorf("local routes: %w", err)
+			}
+		}
 		if err := weaken(); err != nil {
 			return err
 		}
@@ -55,13 +70,14 @@ func Create() (*NS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
-	return hold(f, cookie)
+	return hold(f, cookie, local)
 }
 
 // Open holds the network namespace of a process, for a daemon that was
 // restarted while the sandbox ran. It refuses one other than inode, which the
-// store remembers: the pid may be another process by now.
-func Open(pid int, inode uint64) (*NS, error) {
+// store remembers: the pid may be another process by now. local says that
+// CreateLocal made it.
+func Open(pid int, inode uint64, local bool) (*NS, error) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
@@ -78,7 +94,7 @@ func Open(pid int, inode uint64) (*NS, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
-	ns, err := hold(f, cookie)
+	ns, err := hold(f, cookie, local)
 	if err != nil {
 		return nil, err
 	}
@@ -89,13 +105,13 @@ func Open(pid int, inode uint64) (*NS, error) {
 	return ns, nil
 }
 
-func hold(f *os.File, cookie uint64) (*NS, error) {
+func hold(f *os.File, cookie uint64, local bool) (*NS, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("stat network namespace: %w", err)
 	}
-	return &NS{file: f, inode: st.Ino, cookie: cookie}, nil
+	return &NS{file: f, inode: st.Ino, cookie: cookie, local: local}, nil
 }
 
 // cookieHere is the cookie of the calling thread's namespace.
@@ -149,6 +165,22 @@ func loUp() error {
 	return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
 }
 
+// routeAll has lo deliver what goes to any address, in the namespace of the
+// calling thread: "ip route add local default dev lo" for both families.
+func routeAll() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for _, all := range []*net.IPNet{{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}} {
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: 1, Dst: all, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST}); err != nil {
+			return fmt.Errorf("%s: %w", all, err)
+		}
+	}
+	return nil
+}
+
 // weaken adds what must not be there when a test asks for it, in the namespace
 // of the calling thread. In a normal build it is nothing.
 func weaken() error {
@@ -172,14 +204,12 @@ func weaken() error {
 
 // Check reads the namespace back through a socket opened in it.
 func Check(n *NS) []api.Control {
-	v := view{}
+	v := view{local: n.local}
 	err := thread.Do(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("join: %w", err)
 		}
-		var err error
-		v, err = look()
-		return err
+		return v.look()
 	})
 	if err == nil {
 		v.owner, err = ownerOf(n.file)
@@ -193,6 +223,7 @@ func Check(n *NS) []api.Control {
 
 // view is what a namespace contains, in words.
 type view struct {
+	local         bool // what it should be
 	links, routes []string
 	owner         string
 }
@@ -201,28 +232,30 @@ func (v view) controls() []api.Control {
 	control := func(name, want, got string) api.Control {
 		return api.Control{Name: name, Expected: want, Observed: got, OK: want == got}
 	}
-	routes := strings.Join(v.routes, ", ")
+	routes, want := strings.Join(v.routes, ", "), "none"
 	if routes == "" {
 		routes = "none"
 	}
+	if v.local {
+		want = localV4 + ", " + localV6
+	}
 	return []api.Control{
 		control("network.links", "lo (loopback, up)", strings.Join(v.links, ", ")),
-		control("network.routes", "none", routes),
+		control("network.routes", want, routes),
 		control("network.owner", "initial user namespace", v.owner),
 	}
 }
 
 // look lists links, and routes that lead elsewhere than to loopback addresses.
-func look() (view, error) {
-	var v view
+func (v *view) look() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return v, err
+		return err
 	}
 	defer h.Close()
 	links, err := retry(h.LinkList)
 	if err != nil {
-		return v, fmt.Errorf("list links: %w", err)
+		return fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
 		v.links = append(v.links, describe(l))
@@ -232,14 +265,21 @@ func look() (view, error) {
 		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
-		return v, fmt.Errorf("list routes: %w", err)
+		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if !loopbackOnly(r) {
+		switch {
+		case loopbackOnly(r):
+		case localDefault(r, 32):
+			v.routes = append(v.routes, localV4)
+		case localDefault(r, 128):
+			v.routes = append(v.routes, localV6)
+		default:
 			v.routes = append(v.routes, r.String())
 		}
 	}
-	return v, nil
+	slices.Sort(v.routes)
+	return nil
 }
 
 func describe(l netlink.Link) string {
@@ -254,10 +294,30 @@ func describe(l netlink.Link) string {
 	return fmt.Sprintf("%s (%s, %s)", a.Name, kind, state)
 }
 
+// The two routes of CreateLocal, in words.
+const (
+	localV4 = "every IPv4 address is local"
+	localV6 = "every IPv6 address is local"
+)
+
+// localDefault says whether r is one of those, by the bits of its family.
+func localDefault(r netlink.Route, family int) bool {
+	if !byLo(r) || r.Type != unix.RTN_LOCAL || r.Table != unix.RT_TABLE_LOCAL || r.Dst == nil {
+		return false
+	}
+	ones, bits := r.Dst.Mask.Size()
+	return ones == 0 && bits == family && r.Dst.IP.IsUnspecified()
+}
+
+// byLo says whether r is by interface 1 and by nothing else.
+func byLo(r netlink.Route) bool {
+	return r.LinkIndex == 1 && r.Gw == nil && r.Via == nil && len(r.MultiPath) == 0 && r.Encap == nil
+}
+
 // loopbackOnly says whether r is one of the routes that the kernel itself
 // adds for lo: to 127/8 and ::1, on interface 1.
 func loopbackOnly(r netlink.Route) bool {
-	if r.LinkIndex != 1 || r.Gw != nil || r.Via != nil || len(r.MultiPath) > 0 || r.Encap != nil || r.Dst == nil {
+	if !byLo(r) || r.Dst == nil {
 		return false
 	}
 	ones, bits := r.Dst.Mask.Size()

@@ -156,11 +156,11 @@ func TestCheckOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ns, err := netns.Open(cmd.Process.Pid, 1); err == nil {
+	if ns, err := netns.Open(cmd.Process.Pid, 1, false); err == nil {
 		ns.Close()
 		t.Error("Open accepted a namespace with another inode")
 	}
-	ns, err := netns.Open(cmd.Process.Pid, fi.Sys().(*syscall.Stat_t).Ino)
+	ns, err := netns.Open(cmd.Process.Pid, fi.Sys().(*syscall.Stat_t).Ino, false)
 	if err != nil {
 		t.Fatal(err)
 	}
