@@ -145,7 +145,10 @@ func (r *relay) copy(dst, src *net.TCPConn, total *int64) error {
 			return err
 		}
 		if n == 0 {
-			return dst.CloseWrite()
+			if err := dst.CloseWrite(); err != nil && !errors.Is(err, unix.ENOTCONN) { // it has hung up
+				return err
+			}
+			return nil
 		}
 		// Taken only of what is there, so that who waits holds nothing.
 		granted := r.Budget.take(min(n, chunk))
