@@ -1,0 +1,292 @@
+// Package proxy takes the connections of one sandbox to where its policy lets
+// them go.
+//
+// What a connection is to is its local address, for every address is local
+// where it was accepted (package steer): a synthetic address is a name, which is
+// resolved here and now, and the address that was checked is the one that is
+// dialled. Nothing that the agent sends is taken for where it wants to go; the
+// name in a ClientHello must be that name, and is refused if it is not.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/clienthello"
+	"github.com/creel-sandbox/creel/pkg/egress/relay"
+	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
+)
+
+// Outside is what a proxy needs of the host. Its methods are safe for
+// concurrent use.
+type Outside interface {
+	// Lookup resolves a name to addresses of both families, in the order they
+	// are to be tried.
+	Lookup(ctx context.Context, host egress.Name) ([]netip.Addr, error)
+	// Dial connects to an address and resolves nothing.
+	Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error)
+	// Own are the host's own addresses now.
+	Own() ([]netip.Addr, error)
+}
+
+// Web serves the connections whose requests have to be read. It closes c.
+type Web interface {
+	Serve(ctx context.Context, c *net.TCPConn, to Target, kinds egress.Kinds) error
+}
+
+// Options are of one sandbox. All are required.
+type Options struct {
+	Outside Outside
+	Web     Web
+	Names   *synthetic.Table
+	// Policy is the snapshot that holds now. It is asked once for a connection.
+	Policy func() egress.Snapshot
+	// Bytes is the budget of all connections together.
+	Bytes *relay.Budget
+	// Connections is how many there may be at one time.
+	Connections int
+	// Idle ends a connection over which nothing goes.
+	Idle time.Duration
+	// Record is told how each connection ended, once.
+	Record func(Outcome)
+}
+
+// Target is where a connection goes: a name, or an address that none stands
+// for.
+type Target struct {
+	Host egress.Name
+	Addr netip.Addr // of a target without a name
+	Port uint16
+}
+
+// String is "host:port".
+func (t Target) String() string {
+	if t.Host != "" {
+		return fmt.Sprintf("%s:%d", t.Host, t.Port)
+	}
+	return netip.AddrPortFrom(t.Addr, t.Port).String()
+}
+
+// Outcome is what became of a connection.
+type Outcome struct {
+	Began time.Time
+	To    Target
+	// Rules allowed it, one for each party of the policy.
+	Rules []string
+	// Dialled is the address outside, if it came to that.
+	Dialled netip.AddrPort
+	Moved   relay.Moved
+	// Err is why it was refused or broke; nil for one that ended by itself. It
+	// is an *egress.RefusedError where the policy refused.
+	Err error
+}
+
+// Errors of this package, to be tested with errors.Is.
+var (
+	// ErrConnections is a sandbox with as many connections as it may have.
+	ErrConnections = errors.New("the sandbox has as many connections as it may")
+	// ErrNotTheName is a TLS client that asks for another name than it is
+	// connected to, or hides which.
+	ErrNotTheName = errors.New("the TLS client does not ask for the name it connected to")
+	// ErrUnreachable is a target that no allowed address of answers.
+	ErrUnreachable = errors.New("no address answers")
+)
+
+// How long steps may take.
+const (
+	helloTimeout = 10 * time.Second
+	dialTimeout  = 10 * time.Second // for each address
+	allTimeout   = 30 * time.Second // for resolving and all of them
+)
+
+// Proxy takes connections. Use New.
+type Proxy struct {
+	opts   Options
+	places chan struct{}
+}
+
+// New makes a proxy.
+func New(o Options) (*Proxy, error) {
+	if o.Outside == nil || o.Web == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
+		return nil, errors.New("a proxy without all of its options")
+	}
+	return &Proxy{o, make(chan struct{}, o.Connections)}, nil
+}
+
+// Handle serves a connection that was accepted, and closes it. What is refused
+// gets a reset.
+func (p *Proxy) Handle(ctx context.Context, c *net.TCPConn) {
+	out := Outcome{Began: time.Now()}
+	defer func() {
+		if out.Err != nil {
+			_ = c.SetLinger(0)
+		}
+		_ = c.Close()
+		p.opts.Record(out)
+	}()
+	select {
+	case p.places <- struct{}{}:
+		defer func() { <-p.places }()
+	default:
+		out.Err = ErrConnections
+		return
+	}
+	if out.Err = reusable(c); out.Err != nil {
+		return
+	}
+	if out.To, out.Err = p.target(c); out.Err != nil {
+		return
+	}
+	out.Err = p.serve(ctx, c, &out)
+}
+
+// reusable has a connection not keep the agent from listening on its port, see
+// package steer.
+func reusable(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return errors.Join(err, set)
+}
+
+// target is where a connection was made to.
+func (p *Proxy) target(c *net.TCPConn) (Target, error) {
+	at, err := netip.ParseAddrPort(c.LocalAddr().String())
+	if err != nil {
+		return Target{}, err
+	}
+	t := Target{Addr: at.Addr().Unmap(), Port: at.Port()}
+	if n, ok := p.opts.Names.Name(t.Addr); ok {
+		return Target{Host: n, Port: t.Port}, nil
+	}
+	return t, nil
+}
+
+func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
+	policy := p.opts.Policy()
+	grant, err := connect(policy, out.To)
+	if err != nil {
+		return err
+	}
+	out.Rules = grant.Rules
+	var first []byte
+	switch {
+	case grant.Kinds&egress.Raw != 0:
+	case grant.Kinds&egress.TLS != 0 && grant.Kinds&egress.HTTP == 0:
+		if first, err = hello(c, out.To.Host); err != nil {
+			return err
+		}
+	default:
+		return p.opts.Web.Serve(ctx, c, out.To, grant.Kinds)
+	}
+	up, err := p.dial(ctx, policy, out)
+	if err != nil {
+		return err
+	}
+	if len(first) > 0 {
+		if !p.opts.Bytes.Spend(int64(len(first))) {
+			return errors.Join(relay.ErrBudget, up.Close())
+		}
+		if _, err := up.Write(first); err != nil {
+			return errors.Join(err, up.Close())
+		}
+	}
+	out.Moved, err = relay.Run(ctx, c, up, relay.Limits{Budget: p.opts.Bytes, Idle: p.opts.Idle})
+	out.Moved.Out += int64(len(first))
+	return err
+}
+
+func connect(policy egress.Snapshot, to Target) (egress.Grant, error) {
+	if to.Host != "" {
+		return policy.Connect(to.Host, to.Port)
+	}
+	return policy.ConnectAddr(to.Addr, to.Port)
+}
+
+// hello reads what a TLS client says, which must be the name.
+func hello(c *net.TCPConn, host egress.Name) ([]byte, error) {
+	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return nil, err
+	}
+	h, err := clienthello.Read(c)
+	if err != nil {
+		return nil, err
+	}
+	name, err := egress.ParseName(h.Name)
+	switch {
+	case h.ECH:
+		return nil, fmt.Errorf("%w: it hides it (ECH); connected to %s", ErrNotTheName, host)
+	case h.Name == "":
+		return nil, fmt.Errorf("%w: it asks for none; connected to %s", ErrNotTheName, host)
+	case err != nil || name != host:
+		return nil, fmt.Errorf("%w: it asks for %.100q; connected to %s", ErrNotTheName, h.Name, host)
+	}
+	return h.Raw, nil
+}
+
+// dial connects to the target by an address that the policy allows.
+func (p *Proxy) dial(ctx context.Context, policy egress.Snapshot, out *Outcome) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, allTimeout)
+	defer cancel()
+	addrs, err := p.addrs(ctx, policy, out.To)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, a := range addrs {
+		c, err := p.dialOne(ctx, netip.AddrPortFrom(a, out.To.Port))
+		if err == nil {
+			out.Dialled = netip.AddrPortFrom(a, out.To.Port)
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, out.To, errors.Join(errs...))
+}
+
+func (p *Proxy) dialOne(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return p.opts.Outside.Dial(ctx, to)
+}
+
+// addrs are the target's addresses that may be dialled: at least one.
+func (p *Proxy) addrs(ctx context.Context, policy egress.Snapshot, to Target) ([]netip.Addr, error) {
+	if to.Host == egress.BoxName {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
+	}
+	found := []netip.Addr{to.Addr}
+	if to.Host != "" {
+		var err error
+		if found, err = p.opts.Outside.Lookup(ctx, to.Host); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+	}
+	own, err := p.opts.Outside.Own()
+	if err != nil {
+		return nil, fmt.Errorf("the host's own addresses: %w", err) // nothing can be checked
+	}
+	var good []netip.Addr
+	var refused []error
+	for _, a := range found {
+		if err := policy.Dial(a, to.Port, own); err != nil {
+			refused = append(refused, err)
+			continue
+		}
+		good = append(good, a)
+	}
+	if len(good) == 0 {
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, to, errors.Join(refused...))
+	}
+	return good, nil
+}
