@@ -30,6 +30,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(leaderEnv) != "" {
+		loseLeader()
+	}
 	if path := os.Getenv(helperEnv); path != "" {
 		err := becomeInit(path, os.Args[1:])
 		fmt.Fprintln(os.Stderr, "helper:", err)

@@ -71,7 +71,9 @@ func getFD(ctx context.Context, pidfd int) (int, error) {
 		if !errors.Is(err, unix.EBADF) && !errors.Is(err, unix.ESRCH) {
 			return -1, fmt.Errorf("pidfd_getfd: %w", err)
 		}
-		if errors.Is(err, unix.ESRCH) || dead(pidfd) {
+		// ESRCH is said of a main thread that has exited as well, and so for a
+		// moment of a process that another thread of its executes in.
+		if dead(pidfd) {
 			return -1, fmt.Errorf("%w before its channel was ready", ErrGone)
 		}
 		timer.Reset(pause)
