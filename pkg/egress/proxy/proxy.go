@@ -24,18 +24,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 )
 
-// Outside is what a proxy needs of the host. Its methods are safe for
-// concurrent use.
-type Outside interface {
-	// Lookup resolves a name to addresses of both families, in the order they
-	// are to be tried.
-	Lookup(ctx context.Context, host egress.Name) ([]netip.Addr, error)
-	// Dial connects to an address and resolves nothing.
-	Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error)
-	// Own are the host's own addresses now.
-	Own() ([]netip.Addr, error)
-}
-
 // Web serves the connections whose requests have to be read. It closes c.
 type Web interface {
 	Serve(ctx context.Context, c *net.TCPConn, to Target, kinds egress.Kinds) error
@@ -99,12 +87,8 @@ var (
 	ErrUnreachable = errors.New("no address answers")
 )
 
-// How long steps may take.
-const (
-	helloTimeout = 10 * time.Second
-	dialTimeout  = 10 * time.Second // for each address
-	allTimeout   = 30 * time.Second // for resolving and all of them
-)
+// helloTimeout is how long a ClientHello may take.
+const helloTimeout = 10 * time.Second
 
 // Proxy takes connections. Use New.
 type Proxy struct {
@@ -189,10 +173,11 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 	default:
 		return p.opts.Web.Serve(ctx, c, out.To, grant.Kinds)
 	}
-	up, err := p.dial(ctx, policy, out)
+	up, at, err := Dialer{p.opts.Outside}.Dial(ctx, policy, out.To)
 	if err != nil {
 		return err
 	}
+	out.Dialled = at
 	if len(first) > 0 {
 		if !p.opts.Bytes.Spend(int64(len(first))) {
 			return errors.Join(relay.ErrBudget, up.Close())
@@ -232,61 +217,4 @@ func hello(c *net.TCPConn, host egress.Name) ([]byte, error) {
 		return nil, fmt.Errorf("%w: it asks for %.100q; connected to %s", ErrNotTheName, h.Name, host)
 	}
 	return h.Raw, nil
-}
-
-// dial connects to the target by an address that the policy allows.
-func (p *Proxy) dial(ctx context.Context, policy egress.Snapshot, out *Outcome) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, allTimeout)
-	defer cancel()
-	addrs, err := p.addrs(ctx, policy, out.To)
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, a := range addrs {
-		c, err := p.dialOne(ctx, netip.AddrPortFrom(a, out.To.Port))
-		if err == nil {
-			out.Dialled = netip.AddrPortFrom(a, out.To.Port)
-			return c, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, out.To, errors.Join(errs...))
-}
-
-func (p *Proxy) dialOne(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	return p.opts.Outside.Dial(ctx, to)
-}
-
-// addrs are the target's addresses that may be dialled: at least one.
-func (p *Proxy) addrs(ctx context.Context, policy egress.Snapshot, to Target) ([]netip.Addr, error) {
-	if to.Host == egress.BoxName {
-		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
-	}
-	found := []netip.Addr{to.Addr}
-	if to.Host != "" {
-		var err error
-		if found, err = p.opts.Outside.Lookup(ctx, to.Host); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
-		}
-	}
-	own, err := p.opts.Outside.Own()
-	if err != nil {
-		return nil, fmt.Errorf("the host's own addresses: %w", err) // nothing can be checked
-	}
-	var good []netip.Addr
-	var refused []error
-	for _, a := range found {
-		if err := policy.Dial(a, to.Port, own); err != nil {
-			refused = append(refused, err)
-			continue
-		}
-		good = append(good, a)
-	}
-	if len(good) == 0 {
-		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, to, errors.Join(refused...))
-	}
-	return good, nil
 }
