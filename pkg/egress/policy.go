@@ -169,7 +169,8 @@ func (s Snapshot) Dial(a netip.Addr, port uint16, own []netip.Addr) error {
 }
 
 // Request says whether a request may be made on a connection to a name that is
-// treated as kind, HTTP or HTTPS.
+// treated as kind, HTTP or HTTPS. A path is "" if ParsePath refuses it; rules
+// with paths then allow nothing.
 func (s Snapshot) Request(kind Kinds, host Name, port uint16, method string, path Path) (Grant, error) {
 	scheme := map[Kinds]string{HTTP: "http", HTTPS: "https"}[kind]
 	what := fmt.Sprintf("%s %s://%s:%d%s", method, scheme, host, port, path)

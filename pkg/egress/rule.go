@@ -221,10 +221,11 @@ func (r *rule) reaches(a netip.Addr, port uint16) bool {
 	return r.cidr.IsValid() && r.cidr.Contains(a) && slices.Contains(r.ports, port)
 }
 
-// requests says whether it allows a request on a connection that it allows.
+// requests says whether it allows a request on a connection that it allows. A
+// path of "" is in no pattern.
 func (r *rule) requests(method string, path Path) bool {
 	if len(r.methods) > 0 && !slices.Contains(r.methods, method) {
 		return false
 	}
-	return len(r.paths) == 0 || slices.ContainsFunc(r.paths, func(p pathPattern) bool { return p.matches(path) })
+	return len(r.paths) == 0 || path != "" && slices.ContainsFunc(r.paths, func(p pathPattern) bool { return p.matches(path) })
 }

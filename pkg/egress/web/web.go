@@ -1,0 +1,339 @@
+// Package web reads the requests of one sandbox where its policy asks for it,
+// and passes on those that are allowed.
+//
+// A request is parsed once, by net/http, and written anew: whatever else could
+// have been read out of the agent's bytes, the server gets what was judged, with
+// one framing. Where TLS is opened up, both ends are TLS: the agent sees a
+// certificate of an authority that only its sandbox trusts, and the server's is
+// verified here against the system's roots.
+//
+// Nothing is followed, kept or changed: a redirect is the agent's to follow,
+// with a request that is judged as any other.
+package web
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/authority"
+	"github.com/creel-sandbox/creel/pkg/egress/proxy"
+	"github.com/creel-sandbox/creel/pkg/egress/relay"
+)
+
+// Bounds of what is read.
+const (
+	maxHeader         = 64 << 10  // of a request, in bytes
+	maxResponseHeader = 256 << 10 // of a response
+	headerTimeout     = 15 * time.Second
+	handshakeTimeout  = 10 * time.Second
+	idleTimeout       = 2 * time.Minute // between two requests
+	maxToHost         = 64              // connections to one host at a time
+)
+
+// Options are of one sandbox. All but Roots are required.
+type Options struct {
+	Dialer    proxy.Dialer
+	Authority func() *authority.Authority
+	// Policy is the snapshot that holds now. It is asked once for a request.
+	Policy func() egress.Snapshot
+	// Bytes is what goes to servers and comes from them, TLS and all.
+	Bytes *relay.Budget
+	// Roots are what servers are verified by; nil for the system's.
+	Roots *x509.CertPool
+	// Record is told of each request, once it was decided on.
+	Record func(Decision)
+}
+
+// Decision is what was decided on a request.
+type Decision struct {
+	Time   time.Time
+	To     proxy.Target
+	Method string
+	// Path is as it was sent, without its query.
+	Path  string
+	Rules []string
+	// Err is why it was refused; nil if it was let through.
+	Err error
+}
+
+// Errors of this package, to be tested with errors.Is.
+var (
+	// ErrNotTheHost is a request for another host than the connection is to.
+	ErrNotTheHost = errors.New("the request is for another host than the connection")
+	// ErrForm is a request that no server needs and some read in other ways.
+	ErrForm = errors.New("the request has a form that is not passed on")
+)
+
+// Web serves a sandbox's connections. Use New.
+type Web struct {
+	opts  Options
+	http  *http.Server
+	up    *http.Transport
+	proxy *httputil.ReverseProxy
+	conns *handed
+}
+
+var _ proxy.Web = (*Web)(nil)
+
+// New makes a Web and starts it. Close ends it.
+func New(o Options) (*Web, error) {
+	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil {
+		return nil, errors.New("a web proxy without all of its options")
+	}
+	w := &Web{opts: o, conns: newHanded()}
+	quiet := log.New(discard{}, "", 0) // what agents do wrong is theirs to know
+	w.up = &http.Transport{
+		Proxy: nil, DialContext: w.dial, DisableCompression: true, ForceAttemptHTTP2: true,
+		TLSClientConfig:     &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: handshakeTimeout, IdleConnTimeout: idleTimeout, MaxConnsPerHost: maxToHost, MaxIdleConnsPerHost: 4,
+		MaxResponseHeaderBytes: maxResponseHeader, ExpectContinueTimeout: time.Second,
+	}
+	w.proxy = &httputil.ReverseProxy{
+		Rewrite: rewrite, Transport: w.up, FlushInterval: -1, ErrorHandler: broken, ErrorLog: quiet,
+	}
+	w.http = &http.Server{
+		Handler: w, ErrorLog: quiet, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, whose(c))
+		},
+		TLSConfig: inside(),
+	}
+	go func() { _ = w.http.Serve(w.conns) }()
+	return w, nil
+}
+
+// Close ends all connections.
+func (w *Web) Close() error {
+	err := w.http.Close()
+	w.up.CloseIdleConnections()
+	return err
+}
+
+// Serve implements proxy.Web: it returns when the connection has ended.
+func (w *Web) Serve(ctx context.Context, c *net.TCPConn, to proxy.Target, kinds egress.Kinds) error {
+	if to.Host == "" {
+		return fmt.Errorf("%w: %s has no name", ErrNotTheHost, to)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(headerTimeout))
+	first, err := peek(c)
+	if err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	const handshake = 22 // a TLS record's type
+	in := &conn{TCPConn: c, to: to, kind: egress.HTTP, closed: make(chan struct{})}
+	var serve net.Conn = in
+	switch {
+	case first == handshake && kinds&egress.HTTPS != 0:
+		in.kind = egress.HTTPS
+		serve = tls.Server(in, w.tls(to.Host))
+	case first != handshake && kinds&egress.HTTP != 0:
+	default:
+		return &egress.RefusedError{By: "the protocol that is allowed there", What: "what was sent to " + to.String()}
+	}
+	if !w.conns.hand(serve) {
+		return net.ErrClosed
+	}
+	select {
+	case <-in.closed:
+		return nil
+	case <-ctx.Done():
+		_ = in.Close()
+		return context.Cause(ctx)
+	}
+}
+
+// inside is what agents are spoken to with. That h2 is among its protocols has
+// net/http speak it on the connections that chose it.
+func inside() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+}
+
+// tls has a client see a certificate for the name it connected to, if that is
+// whom it asks for.
+func (w *Web) tls(host egress.Name) *tls.Config {
+	cfg := inside()
+	cfg.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if n, err := egress.ParseName(h.ServerName); err != nil || n != host {
+			return nil, fmt.Errorf("%w: it asks for %.100q; connected to %s", proxy.ErrNotTheName, h.ServerName, host)
+		}
+		return w.opts.Authority().Certificate(host)
+	}
+	return cfg
+}
+
+// ServeHTTP judges one request.
+func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		http.Error(out, "creel: a connection of nobody's", http.StatusInternalServerError)
+		return
+	}
+	d := Decision{Time: time.Now(), To: c.to, Method: r.Method}
+	d.Path, _, _ = strings.Cut(r.RequestURI, "?")
+	if d.Err = form(r, c.to); d.Err == nil {
+		path, err := egress.ParsePath(d.Path)
+		if err != nil {
+			path = "" // rules without paths still allow it
+		}
+		var g egress.Grant
+		g, d.Err = w.opts.Policy().Request(c.kind, c.to.Host, c.to.Port, r.Method, path)
+		d.Rules = g.Rules
+	}
+	w.opts.Record(d)
+	if d.Err != nil {
+		refuse(out, d.Err)
+		return
+	}
+	// A server may answer before it has all of the request, or before it is known
+	// here that it has: HTTP/1 is else taken to be finished with asking then. (For
+	// HTTP/2 it is so anyway, and this an error.)
+	_ = http.NewResponseController(out).EnableFullDuplex()
+	out.Header()["Content-Type"] = nil // if the server says none, there is none
+	w.proxy.ServeHTTP(out, r)
+}
+
+// form is nil for a request of the one form that is passed on (RFC 9112,
+// section 3.2; RFC 9113, section 8.3.1), for the host of the connection.
+func form(r *http.Request, to proxy.Target) error {
+	if r.Method == http.MethodConnect || !strings.HasPrefix(r.RequestURI, "/") {
+		return fmt.Errorf("%w: not a path on this host", ErrForm)
+	}
+	host, port, found := strings.Cut(r.Host, ":")
+	name, err := egress.ParseName(host)
+	if err != nil || name != to.Host || found && port != fmt.Sprint(to.Port) {
+		return fmt.Errorf("%w: for %.100q, and connected to %s", ErrNotTheHost, r.Host, to)
+	}
+	// By any other protocol there would be requests that nobody reads.
+	if up := r.Header.Values("Upgrade"); len(up) > 1 || len(up) == 1 && !strings.EqualFold(up[0], "websocket") {
+		return fmt.Errorf("%w: an upgrade to something other than websocket", ErrForm)
+	}
+	return nil
+}
+
+// refuse says no, in one line.
+func refuse(out http.ResponseWriter, err error) {
+	out.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	out.Header().Set("Creel-Refused", "true")
+	out.WriteHeader(http.StatusForbidden)
+	_, _ = io.WriteString(out, "creel: "+oneLine(err)+"\n") //nolint:gosec // plain text, said so above
+}
+
+// oneLine is an error without what could be taken for another line.
+func oneLine(err error) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, err.Error())
+}
+
+// rewrite has a request that was judged go to where it was judged to go.
+func rewrite(pr *httputil.ProxyRequest) {
+	c := pr.In.Context().Value(connKey{}).(*conn) //nolint:forcetypeassert // ServeHTTP has looked
+	pr.Out.URL.Scheme = map[egress.Kinds]string{egress.HTTP: "http", egress.HTTPS: "https"}[c.kind]
+	pr.Out.URL.Host = c.to.String()
+	pr.Out.Host = pr.In.Host
+	pr.Out.URL.RawQuery = pr.In.URL.RawQuery // as it came: nobody judges it
+	if _, ok := pr.Out.Header["User-Agent"]; !ok {
+		pr.Out.Header.Set("User-Agent", "") // none, and not Go's
+	}
+}
+
+// broken is the answer where the server gave none.
+func broken(out http.ResponseWriter, _ *http.Request, err error) {
+	status := http.StatusBadGateway
+	if errors.Is(err, relay.ErrBudget) {
+		status = http.StatusForbidden
+	}
+	http.Error(out, "creel: "+oneLine(err), status)
+}
+
+// dial connects to the server of a request that was judged.
+func (w *Web) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok {
+		return nil, errors.New("a request of no connection")
+	}
+	up, _, err := w.opts.Dialer.Dial(ctx, w.opts.Policy(), c.to)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{up, w.opts.Bytes}, nil
+}
+
+// counted is a connection whose bytes are of a budget. (A *net.TCPConn in the
+// place of the net.Conn would have ReadFrom, which nobody counts.)
+type counted struct {
+	net.Conn
+	bytes *relay.Budget
+}
+
+// Read implements net.Conn.
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.bytes.Spend(int64(n)) {
+		return 0, relay.ErrBudget
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *counted) Write(b []byte) (int, error) {
+	if !c.bytes.Spend(int64(len(b))) {
+		return 0, relay.ErrBudget
+	}
+	return c.Conn.Write(b)
+}
+
+// discard is a log's writer.
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// handed is a listener whose connections come from elsewhere.
+type handed struct {
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{}
+}
+
+func newHanded() *handed { return &handed{conns: make(chan net.Conn), done: make(chan struct{})} }
+
+func (h *handed) hand(c net.Conn) bool {
+	select {
+	case h.conns <- c:
+		return true
+	case <-h.done:
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *handed) Close() error { h.once.Do(func() { close(h.done) }); return nil }
+
+// Addr implements net.Listener.
+func (*handed) Addr() net.Addr { return &net.TCPAddr{} }
