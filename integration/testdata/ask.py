@@ -19,9 +19,6 @@ else:
         head += ["Content-Type: application/json", "Content-Length: %d" % len(body.encode())]
     text = "\r\n".join(head) + "\r\n\r\n" + body
 s.sendall(text.encode())
-if "Connection: close" not in text:
-    # With more requests to answer, net/http may take the end for a hang-up.
-    s.shutdown(socket.SHUT_WR)
 got = b""
 while True:
     try:
@@ -30,6 +27,9 @@ while True:
         break
     if not more:
         break
+    if not got and "Connection: close" not in text:
+        # Not before there is an answer: net/http may take the end for a hang-up.
+        s.shutdown(socket.SHUT_WR)
     got += more
 for answer in got.decode(errors="replace").split("HTTP/1.1 ")[1:]:
     head, _, rest = answer.partition("\r\n\r\n")

@@ -68,10 +68,7 @@ func ServeInside(svc Service, l *net.UnixListener, in Inside, opts Options) (sto
 func (s *Server) slowly(r *http.Request) error {
 	ctx, cancel := s.untilStop(r.Context())
 	defer cancel()
-	if s.rate.Wait(ctx) != nil {
-		return errStopping
-	}
-	return nil
+	return stopped(ctx, s.rate.Wait(ctx))
 }
 
 // inside is nil if a request may come through a sandbox's own socket.

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -161,6 +162,40 @@ func TestInsideIsBounded(t *testing.T) {
 		t.Errorf("150 requests took %v", took)
 	}
 }
+
+// TestInsideHangUp: who hangs up while a request waits for its turn is not told
+// that the daemon stops.
+func TestInsideHangUp(t *testing.T) {
+	d := own(t, uint32(os.Geteuid()))
+	var said []string
+	for range 3 * insideBurst { // the last of them have to wait
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: d.path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Write([]byte("GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.CloseWrite()
+		got, _ := io.ReadAll(c)
+		c.Close()
+		if strings.Contains(string(got), "503") {
+			said = append(said, string(got))
+		}
+	}
+	if len(said) == 0 {
+		t.Error("none had to wait")
+	}
+	for _, got := range said {
+		if !strings.Contains(got, "the request was cancelled") || strings.Contains(got, "stopping") {
+			t.Fatalf("told %q", got)
+		}
+	}
+}
+
+// insideBurst is server.insideBurst.
+const insideBurst = 100
 
 // TestServeInsideStops: stop ends what waits, and what is served no more is not
 // listened for.
