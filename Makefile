@@ -93,7 +93,7 @@ bin/crun: $(STAMPS)/crun-$(CRUN_VERSION)-$(CRUN_SHA256) | deps
 
 # Our own programs. creeld checks its seccomp profiles with libseccomp when it
 # is there; the others are static, creel-init because it runs in any image.
-OURS := $(patsubst cmd/%,bin/%,$(wildcard cmd/creeld cmd/creel cmd/creel-mcp cmd/creel-pull cmd/creel-init))
+OURS := $(patsubst cmd/%,bin/%,$(wildcard cmd/creeld cmd/creel cmd/creel-mcp cmd/creel-pull cmd/creel-init cmd/creel-egress))
 
 .PHONY: build
 build: $(OURS) ## Build creeld, creel and their parts into bin/
@@ -103,7 +103,7 @@ bin/creeld: FORCE
 	then export CGO_ENABLED=1 tags=seccomp; else export CGO_ENABLED=0 tags=; fi; \
 	mkdir -p bin; $(GO) build -trimpath -tags "$$tags" -ldflags '$(LDFLAGS)' -o $@ ./cmd/creeld
 
-bin/creel bin/creel-mcp bin/creel-pull bin/creel-init: FORCE
+bin/creel bin/creel-mcp bin/creel-pull bin/creel-init bin/creel-egress: FORCE
 	@mkdir -p bin
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
@@ -183,6 +183,10 @@ test-integration: deps-test tools build build-failpoint image image-packages ## 
 .PHONY: test-caller
 test-caller: deps-test tools build build-failpoint ## An ordinary user with the socket tries to become more (as root)
 	@CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m ./integration/hostile-caller $(if $(UPDATE),-update)
+
+.PHONY: test-bypass
+test-bypass: build tools ## Ways round a network's policy, in an internet of the test's own; part of test-integration (as root)
+	@CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 15m ./integration/bypass
 
 .PHONY: test-vm
 test-vm: tools build build-failpoint image deps-vm ## The same on the target platform: cgroup v2 and systemd in a virtual machine

@@ -9,7 +9,7 @@ destdir=$1 prefix=$2
 cd "$(dirname "$0")/.."
 
 root=$destdir$prefix
-for b in creeld creel creel-mcp creel-pull creel-init containerd containerd-shim-runc-v2 ctr crun runc; do
+for b in creeld creel creel-mcp creel-pull creel-init creel-egress containerd containerd-shim-runc-v2 ctr crun runc; do
 	[ -x "bin/$b" ] || { echo "install.sh: no bin/$b: run \"make tools build\" first" >&2; exit 1; }
 done
 
@@ -18,7 +18,7 @@ done
 lib=$prefix/lib/creel/bin
 install -d "$root/bin" "$destdir$lib"
 install -m 0755 bin/creeld bin/creel "$root/bin/"
-install -m 0755 bin/creel-mcp bin/creel-pull bin/creel-init bin/containerd bin/containerd-shim-runc-v2 bin/ctr bin/crun bin/runc "$destdir$lib/"
+install -m 0755 bin/creel-mcp bin/creel-pull bin/creel-init bin/creel-egress bin/containerd bin/containerd-shim-runc-v2 bin/ctr bin/crun bin/runc "$destdir$lib/"
 
 install -d "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/lib/tmpfiles.d"
 sed "/^ExecStart=/s|@bindir@|$prefix/bin|" systemd/creeld.service >"$root/lib/systemd/system/creeld.service"

@@ -63,6 +63,7 @@ type Grant struct {
 	Images    []string `json:"images"`
 	Mounts    []string `json:"mounts"`
 	Socket    bool     `json:"socket,omitempty"` // one of a sandbox's own
+	Egress    []string `json:"egress,omitempty"` // rules, see SpawnRequest
 	Sandboxes int      `json:"sandboxes"`
 	Memory    Size     `json:"memory"`
 	CPUs      float64  `json:"cpus"`

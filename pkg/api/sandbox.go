@@ -63,8 +63,18 @@ type SpawnRequest struct {
 	// share. The profile's when empty.
 	Home string `json:"home,omitempty"`
 
-	// Network is "none": the sandbox has its own namespace with lo only.
+	// Network is "none", a network namespace with lo only, or "policy": the same,
+	// in which connections go to a process outside that makes those which are
+	// allowed. The profile's when empty.
 	Network string `json:"network,omitempty"`
+
+	// Egress is what may be reached, with Network "policy": rules of the form
+	//
+	//	[PROTOCOL] HOST[:PORT,...] [METHOD,...] [PATH,...]
+	//
+	// They only narrow what the profile, the caller's ceiling and a parent allow.
+	// All of that when empty.
+	Egress []string `json:"egress,omitempty"`
 
 	// Runtime is "crun" or "runc". The daemon's default when empty.
 	Runtime string `json:"runtime,omitempty"`
@@ -212,6 +222,7 @@ type Sandbox struct {
 	User         string            `json:"user,omitempty"`
 	Capabilities []string          `json:"capabilities,omitempty"`
 	Network      string            `json:"network"`
+	Egress       []EgressParty     `json:"egress,omitempty"` // what one of them does not allow is refused
 	State        State             `json:"state"`
 	Reason       Reason            `json:"reason,omitempty"`
 	ExitCode     *int              `json:"exit_code,omitempty"` // 128+n for signal n
@@ -483,4 +494,12 @@ type Doctor struct {
 	// Leftovers are what no record knows. null, which the API never answers, is
 	// not looked for: creeld doctor, and creel doctor without a daemon.
 	Leftovers []string `json:"leftovers"`
+}
+
+// EgressParty is one of those who have a say in what a sandbox reaches.
+type EgressParty struct {
+	// By names it where a refusal is told: "the profile default".
+	By string `json:"by"`
+	// Rules are of the form of SpawnRequest.Egress.
+	Rules []string `json:"rules"`
 }

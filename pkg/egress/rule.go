@@ -178,6 +178,9 @@ func (r *rule) describe(in Rule) string {
 		to = r.host.String()
 	}
 	var b strings.Builder
+	if strings.Contains(to, ":") {
+		to = "[" + to + "]"
+	}
 	fmt.Fprintf(&b, "%s %s:", r.protocol, to)
 	for i, p := range r.ports {
 		if i > 0 {

@@ -35,6 +35,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/undo"
@@ -45,6 +46,24 @@ const (
 	pinMap  = "sockets"
 	pinLink = "link"
 )
+
+// Mount has dir be a bpffs that only root can enter, unless it is.
+func Mount(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("steer: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("steer: %s: %w", dir, err)
+	}
+	if st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("steer: mount a bpffs on %s: %w", dir, err)
+	}
+	return nil
+}
 
 // Steer has the namespace's connections go to s. dir is on a bpffs that only
 // root can enter, and exists; what it makes there is called id and outlives the

@@ -29,11 +29,19 @@ type Web interface {
 	Serve(ctx context.Context, c *net.TCPConn, to Target, kinds egress.Kinds) error
 }
 
+// DNS serves the connections to the sandbox's resolver. It does not close them.
+type DNS interface {
+	ServeTCP(ctx context.Context, c net.Conn) error
+}
+
 // Options are of one sandbox. All are required.
 type Options struct {
 	Outside Outside
 	Web     Web
-	Names   *synthetic.Table
+	// DNS gets the connections to port 53 of every address that stands for no
+	// name, and that the policy does not allow: as it gets all datagrams.
+	DNS   DNS
+	Names *synthetic.Table
 	// Policy is the snapshot that holds now. It is asked once for a connection.
 	Policy func() egress.Snapshot
 	// Bytes is the budget of all connections together.
@@ -87,6 +95,9 @@ var (
 	ErrUnreachable = errors.New("no address answers")
 )
 
+// dnsPort is where resolvers are asked (RFC 1035, section 4.2).
+const dnsPort = 53
+
 // helloTimeout is how long a ClientHello may take.
 const helloTimeout = 10 * time.Second
 
@@ -98,7 +109,7 @@ type Proxy struct {
 
 // New makes a proxy.
 func New(o Options) (*Proxy, error) {
-	if o.Outside == nil || o.Web == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
+	if o.Outside == nil || o.Web == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
 		return nil, errors.New("a proxy without all of its options")
 	}
 	return &Proxy{o, make(chan struct{}, o.Connections)}, nil
@@ -160,6 +171,9 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 	policy := p.opts.Policy()
 	grant, err := connect(policy, out.To)
 	if err != nil {
+		if out.To.Host == "" && out.To.Port == dnsPort {
+			return p.opts.DNS.ServeTCP(ctx, c)
+		}
 		return err
 	}
 	out.Rules = grant.Rules

@@ -83,6 +83,12 @@ func (w *world) Serve(_ context.Context, c *net.TCPConn, to proxy.Target, kinds 
 	return c.Close()
 }
 
+// ServeTCP is for proxy.DNS.
+func (w *world) ServeTCP(_ context.Context, c net.Conn) error {
+	w.asWeb <- "dns " + c.LocalAddr().String()
+	return nil
+}
+
 // newWorld runs a proxy. Rules are of one policy.
 func newWorld(t *testing.T, change func(*proxy.Options), rules ...egress.Rule) *world {
 	t.Helper()
@@ -96,7 +102,7 @@ func newWorld(t *testing.T, change func(*proxy.Options), rules ...egress.Rule) *
 	}
 	w.allow(rules...)
 	w.opts = proxy.Options{
-		Outside: w, Web: w, Names: names, Bytes: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
+		Outside: w, Web: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
 		Policy: func() egress.Snapshot { w.mu.Lock(); defer w.mu.Unlock(); return w.policy },
 		Record: func(o proxy.Outcome) { w.outcomes <- o },
 	}
@@ -316,7 +322,7 @@ func TestRefused(t *testing.T) {
 	for _, to := range []netip.AddrPort{
 		netip.AddrPortFrom(a, 23), netip.AddrPortFrom(a6, 443), netip.AddrPortFrom(b, 22), netip.AddrPortFrom(box, 22),
 		netip.MustParseAddrPort("8.8.8.8:22"), netip.MustParseAddrPort("10.1.0.7:23"), netip.MustParseAddrPort("10.2.0.7:22"), netip.MustParseAddrPort("169.254.169.254:80"),
-		netip.MustParseAddrPort("198.18.0.1:1"), netip.MustParseAddrPort("198.18.0.1:53"), netip.MustParseAddrPort("198.18.200.1:22"), netip.MustParseAddrPort("[2001:2::1]:1"), netip.MustParseAddrPort("[fd00::1]:22"),
+		netip.MustParseAddrPort("198.18.0.1:1"), netip.MustParseAddrPort("198.18.200.1:22"), netip.MustParseAddrPort("[2001:2::1]:1"), netip.MustParseAddrPort("[fd00::1]:22"),
 		netip.MustParseAddrPort("[64:ff9b::a01:7]:22"),
 	} {
 		got, o := w.get(to.Addr(), to.Port())
@@ -326,6 +332,29 @@ func TestRefused(t *testing.T) {
 	}
 	if lookups, dialled := w.did(); len(lookups) > 0 || len(dialled) > 0 {
 		t.Errorf("looked up %v, dialled %v", lookups, dialled)
+	}
+}
+
+// TestResolver: a connection to port 53 of any address without a name is the
+// resolver's, but where the policy has it go there.
+func TestResolver(t *testing.T) {
+	w := newWorld(t, nil, egress.Rule{CIDR: "10.1.0.0/16", Ports: []uint16{53}}, tcp("a.example", 22))
+	w.serve("10.1.0.7:53", greet("another's"))
+	a, _ := w.host("a.example", "8.8.8.8")
+	for _, to := range []string{"198.18.0.1:53", "8.8.8.8:53", "[2001:2::1]:53", "[2001:4860:4860::8888]:53"} {
+		at := netip.MustParseAddrPort(to)
+		if got, o := w.get(at.Addr(), at.Port()); got != "" || o.Err != nil {
+			t.Errorf("%s: %q, %+v", to, got, o)
+		}
+		if got := <-w.asWeb; got != "dns "+to {
+			t.Errorf("%s: %s", to, got)
+		}
+	}
+	if got, o := w.get(netip.MustParseAddr("10.1.0.7"), 53); got != "another's" || o.Err != nil {
+		t.Errorf("a resolver that is allowed: %q, %+v", got, o)
+	}
+	if got, o := w.get(a, 53); got != "" || o.Err == nil || len(w.asWeb) > 0 {
+		t.Errorf("port 53 of a name: %q, %+v", got, o)
 	}
 }
 

@@ -104,7 +104,7 @@ func New(o Options) (*Web, error) {
 		Rewrite: rewrite, Transport: w.up, FlushInterval: -1, ErrorHandler: broken, ErrorLog: quiet,
 	}
 	w.http = &http.Server{
-		Handler: w, ErrorLog: quiet, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Handler: w, DisableGeneralOptionsHandler: true, ErrorLog: quiet, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, whose(c))
 		},

@@ -1,0 +1,206 @@
+package serve
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/link"
+	"github.com/creel-sandbox/creel/pkg/egress/nameserver"
+	"github.com/creel-sandbox/creel/pkg/egress/proxy"
+	"github.com/creel-sandbox/creel/pkg/egress/relay"
+	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
+	"github.com/creel-sandbox/creel/pkg/egress/web"
+)
+
+// connIdle ends a connection over which nothing goes.
+const connIdle = time.Hour
+
+// sandbox is one that is served.
+type sandbox struct {
+	id  string
+	tcp [2]*net.TCPListener
+	udp [2]*net.UDPConn
+	// policy is what decides, as one: it is never seen half changed.
+	policy     atomic.Pointer[egress.Snapshot]
+	generation uint64
+
+	names *synthetic.Table
+	dns   *nameserver.Server
+	web   *web.Web
+	proxy *proxy.Proxy
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// snapshot makes of a policy what decides.
+func snapshot(pol *link.Policy) (*egress.Snapshot, error) {
+	var all []*egress.Policy
+	for i, party := range pol.Parties {
+		p, problems := egress.ParseLines(party.By, fmt.Sprintf("parties[%d].rules", i), party.Rules)
+		if len(problems) > 0 {
+			return nil, fmt.Errorf("a policy with %d mistakes, the first at %s", len(problems), problems[0].Field)
+		}
+		all = append(all, p)
+	}
+	s := egress.NewSnapshot(all...) // of nobody: nothing is allowed
+	return &s, nil
+}
+
+// start serves a sandbox, by duplicates of its files.
+func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandbox, err error) {
+	snap, err := snapshot(pol)
+	if err != nil {
+		return nil, err
+	}
+	s := &sandbox{id: id, generation: pol.Generation}
+	s.policy.Store(snap)
+	now := func() egress.Snapshot { return *s.policy.Load() }
+	if s.names, err = synthetic.New(pol.Range6, pol.Limits.Names, pol.Names); err != nil {
+		return nil, err
+	}
+	if pol.Limits.Connections < 1 || pol.Limits.Connections > 1<<16 {
+		return nil, fmt.Errorf("%d connections", pol.Limits.Connections)
+	}
+	bytes := relay.NewBudget(pol.Limits.Bytes)
+	if s.dns, err = nameserver.New(nameserver.Options{Policy: now, Names: s.names, Record: func(d nameserver.Decision) { p.log.name(id, d) }}); err != nil {
+		return nil, err
+	}
+	if s.web, err = web.New(web.Options{
+		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: bytes,
+		Roots: p.rootsNow(), Record: func(d web.Decision) { p.log.request(id, d) },
+	}); err != nil {
+		return nil, err
+	}
+	if s.proxy, err = proxy.New(proxy.Options{
+		Outside: p.outside, Web: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: bytes,
+		Connections: pol.Limits.Connections, Idle: connIdle, Record: func(o proxy.Outcome) { p.log.connection(id, o) },
+	}); err != nil {
+		return nil, errors.Join(err, s.web.Close())
+	}
+	if err := s.serve(files); err != nil {
+		return nil, errors.Join(err, s.web.Close())
+	}
+	return s, nil
+}
+
+func (p *Process) rootsNow() *x509.CertPool {
+	if r := p.roots.Load(); r != nil {
+		return r
+	}
+	return x509.NewCertPool() // nothing is verified by none
+}
+
+// serve begins with all four sockets, or with none.
+func (s *sandbox) serve(files []*os.File) error {
+	if err := s.hold(files); err != nil {
+		return errors.Join(err, s.closeSockets())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	for i := range 2 {
+		s.wg.Go(func() { s.accept(ctx, s.tcp[i]) })
+		s.wg.Go(func() { _ = s.dns.ServeUDP(ctx, s.udp[i]) }) // until stop
+	}
+	return nil
+}
+
+// hold takes duplicates of the sockets.
+func (s *sandbox) hold(files []*os.File) error {
+	for i := range 2 {
+		l, err := net.FileListener(files[i])
+		if err != nil {
+			return fmt.Errorf("socket %d: %w", i, err)
+		}
+		var ok bool
+		if s.tcp[i], ok = l.(*net.TCPListener); !ok {
+			return errors.Join(fmt.Errorf("socket %d is a %T", i, l), l.Close())
+		}
+		c, err := net.FilePacketConn(files[2+i])
+		if err != nil {
+			return fmt.Errorf("socket %d: %w", 2+i, err)
+		}
+		if s.udp[i], ok = c.(*net.UDPConn); !ok {
+			return errors.Join(fmt.Errorf("socket %d is a %T", 2+i, c), c.Close())
+		}
+	}
+	return nil
+}
+
+func (s *sandbox) closeSockets() error {
+	var err error
+	for i := range 2 {
+		if s.tcp[i] != nil {
+			err = errors.Join(err, s.tcp[i].Close())
+		}
+		if s.udp[i] != nil {
+			err = errors.Join(err, s.udp[i].Close())
+		}
+	}
+	return err
+}
+
+// sockets are duplicates of them, in the order of link.Add.
+func (s *sandbox) sockets() (files []*os.File, err error) {
+	for _, c := range []interface{ File() (*os.File, error) }{s.tcp[0], s.tcp[1], s.udp[0], s.udp[1]} {
+		f, err := c.File()
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// accept takes connections until stop.
+func (s *sandbox) accept(ctx context.Context, l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if err == nil {
+				_ = c.Close()
+			}
+			return
+		}
+		if err != nil {
+			// The process has too many descriptors, or the connection has gone.
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		s.wg.Go(func() { s.proxy.Handle(ctx, c) })
+	}
+}
+
+// change has another policy decide from now on, for connections that are made
+// and requests that are asked then.
+func (s *sandbox) change(pol *link.Policy) error {
+	if pol.Generation <= s.generation {
+		return fmt.Errorf("generation %d after %d", pol.Generation, s.generation)
+	}
+	snap, err := snapshot(pol)
+	if err != nil {
+		return err
+	}
+	s.generation = pol.Generation
+	s.policy.Store(snap)
+	return nil
+}
+
+// stop ends all that goes on, and waits for it.
+func (s *sandbox) stop() {
+	s.cancel()
+	_, _ = s.closeSockets(), s.web.Close()
+	s.wg.Wait()
+}
