@@ -94,7 +94,7 @@ func TestKilledAtEachStep(t *testing.T) {
 
 // TestKilledInUndo kills creeld while it takes a failed launch back.
 func TestKilledInUndo(t *testing.T) {
-	l := lab.New(t, lab.Options{Ranges: 2})
+	l := lab.New(t, lab.Options{Ranges: 3}) // one is creel-egress's
 	check := neighbour(t, l)
 	req := everything(t, l)
 	for _, effect := range append(slices.Clone(effects), "record") {

@@ -17,8 +17,8 @@ import (
 
 // The steps of a launch and its effects, as pkg/launcher names them.
 var (
-	steps   = []string{"image", "reserve", "init", "netns", "socket", "nested", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
-	effects = []string{"rundir", "unix_peers", "socket", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
+	steps   = []string{"image", "reserve", "init", "steer", "egress", "netns", "socket", "nested", "mounts", "prepare", "container", "task", "start", "channel", "prove", "go", "main", "record"}
+	effects = []string{"rundir", "steer", "egress", "unix_peers", "socket", "volumes", "mounts", "rootfs", "container", "task", "cgroup"}
 )
 
 // everything is a request whose launch makes every effect there is.
@@ -32,7 +32,7 @@ func everything(t *testing.T, l *lab.Lab) api.SpawnRequest {
 		t.Fatal(err)
 	}
 	return api.SpawnRequest{
-		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral", Socket: true,
+		Name: "everything", Command: []string{"/bin/sleep", "600"}, Rootfs: "ephemeral", Socket: true, Network: "policy", Egress: []string{"tcp host.creel.internal:9"},
 		Limits: api.Limits{Memory: 128 << 20, Disk: 64 << 20}, // more than a quarter: a loop device
 		Mounts: []api.Mount{{Source: dir, Target: "/workspace", ReadOnly: true}, {Volume: "kept", Target: "/workspace/kept"}},
 	}
@@ -84,7 +84,7 @@ func noRecord(l *lab.Lab) error {
 
 // TestEachStepIsUndone fails a launch after each of its steps.
 func TestEachStepIsUndone(t *testing.T) {
-	l := lab.New(t, lab.Options{Ranges: 1}) // a range not given back fails the next
+	l := lab.New(t, lab.Options{Ranges: 2}) // one is creel-egress's; one not given back fails the next
 	req := everything(t, l)
 	for _, step := range steps {
 		t.Run(step, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestEachStepIsUndone(t *testing.T) {
 // TestEachUndoIsRetried fails each undo of a failed launch. What is left is
 // on record, and goes with the next try or with the next daemon.
 func TestEachUndoIsRetried(t *testing.T) {
-	l := lab.New(t, lab.Options{Ranges: 1})
+	l := lab.New(t, lab.Options{Ranges: 2})
 	req := everything(t, l)
 	for _, next := range []struct {
 		name string
@@ -177,7 +177,7 @@ func unknown(t *testing.T, l *lab.Lab, effect string) {
 
 // TestEachCleanUpIsRetried is the same for a sandbox that ran.
 func TestEachCleanUpIsRetried(t *testing.T) {
-	l := lab.New(t, lab.Options{Ranges: 1})
+	l := lab.New(t, lab.Options{Ranges: 2})
 	req := everything(t, l)
 	for _, effect := range effects {
 		t.Run(effect, func(t *testing.T) {

@@ -23,10 +23,11 @@ const (
 	Containerd = "containerd"
 	Shim       = "shim"
 	Init       = "init"
+	Egress     = "creel-egress"
 )
 
 // KillProcess ends one of the lab's processes as a crash would and waits
-// until it is gone. id is the sandbox's, for Shim and Init. One that is not
+// until it is gone. id is the sandbox's, for Shim, Init and Egress. One that is not
 // there is none to kill.
 func (l *Lab) KillProcess(what, id string) {
 	l.tb.Helper()
@@ -42,6 +43,12 @@ func (l *Lab) KillProcess(what, id string) {
 	case Init:
 		if sb, err := l.Inspect(context.Background(), id); err == nil {
 			pid = sb.PID
+		}
+	case Egress:
+		if sb, err := l.Inspect(context.Background(), id); err == nil {
+			for _, pid := range l.EgressPIDs(sb.Caller.UID) {
+				l.KillPID(pid)
+			}
 		}
 	default:
 		l.tb.Fatalf("no process %q", what)
@@ -165,6 +172,7 @@ func (l *Lab) Reboot() {
 		}
 		return nil
 	})
+	l.endEgress()
 	l.removeCgroups()
 	l.unmountAll()
 	if err := os.RemoveAll(filepath.Join(l.Dir, "run")); err != nil {

@@ -56,7 +56,7 @@ func (l *Lab) withoutContainerd() string {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		l.tb.Fatal(err)
 	}
-	for _, name := range []string{"crun", "runc", "creel-init"} {
+	for _, name := range []string{"crun", "runc", "creel-init", "creel-egress"} {
 		if err := os.Symlink(filepath.Join(l.Bin, name), filepath.Join(dir, name)); err != nil {
 			l.tb.Fatal(err)
 		}

@@ -124,7 +124,7 @@ func (l *Lab) mounts() (out []string) {
 			continue
 		}
 		switch f[4] {
-		case l.StateDir(), filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"), filepath.Join(l.Dir, "run", "bpf"):
+		case l.StateDir(), filepath.Join(l.Dir, "run"), filepath.Join(l.Dir, "run", "mnt"), filepath.Join(l.Dir, "run", "mnt", "ns"), filepath.Join(l.Dir, "run", "bpf"), filepath.Join(l.Dir, "run", "steer"):
 		default:
 			out = append(out, "mount "+f[4])
 		}
@@ -133,7 +133,7 @@ func (l *Lab) mounts() (out []string) {
 }
 
 // processes in the daemon's mount namespace or in a sandbox's cgroup, other
-// than the daemon and containerd.
+// than the daemon, containerd and those of callers' networks.
 func (l *Lab) processes() (out []string) {
 	own, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", l.DaemonPID()))
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
@@ -151,7 +151,7 @@ func (l *Lab) processes() (out []string) {
 		if (ns != own || l.foreign) && !sandboxed {
 			continue
 		}
-		if filepath.Base(words[0]) == "containerd" {
+		if name := filepath.Base(words[0]); name == "containerd" || name == "creel-egress" { // it stays a while
 			continue
 		}
 		out = append(out, fmt.Sprintf("process %d %q", pid, words))
@@ -195,6 +195,38 @@ func (l *Lab) ShimPID(id string) int {
 		}
 	}
 	return 0
+}
+
+// EgressPIDs are the processes that serve a caller's networks: one or none.
+func (l *Lab) EgressPIDs(caller uint32) (pids []int) {
+	socks, _ := filepath.Glob(filepath.Join(l.Dir, "run", "egress", fmt.Sprintf("%d-*.sock", caller)))
+	for _, s := range socks {
+		_, uid, _ := strings.Cut(strings.TrimSuffix(filepath.Base(s), ".sock"), "-")
+		dirs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			st, err := os.ReadFile(filepath.Join(dir, "status"))
+			if pid, perr := strconv.Atoi(filepath.Base(dir)); err == nil && perr == nil && strings.Contains(string(st), "\nUid:\t"+uid+"\t") {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// endEgress ends the processes of all networks.
+func (l *Lab) endEgress() {
+	socks, _ := filepath.Glob(filepath.Join(l.Dir, "run", "egress", "*-*.sock"))
+	for _, s := range socks {
+		caller, _, _ := strings.Cut(filepath.Base(s), "-")
+		n, err := strconv.ParseUint(caller, 10, 32)
+		if err != nil {
+			l.tb.Error(err)
+			continue
+		}
+		for _, pid := range l.EgressPIDs(uint32(n)) {
+			l.KillPID(pid)
+		}
+	}
 }
 
 func (l *Lab) stopContainerd() {

@@ -447,6 +447,7 @@ func (l *Lab) close() {
 		l.tb.Logf("creeld's errors, and the end of its log:\n%s\n%s", l.errors(), l.LogTail(40))
 	}
 	l.Stop()
+	l.endEgress()
 	l.stopContainerd()
 	l.unmountAll()
 	l.removeCgroups()

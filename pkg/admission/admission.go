@@ -62,6 +62,10 @@ type Admitted struct {
 	Limits  api.Limits // resolved; no zero means "default" any more
 	Env     map[string]string
 	Tmpfs   []spec.Tmpfs
+	// Egress are those who have a say in what is reached: the profile and the
+	// request, where it has rules. The caller's ceiling and the parent's come to
+	// it at the launch.
+	Egress []api.EgressParty
 }
 
 var (
@@ -116,7 +120,6 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	r.Profile = or(r.Profile, pol.DefaultProfile)
 	r.Agent = or(r.Agent, "default")
 	r.Runtime = or(r.Runtime, pol.DefaultRuntime)
-	r.Network = or(r.Network, "none")
 
 	p, err := pol.Profiles.Get(r.Profile)
 	if err != nil {
@@ -130,6 +133,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	r.Image = or(or(r.Image, p.Image), pol.DefaultImage)
 	r.Rootfs = or(r.Rootfs, p.Rootfs[0])
 	r.Home = or(r.Home, p.Home[0])
+	r.Network = or(r.Network, p.Network[0])
 
 	if r.Name != "" && !nameRE.MatchString(r.Name) {
 		ps.add("name", r.Name, wantName)
@@ -143,9 +147,7 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 	if !slices.Contains(pol.Runtimes, r.Runtime) {
 		ps.add("runtime", r.Runtime, "one of %s", strings.Join(pol.Runtimes, ", "))
 	}
-	if r.Network != "none" {
-		ps.add("network", r.Network, `"none"`)
-	}
+	a.Egress = resolveNetwork(&ps, r, p)
 	checkLogs(&ps, r.Logs)
 	if !slices.Contains(p.Rootfs, r.Rootfs) {
 		ps.add("rootfs", r.Rootfs, "one of %s in profile %s", strings.Join(p.Rootfs, ", "), p.Name)

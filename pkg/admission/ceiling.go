@@ -33,6 +33,8 @@ type Ceiling struct {
 	AgentTTL time.Duration
 	// Socket allows sandboxes a socket of their own.
 	Socket bool
+	// Egress are rules of what sandboxes may reach, see egress.ParseText.
+	Egress []string
 }
 
 // Root is where directories may be to be mounted.
@@ -66,6 +68,9 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 		if m.Volume == "" {
 			rs = append(rs, c.mount(i, m, f.Mounts[i]))
 		}
+	}
+	if a.Request.Network == PolicyNetwork {
+		rs = append(rs, c.egress(a))
 	}
 	if a.Request.Socket {
 		r := api.Rule{Rule: "ceiling.socket", Field: "socket", Asked: "true", Allowed: fmt.Sprint(c.Socket), OK: c.Socket}

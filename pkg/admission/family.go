@@ -56,10 +56,12 @@ func (p *Parent) Inherit(req api.SpawnRequest, pol Policy) api.SpawnRequest {
 	req.Agent = or(req.Agent, s.Agent)
 	req.Image = or(req.Image, s.Image)
 	req.Runtime = or(req.Runtime, s.Runtime)
-	req.Network = or(req.Network, s.Network)
 	prof, err := pol.Profiles.Get(req.Profile)
 	if err != nil {
 		return req // Resolve says so
+	}
+	if slices.Contains(prof.Network, s.Network) {
+		req.Network = or(req.Network, s.Network)
 	}
 	if slices.Contains(prof.Rootfs, s.Rootfs) {
 		req.Rootfs = or(req.Rootfs, s.Rootfs)
@@ -119,7 +121,6 @@ func (p *Parent) Judge(a *Admitted, b Birth) []api.Rule {
 	rs := []api.Rule{
 		{Rule: "parent.depth", Field: "parent", Asked: fmt.Sprintf("a child of depth %d", p.Depth+1), Allowed: fmt.Sprintf("at most depth %d", MaxDepth), OK: p.Depth < MaxDepth, Fix: "leave out the parent, or name one further up"},
 		p.same("agent", r.Agent, s.Agent),
-		p.same("network", r.Network, s.Network),
 		p.image(r.Image, b.Digest),
 		p.profile(a.Profile, b.Weaker),
 		{
@@ -129,6 +130,7 @@ func (p *Parent) Judge(a *Admitted, b Birth) []api.Rule {
 		{Rule: "parent.rootfs", Field: "rootfs", Asked: r.Rootfs, Allowed: s.Rootfs, OK: r.Rootfs == s.Rootfs || r.Rootfs == "readonly", Fix: "ask for rootfs readonly"},
 		{Rule: "parent.home", Field: "home", Asked: r.Home, Allowed: s.Home, OK: r.Home == s.Home || r.Home == "ephemeral", Fix: "ask for home ephemeral"},
 	}
+	rs = append(rs, p.network(a)...)
 	for i, m := range r.Mounts {
 		rs = append(rs, p.mount(i, m, b.Mounts[i]))
 	}

@@ -22,6 +22,8 @@ var recorded = map[string]bool{
 	"sandbox.paused": true, "sandbox.resumed": true, "exec.ended": true, "evidence.drift": true, "evidence.restored": true,
 	"sandbox.removed":  true, // by retention as well, with its evidence and its output
 	"volume.created":   true, // by a launch as well, which wants a home
+	"egress.allowed":   true, // each destination of a sandbox once
+	"egress.denied":    true,
 	events.TypeDropped: true,
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -43,6 +44,9 @@ func (r *Recorder) Spawning(ctx context.Context, c peer.Cred, id string, ad *adm
 	a.Decided = map[string]string{
 		"profile": ad.Profile.Name, "rule": "ceiling " + r.ceiling(c) + ", profile " + ad.Profile.Name + " of " + ad.Profile.Source,
 		"runtime": ad.Request.Runtime, "network": ad.Request.Network, "rootfs": ad.Request.Rootfs, "limits": string(limits),
+	}
+	if len(ad.Request.Egress) > 0 {
+		a.Decided["egress"] = strings.Join(ad.Request.Egress, "; ")
 	}
 	if ad.Request.Parent != "" {
 		a.Decided["parent"] = ad.Request.Parent

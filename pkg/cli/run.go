@@ -93,7 +93,8 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringVar(&r.Rootfs, "rootfs", "", "readonly or ephemeral")
 	fl.StringVar(&r.Home, "home", "", "ephemeral, or persistent: a volume of the agent's")
 	fl.StringVar(&r.Runtime, "runtime", "", "crun or runc")
-	fl.StringVar(&r.Network, "network", "", "none")
+	fl.StringVar(&r.Network, "network", "", "none, or policy: what --allow, the profile and the caller's ceiling let be reached")
+	fl.StringArrayVar(&r.Egress, "allow", nil, "let it reach HOST[:PORT], or a rule such as \"tcp git.example.com:22\"; means --network policy")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the sandbox")
 	fl.StringVar(&r.Logs, "logs", "", "none keeps nothing of any output")
 	sizeVar(fl, &l.Memory, "memory", "memory, such as 512M")
@@ -133,6 +134,9 @@ func (f *runFlags) sandbox() (api.SpawnRequest, error) {
 		mount, err := parseMount(m)
 		errs = append(errs, err)
 		req.Mounts = append(req.Mounts, mount)
+	}
+	if len(req.Egress) > 0 && req.Network == "" {
+		req.Network = "policy"
 	}
 	var err error
 	req.Env, err = environment(f.env, f.envFiles)

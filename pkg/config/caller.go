@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 )
 
 // Caller is a ceiling and whom it is for: one [[caller]] table. A key that is
@@ -38,6 +39,8 @@ type Caller struct {
 	AgentTTL api.Duration `toml:"agent_ttl"`
 	// Socket lets sandboxes have a socket of their own.
 	Socket bool `toml:"socket"`
+	// Egress is what sandboxes may reach; nothing when empty.
+	Egress []string `toml:"egress"`
 }
 
 // DefaultCaller is the shipped ceiling, of those whom the socket lets in.
@@ -46,7 +49,7 @@ func DefaultCaller() Caller {
 		Match: "socket_group", Profiles: []string{"default", "strict"}, Images: []string{"box", "own"},
 		Mounts: []string{"own", "*:ro"}, Runtimes: []string{"crun", "runc"},
 		Sandboxes: 32, Memory: 64 << 30, CPUs: 64, Pids: 16384, Disk: 32 << 30,
-		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128,
+		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128, Egress: []string{},
 	}
 }
 
@@ -127,6 +130,10 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 		if !slices.Contains([]string{"*", "crun", "runc"}, r) {
 			bad("runtimes", "%q is not a runtime; there are crun and runc", r)
 		}
+	}
+	_, problems := egress.ParseLines("", "egress", c.Egress)
+	for _, p := range problems {
+		bad("egress", "%q (%s): want %s", p.Value, p.Field, p.Want)
 	}
 	for _, n := range []struct {
 		key   string

@@ -14,6 +14,7 @@ import (
 	goruntime "runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
@@ -25,6 +26,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/boxkey"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
 	"github.com/creel-sandbox/creel/pkg/config"
+	"github.com/creel-sandbox/creel/pkg/egressproc"
 	"github.com/creel-sandbox/creel/pkg/events"
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/launcher"
@@ -71,7 +73,10 @@ type daemon struct {
 	callers  *policy.Rules
 	reloads  reloads
 	peers    *unixpeers.Guard
-	noPeers  error // why peers is nil
+	egress   *egressproc.Keeper // nil where this host cannot
+	noEgress error
+	reaching atomic.Pointer[launcher.Launcher] // launcher, for creel-egress
+	noPeers  error                             // why peers is nil
 	launcher *launcher.Launcher
 }
 
@@ -339,6 +344,11 @@ func (d *daemon) state(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	egress, err := egressproc.InUse(d.egressDir())
+	if err != nil {
+		return err
+	}
+	used = append(used, egress...)
 	d.ids, err = idmap.New(d.cfg.IDs.First, d.cfg.IDs.Last, used)
 	return err
 }
@@ -350,7 +360,10 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.launcher, err = launcher.New(launcher.Options{
+	if err := d.startEgress(ctx); err != nil {
+		return err
+	}
+	o := launcher.Options{
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, InitPath: filepath.Join(d.cfg.BinDir, "creel-init"),
 		Runtime: containers{d.rt}, Store: d.store, IDs: d.ids, Cgroups: d.cgroups, Bus: d.bus,
 		Policy: d.policy, Callers: d.callers, Agents: agents.New(known), Filters: d.filters, Seccomp: d.seccomp, HostNS: d.hostNS, HostMounts: mountns.Host(),
@@ -373,10 +386,15 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,
 		Log:      d.log,
-	})
-	if err != nil {
+		NoEgress: d.noEgress,
+	}
+	if d.egress != nil {
+		o.Egress = d.egress
+	}
+	if d.launcher, err = launcher.New(o); err != nil {
 		return err
 	}
+	d.reaching.Store(d.launcher)
 	d.onClose(func() error { d.launcher.Close(); return nil })
 	if err := d.launcher.KeepFilters(); err != nil {
 		return err

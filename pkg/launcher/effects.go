@@ -14,6 +14,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/undo"
 	"github.com/creel-sandbox/creel/pkg/weaken"
 )
@@ -33,6 +34,8 @@ type effect struct {
 // these are gone, so that nothing is forgotten and no id is shared.
 var effects = []effect{
 	{name: "rundir", undo: func(l *Launcher, _ context.Context, id string) error { return removeDir(l.dir(id)) }, above: []string{"socket", "mounts", "task"}},
+	{name: "steer", undo: func(l *Launcher, _ context.Context, id string) error { return steer.Delete(l.steerDir(), id) }},
+	{name: "egress", undo: func(l *Launcher, ctx context.Context, id string) error { return l.removeEgress(ctx, id) }},
 	{name: "unix_peers", undo: func(l *Launcher, _ context.Context, id string) error { return l.unguardPeers(id) }, above: []string{"task"}},
 	{name: "socket", undo: func(l *Launcher, _ context.Context, id string) error { return l.removeSocket(id) }},
 	{name: "volumes", undo: func(l *Launcher, _ context.Context, id string) error { return l.releaseVolumes(id) }, above: []string{"mounts", "task"}},

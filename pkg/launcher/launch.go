@@ -193,6 +193,10 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if err != nil {
 		return err
 	}
+	reach, err := s.l.egressOf(s.caller, s.Admitted, parent)
+	if err != nil {
+		return err
+	}
 	first, err := s.l.IDs.Take()
 	if err != nil {
 		return api.Errorf(api.CodeExhausted, "%w", err)
@@ -207,7 +211,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		Groups:      parent.groups(s.caller.Groups),
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Parent: r.Parent, Profile: r.Profile,
-			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Logs: r.Logs,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Socket: r.Socket, Limits: s.Limits, Labels: r.Labels,
@@ -281,18 +285,16 @@ func (s *launch) prepare(ctx context.Context) error {
 	if err := errors.Join(s.l.placeInit(s.id), failpoint.Hit("launch.init")); err != nil {
 		return err
 	}
-	ns, err := netns.Create()
-	if err != nil {
+	if err := s.makeNetwork(ctx); err != nil {
 		return err
 	}
-	s.ns = ns
 	s.did("unix_peers")
 	if err := errors.Join(s.guardPeers(), failpoint.Hit("launch.netns")); err != nil {
 		return err
 	}
 	if s.Request.Socket {
 		s.did("socket")
-		if err := errors.Join(ownsocket.MakeDir(s.l.socketDir(s.id), s.sb.hostUser()), s.sb.listen(ns), failpoint.Hit("launch.socket")); err != nil {
+		if err := errors.Join(ownsocket.MakeDir(s.l.socketDir(s.id), s.sb.hostUser()), s.sb.listen(s.ns), failpoint.Hit("launch.socket")); err != nil {
 			return err
 		}
 	}
@@ -312,7 +314,7 @@ func (s *launch) prepare(ctx context.Context) error {
 		s.sb.amend(func(r *store.Record) { r.RootfsKind = layer.Kind })
 	}
 	s.spec = s.l.specOf(&s.sb.rec)
-	s.spec.NetNS = ns.Path()
+	s.spec.NetNS = s.ns.Path()
 	return nil
 }
 

@@ -4,6 +4,7 @@
 //	launch.go     request -> proven, running sandbox
 //	mounts.go     the caller's directories and volumes, and who may write them
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
+//	network.go    what a sandbox reaches, and who sees to that
 //	prove.go      the expectations that pkg/verify reads back
 //	exec.go       commands in a sandbox
 //	session.go    their clients, and what is remembered of them
@@ -12,7 +13,7 @@
 //	watch.go      deadlines, idleness, output rates, drift, limits that were hit
 //	agents.go     whom sandboxes belong to
 //	children.go   sandboxes that are others' children, and sockets to make them by
-//	layer.go      what a sandbox changed: listed, or made an image
+//	files.go      files in and out of a sandbox, and what it changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
 //	service.go    the socket's verbs, for pkg/server
 //	ensure.go     those that give the same sandbox when they come again
@@ -44,6 +45,8 @@ import (
 	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/cgroup"
+	"github.com/creel-sandbox/creel/pkg/egress/link"
+	"github.com/creel-sandbox/creel/pkg/egressproc"
 	"github.com/creel-sandbox/creel/pkg/events"
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
@@ -57,6 +60,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
+	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/volume"
@@ -83,6 +87,19 @@ type Runtime interface {
 	Lower(ctx context.Context, id string) ([]string, error)
 	// IDs is every id of which containerd knows anything.
 	IDs(ctx context.Context) ([]string, error)
+}
+
+// Egress has sandboxes' connections made by processes outside, one for each
+// caller; egressproc.Keeper. Removing what is not there succeeds.
+type Egress interface {
+	Add(ctx context.Context, s egressproc.Sandbox) error
+	// Resume is Add of one that the last daemon added.
+	Resume(ctx context.Context, id string, pol link.Policy) error
+	Remove(ctx context.Context, id string) error
+	// With calls fn with a sandbox's sockets and with what its process is.
+	With(id string, fn func(s *steer.Sockets, process api.Control)) (served bool)
+	// Held are the sandboxes, and whose each is.
+	Held() map[string]uint32
 }
 
 // Container is what the runtime needs to make one.
@@ -118,6 +135,10 @@ type Options struct {
 	// is nil where the kernel cannot, and NoPeers says why.
 	Peers   *unixpeers.Guard
 	NoPeers error
+	// Egress serves the networks of sandboxes. It is nil where this host cannot,
+	// and NoEgress says why.
+	Egress   Egress
+	NoEgress error
 	// BlindRuntime says that containerd is not the daemon's own and not in its
 	// mount namespace: nothing the daemon mounts is seen by shims.
 	BlindRuntime bool

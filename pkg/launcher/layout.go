@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,9 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 	if r.Sandbox.Socket {
 		s.SocketSource = l.socketDir(r.Sandbox.ID)
 	}
+	if reaches(&r.Sandbox) {
+		s.ResolvConf = l.resolvConf(r.Sandbox.ID)
+	}
 	for _, m := range r.Mounts {
 		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
@@ -58,9 +62,9 @@ var devices = []struct {
 const devNull = 1<<8 | 3
 
 // expectedMounts is the whole mount table of a sandbox: what the spec asks
-// for, and what the runtime adds to keep the OCI spec's promises. init is the
-// sandbox's copy of creel-init, and socket the directory of its own socket.
-func expectedMounts(sb *sandbox, init, socket verify.FileID) []verify.Mount {
+// for, and what the runtime adds to keep the OCI spec's promises. files are what
+// is mounted of the sandbox's own directory, by target.
+func expectedMounts(sb *sandbox, files map[string]verify.FileID) []verify.Mount {
 	sb.mu.Lock()
 	rec := sb.rec
 	sb.mu.Unlock()
@@ -70,7 +74,7 @@ func expectedMounts(sb *sandbox, init, socket verify.FileID) []verify.Mount {
 		root.Flags = append(root.Flags, "ro")
 	}
 	ms := []verify.Mount{root}
-	files := map[string]verify.FileID{spec.InitPath: init, spec.SocketDir: socket}
+	files = maps.Clone(files)
 	for _, m := range rec.Mounts {
 		files[m.Target] = verify.FileID{Dev: m.Dev, Ino: m.Inode}
 	}
@@ -134,7 +138,8 @@ func expectedMount(m specs.Mount, cgroupVersion string) verify.Mount {
 			v.Inodes = n
 		}
 	}
-	if m.Type == "bind" && m.Destination != spec.InitPath && m.Destination != spec.SocketDir {
+	own := []string{spec.InitPath, spec.SocketDir, spec.ResolvConf}
+	if m.Type == "bind" && !slices.Contains(own, m.Destination) {
 		v.Flags = append(v.Flags, "idmapped")
 	}
 	return v

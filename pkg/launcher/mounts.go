@@ -16,12 +16,10 @@ import (
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/idmap"
 	"github.com/creel-sandbox/creel/pkg/mount"
-	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
-	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/volume"
 	"github.com/creel-sandbox/creel/pkg/weaken"
 )
@@ -373,58 +371,3 @@ func ungranted(gs []grant, i int, other share.Agent, h store.Mount) (bool, error
 }
 
 func agentOf(sb *api.Sandbox) share.Agent { return share.Agent{UID: sb.Caller.UID, Name: sb.Agent} }
-
-// guardPeers has the kernel refuse connections of Unix sockets between the
-// sandbox's network namespace and any other, before there is a process in it.
-func (s *launch) guardPeers() error {
-	if s.l.Peers == nil {
-		return nil
-	}
-	s.sb.amend(func(r *store.Record) { r.UnixPeers = true })
-	if failpoint.On("layer.unix_peers") {
-		return nil
-	}
-	return s.l.Peers.Add(s.ns.Cookie(), s.id)
-}
-
-// socketsAgain is guardPeers and listen for a running sandbox. A daemon may have
-// started it that had no such guard; what it connected to before stays connected,
-// so its record does not say that it was guarded.
-func (sb *sandbox) socketsAgain() error {
-	if sb.l.Peers == nil && !sb.fixed.Sandbox.Socket {
-		return nil
-	}
-	ns, err := netns.Open(sb.rec.InitPID, sb.rec.NetNS, false)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = ns.Close() }()
-	if sb.l.Peers != nil {
-		if err := sb.l.Peers.Add(ns.Cookie(), sb.id); err != nil {
-			return err
-		}
-	}
-	return sb.listen(ns)
-}
-
-func (l *Launcher) unguardPeers(id string) error {
-	if l.Peers == nil {
-		return nil
-	}
-	return l.Peers.Delete(id)
-}
-
-// peersControl reads back that the kernel guards the sandbox. On a host that
-// cannot there is no such control, unless the sandbox was promised it.
-func (sb *sandbox) peersControl(cookie uint64) []api.Control {
-	sb.mu.Lock()
-	guarded := sb.rec.UnixPeers
-	sb.mu.Unlock()
-	switch {
-	case sb.l.Peers != nil:
-		return []api.Control{sb.l.Peers.Check(cookie, sb.id)}
-	case guarded:
-		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
-	}
-	return nil
-}

@@ -62,6 +62,7 @@ func (s *launch) prove(ctx context.Context) error {
 	e.OwnNS = map[string]uint64{"net": s.ns.Inode()}
 	e.Extra = append(e.Extra, s.said...)
 	e.Extra = append(e.Extra, netns.Check(s.ns)...)
+	e.Extra = append(e.Extra, s.sb.egressControls(s.ns)...)
 	e.Extra = append(e.Extra, s.sb.peersControl(s.ns.Cookie())...)
 	// What every later proof is held against. Nothing runs but PID 1, which
 	// has no way to change either.
@@ -117,7 +118,7 @@ func (s *launch) ask(ctx context.Context, filter seccomp.Filter, lacking error) 
 		return nil, err
 	}
 	probes, err := s.sb.host.Probe(ctx, agentinit.ProbeOptions{
-		ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: true, Isolate: lacking == nil,
+		ReadonlyRoot: s.spec.ReadonlyRoot, NoRoute: !reaches(&s.sb.fixed.Sandbox), Isolate: lacking == nil,
 		Root: s.Profile.Root(),
 	})
 	if err != nil {
@@ -278,12 +279,12 @@ func (sb *sandbox) readAgain(ctx context.Context, why string) (api.Evidence, err
 // not lead out of it. By the pid, which the pidfd holds, and the inode it is
 // that namespace.
 func (sb *sandbox) wire(pid int, inode uint64) []api.Control {
-	ns, err := netns.Open(pid, inode, false)
+	ns, err := netns.Open(pid, inode, reaches(&sb.fixed.Sandbox))
 	if err != nil {
 		return []api.Control{{Name: "netns", Expected: "can be read", Observed: err.Error()}}
 	}
 	defer func() { _ = ns.Close() }()
-	return append(netns.Check(ns), sb.peersControl(ns.Cookie())...)
+	return slices.Concat(netns.Check(ns), sb.egressControls(ns), sb.peersControl(ns.Cookie()))
 }
 
 // oldRecord is said of a sandbox that an older creeld started.
@@ -320,13 +321,22 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 	if err != nil {
 		return verify.Expect{}, err
 	}
-	var socket verify.FileID
-	if sb.fixed.Sandbox.Socket {
-		var st unix.Stat_t
-		if err := unix.Lstat(sb.l.socketDir(sb.id), &st); err != nil {
-			return verify.Expect{}, fmt.Errorf("the sandbox's own socket: %w", err)
+	files := map[string]verify.FileID{spec.InitPath: exe}
+	for target, f := range map[string]struct {
+		path string
+		has  bool
+	}{
+		spec.SocketDir:  {sb.l.socketDir(sb.id), sb.fixed.Sandbox.Socket},
+		spec.ResolvConf: {sb.l.resolvConf(sb.id), reaches(&sb.fixed.Sandbox)},
+	} {
+		if !f.has {
+			continue
 		}
-		socket = verify.FileID{Dev: st.Dev, Ino: st.Ino}
+		var st unix.Stat_t
+		if err := unix.Lstat(f.path, &st); err != nil {
+			return verify.Expect{}, fmt.Errorf("what is mounted on %s: %w", target, err)
+		}
+		files[target] = verify.FileID{Dev: st.Dev, Ino: st.Ino}
 	}
 	var pidfd int
 	if err := control(sb.pidfd, func(fd int) error { pidfd = fd; return nil }); err != nil {
@@ -350,7 +360,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 			"msgqueue": {},
 			"memlock":  {Soft: 64 << 10, Hard: 64 << 10},
 		},
-		Mounts:       expectedMounts(sb, exe, socket),
+		Mounts:       expectedMounts(sb, files),
 		ClosedMounts: true,
 		FDs:          initFDs(why == "spawn", alone),
 		Exe:          exe,

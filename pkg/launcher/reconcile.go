@@ -203,7 +203,7 @@ func (sb *sandbox) takeOver(ctx context.Context) error {
 	if err := sb.endLost(ctx, live, finished); err != nil {
 		return err
 	}
-	if err := sb.socketsAgain(); err != nil {
+	if err := sb.socketsAgain(ctx); err != nil {
 		return err
 	}
 	if err := sb.proveAgain(ctx, "reconcile"); err != nil {
@@ -471,6 +471,11 @@ func (l *Launcher) Leftovers(ctx context.Context) ([]string, error) {
 		}
 		ids = append(ids, guarded...)
 	}
+	reaching, err := l.egressIDs()
+	if err != nil {
+		return nil, err
+	}
+	ids = append(ids, reaching...)
 	for _, dir := range []string{filepath.Join(l.RunDir, "sandboxes"), filepath.Join(l.StateDir, "logs")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {

@@ -51,6 +51,9 @@ type sandbox struct {
 	// mainEnded means that it ended while no daemon ran: no timeout any more.
 	mainEnded bool
 
+	// destinations are those that were told of, see Decided.
+	destinations map[string]bool
+
 	// still is held by who needs the agent not to change anything; pausing,
 	// resuming and new execs hold it together.
 	still sync.RWMutex

@@ -77,6 +77,9 @@ func (l *Launcher) hostCan(a *admission.Admitted) error {
 		return api.Errorf(api.CodeUnsupportedHost, "mounts and writable roots need a containerd that sees what creeld mounts; the one configured is in another mount namespace").
 			WithHint("have the operator leave containerd.address empty, or run that containerd in the host's mount namespace")
 	}
+	if l.Egress == nil && a.Request.Network == admission.PolicyNetwork {
+		return api.Errorf(api.CodeUnsupportedHost, "no network on this host: %w", l.NoEgress)
+	}
 	if l.Peers == nil && a.Profile.UnixPeers != "preferred" && mounts {
 		return api.Errorf(api.CodeUnsupportedHost, "profile %s mounts nothing on this host: a Unix socket in it would connect the sandbox with processes outside, and %w", a.Profile.Name, l.NoPeers).
 			WithHint("boot with bpf in lsm=, copy files in with creel cp, or use a profile with unix_peers = \"preferred\"")

@@ -87,14 +87,14 @@ func TestStuckEffectKeepsWhatItUses(t *testing.T) {
 		name string
 		want []string // undone, in this order
 	}{
-		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
-		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
-		{"task", []string{"cgroup", "socket"}},
-		{"container", []string{"cgroup", "task", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
-		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "socket", "unix_peers", "rundir"}},
-		{"mounts", []string{"cgroup", "task", "container", "rootfs", "socket", "unix_peers"}},
-		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "socket", "unix_peers", "rundir"}},
-		{"socket", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "unix_peers"}},
+		{"", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "egress", "steer", "rundir"}},
+		{"cgroup", []string{"task", "container", "rootfs", "mounts", "volumes", "socket", "unix_peers", "egress", "steer", "rundir"}},
+		{"task", []string{"cgroup", "socket", "egress", "steer"}},
+		{"container", []string{"cgroup", "task", "mounts", "volumes", "socket", "unix_peers", "egress", "steer", "rundir"}},
+		{"rootfs", []string{"cgroup", "task", "container", "mounts", "volumes", "socket", "unix_peers", "egress", "steer", "rundir"}},
+		{"mounts", []string{"cgroup", "task", "container", "rootfs", "socket", "unix_peers", "egress", "steer"}},
+		{"volumes", []string{"cgroup", "task", "container", "rootfs", "mounts", "socket", "unix_peers", "egress", "steer", "rundir"}},
+		{"socket", []string{"cgroup", "task", "container", "rootfs", "mounts", "volumes", "unix_peers", "egress", "steer"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			var undone []string

@@ -132,7 +132,7 @@ func (r *Rules) Given(c peer.Cred) *api.Grant {
 		return nil
 	}
 	g := &api.Grant{
-		Ceiling: ceiling.Name, Profiles: ceiling.Profiles, Runtimes: ceiling.Runtimes, Images: ceiling.Images, Mounts: []string{}, Socket: ceiling.Socket,
+		Ceiling: ceiling.Name, Profiles: ceiling.Profiles, Runtimes: ceiling.Runtimes, Images: ceiling.Images, Mounts: []string{}, Socket: ceiling.Socket, Egress: ceiling.Egress,
 		Sandboxes: ceiling.Sandboxes, Memory: ceiling.Memory, CPUs: ceiling.CPUs, Pids: ceiling.Pids, Disk: ceiling.Disk,
 	}
 	for _, m := range ceiling.Mounts {

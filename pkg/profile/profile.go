@@ -20,6 +20,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 )
 
 // Profile is one file.
@@ -38,6 +39,8 @@ type Profile struct {
 	Capabilities   []string `toml:"capabilities"`   // a root's, of api.Capabilities
 	ExecIsolation  string   `toml:"exec_isolation"` // "required", also when not given, or "preferred"
 	UnixPeers      string   `toml:"unix_peers"`     // the same
+	Network        []string `toml:"network"`        // the first is the default; "none" alone when not given
+	Egress         []string `toml:"egress"`         // the most that "policy" may reach; nil when others decide
 	Limits         Limits   `toml:"limits"`
 
 	// Source is "embedded" or the file's path; Text is its content.
@@ -69,6 +72,9 @@ func Parse(text []byte) (*Profile, error) {
 	}
 	if p.Home == nil {
 		p.Home = []string{"ephemeral"}
+	}
+	if p.Network == nil {
+		p.Network = []string{"none"}
 	}
 	if err := p.check(); err != nil {
 		return nil, err
@@ -122,6 +128,7 @@ func (p *Profile) check() error {
 		}
 	}
 	p.checkUser(bad)
+	p.checkNetwork(bad)
 	l, m := p.Limits.Limits, p.Limits.Max
 	for _, f := range []struct {
 		name     string
@@ -157,6 +164,27 @@ func (p *Profile) check() error {
 		bad("limits.on_idle", `%q must be "pause" or "stop"`, l.OnIdle)
 	}
 	return errors.Join(errs...)
+}
+
+func (p *Profile) checkNetwork(bad func(field, format string, args ...any)) {
+	if len(p.Network) == 0 {
+		bad("network", `must list at least one of "none", "policy"`)
+	}
+	for _, n := range p.Network {
+		if n != "none" && n != "policy" {
+			bad("network", `%q must be "none" or "policy"`, n)
+		}
+	}
+	if p.Egress == nil {
+		return
+	}
+	if !slices.Contains(p.Network, "policy") {
+		bad("egress", `has no meaning unless network lists "policy"`)
+	}
+	_, problems := egress.ParseLines("the profile "+p.Name, "egress", p.Egress)
+	for _, w := range problems {
+		bad(w.Field, "%q: want %s", w.Value, w.Want)
+	}
 }
 
 func (p *Profile) checkHome(bad func(field, format string, args ...any)) {

@@ -42,7 +42,7 @@ func TestParseErrors(t *testing.T) {
 		return s
 	}
 	for name, tt := range map[string]struct{ text, want string }{
-		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 39, column 1: unknown key "limits.swap"`},
+		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 52, column 1: unknown key "limits.swap"`},
 		"syntax":        {edit("version = 1", "version ="), "line 2"},
 		"version":       {edit("version = 1", "version = 2"), "version: is 2"},
 		"no seccomp":    {edit(`seccomp = "default"`, `seccomp = ""`), "seccomp:"},

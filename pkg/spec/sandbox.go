@@ -16,6 +16,8 @@ const (
 	RangeSize = 65536
 	// InitPath is where creel-init is seen.
 	InitPath = "/dev/creel-init"
+	// ResolvConf is where the sandbox's resolver is named, if it has a network.
+	ResolvConf = "/etc/resolv.conf"
 	// SocketDir is where the sandbox's own socket is, if it has one.
 	SocketDir = "/run/creel"
 	// Home is the agent's home directory, RootHome root's.
@@ -55,6 +57,8 @@ type Sandbox struct {
 
 	// CgroupsPath is the OCI cgroupsPath (cgroupfs driver).
 	CgroupsPath string
+	// ResolvConf is the file that is /etc/resolv.conf; the image's when empty.
+	ResolvConf string
 	// NetNS is the path of the network namespace's file.
 	NetNS string
 	// InitSource is the host path of this sandbox's private copy of creel-init.

@@ -166,6 +166,12 @@ func mounts(s Sandbox) []specs.Mount {
 			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "private"},
 		})
 	}
+	if s.ResolvConf != "" {
+		ms = append(ms, specs.Mount{
+			Destination: ResolvConf, Type: "bind", Source: s.ResolvConf,
+			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "private"},
+		})
+	}
 	for _, m := range s.Mounts {
 		bind := Bind(m)
 		inner := func(dir, p Mount) bool { return strings.HasPrefix(p.Target, dir.Target+"/") }

@@ -68,6 +68,9 @@ type Record struct {
 	// over the sandbox's edge since before it ran.
 	UnixPeers bool `json:"unix_peers,omitempty"`
 
+	// Range6 is the sandbox's /64 of synthetic addresses, with network "policy".
+	Range6 string `json:"range6,omitempty"`
+
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`
 

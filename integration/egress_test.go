@@ -1,0 +1,118 @@
+package integration_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+)
+
+// greeter is a service on the box's loopback.
+func greeter(t *testing.T, text string) uint16 {
+	t.Helper()
+	s, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	go func() {
+		for {
+			c, err := s.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, text)
+			c.Close()
+		}
+	}()
+	return netip.MustParseAddrPort(s.Addr().String()).Port()
+}
+
+// connectScript says what it hears from HOST and PORT.
+const connectScript = `
+import socket, sys
+try:
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+    got = b""
+    while True:
+        more = s.recv(4096)
+        if not more: break
+        got += more
+    print("heard", got.decode())
+except OSError as e:
+    print(type(e).__name__, e.errno, e.strerror)
+`
+
+// TestEgress: a sandbox reaches what is allowed and nothing else, whatever of
+// creel is killed meanwhile.
+func TestEgress(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage)
+	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath()})
+	port, other := greeter(t, "the box"), greeter(t, "not for you")
+	out, errOut, code := l.Creel("run", "-d", "--allow", fmt.Sprintf("tcp host.creel.internal:%d", port), "--name", "net")
+	if code != 0 {
+		t.Fatal(errOut)
+	}
+	id := strings.TrimSpace(out)
+	hear := func(host string, port uint16) string {
+		t.Helper()
+		out, errOut, code := l.Creel("exec", id, "--", "python3", "-c", connectScript, host, fmt.Sprint(port))
+		if code != 0 {
+			t.Fatalf("%s%s", out, errOut)
+		}
+		return strings.TrimSpace(out)
+	}
+	reaches := func(when string) {
+		t.Helper()
+		if got := hear("host.creel.internal", port); got != "heard the box" {
+			t.Errorf("%s: %s", when, got)
+		}
+		if got := hear("host.creel.internal", other); !strings.HasPrefix(got, "ConnectionResetError") {
+			t.Errorf("%s: another port: %s", when, got)
+		}
+		if got := hear("example.com", 443); !strings.HasPrefix(got, "gaierror -2") {
+			t.Errorf("%s: another name: %s", when, got)
+		}
+		if got := hear("169.254.169.254", 80); !strings.HasPrefix(got, "ConnectionResetError") {
+			t.Errorf("%s: an address: %s", when, got)
+		}
+		if got := hear("127.0.0.1", port); !strings.HasPrefix(got, "ConnectionRefusedError") {
+			t.Errorf("%s: its own loopback: %s", when, got)
+		}
+	}
+	reaches("at first")
+	l.KillProcess(lab.Egress, id)
+	reaches("after its creel-egress was killed")
+	l.Kill()
+	l.Start()
+	reaches("after creeld was killed")
+	l.Kill()
+	l.KillProcess(lab.Egress, id)
+	l.Start()
+	reaches("after both were killed")
+	for _, want := range []map[string]string{
+		{"type": "egress.allowed", "to": fmt.Sprintf("host.creel.internal:%d", port), "what": "connection"},
+		{"type": "egress.denied", "to": fmt.Sprintf("host.creel.internal:%d", other), "what": "connection", "by": "the request"},
+		{"type": "egress.denied", "to": "example.com", "what": "name", "by": "the request"},
+		{"type": "egress.denied", "to": "169.254.169.254:80", "what": "connection", "by": "the request"},
+	} {
+		r := awaitAudit(t, l, fmt.Sprint(want), func(r map[string]any) bool {
+			detail, _ := r["detail"].(map[string]any)
+			for k, v := range want {
+				if k != "type" && detail[k] != v || k == "type" && r["action"] != v {
+					return false
+				}
+			}
+			return r["sandbox"] == id
+		})
+		if r["kind"] != "fact" {
+			t.Errorf("%v", r)
+		}
+	}
+	verifyAudit(t, l)
+}

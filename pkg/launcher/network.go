@@ -1,0 +1,282 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress/link"
+	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
+	"github.com/creel-sandbox/creel/pkg/egressproc"
+	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/netns"
+	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/steer"
+	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
+)
+
+// Bounds of what one sandbox does by its network.
+const (
+	egressConnections = 256
+	egressNames       = 256
+	egressBytes       = 1 << 50
+)
+
+// reaches says whether a sandbox has a network by policy.
+func reaches(s *api.Sandbox) bool { return s.Network == admission.PolicyNetwork }
+
+// egressOf are all who have a say in what a sandbox reaches: its profile and
+// request, the ceiling of its caller, and those of its parent.
+func (l *Launcher) egressOf(c peer.Cred, a *admission.Admitted, parent *sandbox) ([]api.EgressParty, error) {
+	if a.Request.Network != admission.PolicyNetwork {
+		return nil, nil
+	}
+	parties := slices.Clone(a.Egress)
+	if ceiling := l.Callers.Ceiling(c); ceiling != nil {
+		parties = append(parties, ceiling.Party())
+	} else if !l.Callers.Operator(c) {
+		return nil, api.Errorf(api.CodeDenied, "uid %d has no ceiling any more", c.UID)
+	}
+	if parent != nil {
+		parties = append(parties, parent.fixed.Sandbox.Egress...)
+	}
+	if len(parties) == 0 {
+		return nil, api.Errorf(api.CodeInvalid, "network policy without rules: nothing could be reached").
+			WithHint("name what may be reached, as with --allow api.example.com")
+	}
+	return parties, nil
+}
+
+// egressPolicy is what a sandbox is served by.
+func egressPolicy(r *store.Record) link.Policy {
+	range6, _ := netip.ParsePrefix(r.Range6) // one that is none is refused
+	return link.Policy{
+		Parties: r.Sandbox.Egress, Range6: range6,
+		Limits: link.Limits{Connections: egressConnections, Names: egressNames, Bytes: egressBytes},
+	}
+}
+
+// makeNetwork makes the sandbox's network namespace and, where it has one by
+// policy, has its connections go to its caller's creel-egress.
+func (s *launch) makeNetwork(ctx context.Context) (err error) {
+	if !reaches(&s.sb.fixed.Sandbox) {
+		s.ns, err = netns.Create()
+		return err
+	}
+	if s.ns, err = netns.CreateLocal(); err != nil {
+		return err
+	}
+	sockets, err := steer.Listen(s.ns)
+	if err != nil {
+		return err
+	}
+	s.did("steer")
+	if err := errors.Join(steer.Steer(ctx, s.ns, s.l.steerDir(), s.id, sockets), failpoint.Hit("launch.steer")); err != nil {
+		return errors.Join(err, sockets.Close())
+	}
+	s.sb.amend(func(r *store.Record) { r.Range6 = synthetic.NewRange6().String() })
+	if err := os.WriteFile(s.l.resolvConf(s.id), resolvConf(), 0o444); err != nil {
+		return errors.Join(err, sockets.Close())
+	}
+	s.did("egress")
+	return errors.Join(s.l.Egress.Add(ctx, egressproc.Sandbox{
+		Caller: s.caller.UID, ID: s.id, Sockets: sockets, Policy: egressPolicy(s.sb.record()),
+	}), failpoint.Hit("launch.egress"))
+}
+
+// record is a copy of the sandbox's.
+func (sb *sandbox) record() *store.Record {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	r := sb.rec
+	return &r
+}
+
+// egressAgain has a sandbox that runs be served, after a restart of the daemon:
+// by the process that does, or, where that is not there any more, by new sockets.
+func (sb *sandbox) egressAgain(ctx context.Context, ns *netns.NS) error {
+	if !reaches(&sb.fixed.Sandbox) {
+		return nil
+	}
+	if sb.l.Egress == nil {
+		return fmt.Errorf("its network: %w", sb.l.NoEgress)
+	}
+	pol := egressPolicy(sb.record())
+	if sb.l.Egress.Resume(ctx, sb.id, pol) == nil && sb.steered(ns) {
+		return nil
+	}
+	if err := sb.l.Egress.Remove(ctx, sb.id); err != nil {
+		return err
+	}
+	sockets, err := steer.Listen(ns)
+	if err != nil {
+		return err
+	}
+	if err := steer.Renew(sb.l.steerDir(), sb.id, sockets); err != nil {
+		return errors.Join(err, sockets.Close())
+	}
+	return sb.l.Egress.Add(ctx, egressproc.Sandbox{Caller: sb.fixed.Sandbox.Caller.UID, ID: sb.id, Sockets: sockets, Policy: pol})
+}
+
+// steered says whether the kernel has the sockets that the process gave back.
+func (sb *sandbox) steered(ns *netns.NS) bool {
+	return !slices.ContainsFunc(sb.egressControls(ns), func(c api.Control) bool { return !c.OK })
+}
+
+// egressControls read back where the connections of a sandbox go.
+func (sb *sandbox) egressControls(ns *netns.NS) (cs []api.Control) {
+	if !reaches(&sb.fixed.Sandbox) {
+		return nil
+	}
+	served := sb.l.Egress != nil && sb.l.Egress.With(sb.id, func(s *steer.Sockets, process api.Control) {
+		cs = append(steer.Check(ns, sb.l.steerDir(), sb.id, s), process)
+	})
+	if !served {
+		return []api.Control{{Name: "network.steered", Expected: "served by creel-egress", Observed: "not served; nothing gets out"}}
+	}
+	return cs
+}
+
+// resolvConf is a sandbox's /etc/resolv.conf: any address would do.
+func resolvConf() []byte {
+	return fmt.Appendf(nil, "# creel answers for what this sandbox may reach.\nnameserver %s\nnameserver %s\noptions timeout:5 attempts:2\n", steer.ListenAddr4, steer.ListenAddr6)
+}
+
+// mostDestinations is how many destinations of one sandbox are told of.
+const mostDestinations = 256
+
+// Decided is told what creel-egress decided. Each destination of a sandbox is an
+// event once as one that was allowed and once as one that was refused, however
+// often it is tried.
+func (l *Launcher) Decided(r link.Record) {
+	l.mu.Lock()
+	sb := l.sandboxes[r.ID]
+	l.mu.Unlock()
+	if sb == nil || r.To == "" {
+		return
+	}
+	if r.Allowed && r.Kind == link.KindName {
+		return // it was looked up; whether it was reached is told by itself
+	}
+	kind, to := "egress.denied", line(r.To)
+	if r.Allowed {
+		kind = "egress.allowed"
+	}
+	if !sb.firstTime(kind + " " + to) {
+		return
+	}
+	l.publish(kind, sb.identity(), "to", to, "what", line(r.Kind), "by", line(r.By), "why", line(r.Error))
+}
+
+// firstTime says whether something is told of the sandbox for the first time,
+// and there is not too much of it.
+func (sb *sandbox) firstTime(what string) bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.destinations[what] || len(sb.destinations) >= mostDestinations {
+		return false
+	}
+	if sb.destinations == nil {
+		sb.destinations = map[string]bool{}
+	}
+	sb.destinations[what] = true
+	return true
+}
+
+// line is what a process said, as one short line.
+func line(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), 300)])
+}
+
+func (l *Launcher) resolvConf(id string) string { return filepath.Join(l.dir(id), "resolv.conf") }
+
+// steerDir is a bpffs; see steer.Mount.
+func (l *Launcher) steerDir() string { return filepath.Join(l.RunDir, "steer") }
+
+func (l *Launcher) removeEgress(ctx context.Context, id string) error {
+	if l.Egress == nil {
+		return nil
+	}
+	return l.Egress.Remove(ctx, id)
+}
+
+// egressIDs are those that anything of the network carries.
+func (l *Launcher) egressIDs() ([]string, error) {
+	if l.Egress == nil {
+		return nil, nil
+	}
+	ids, err := steer.List(l.steerDir())
+	for id := range l.Egress.Held() {
+		ids = append(ids, id)
+	}
+	return ids, err
+}
+
+// guardPeers has the kernel refuse connections of Unix sockets between the
+// sandbox's network namespace and any other, before there is a process in it.
+func (s *launch) guardPeers() error {
+	if s.l.Peers == nil {
+		return nil
+	}
+	s.sb.amend(func(r *store.Record) { r.UnixPeers = true })
+	if failpoint.On("layer.unix_peers") {
+		return nil
+	}
+	return s.l.Peers.Add(s.ns.Cookie(), s.id)
+}
+
+// socketsAgain is guardPeers, listen and what makeNetwork does, for a running sandbox. A daemon may have
+// started it that had no such guard; what it connected to before stays connected,
+// so its record does not say that it was guarded.
+func (sb *sandbox) socketsAgain(ctx context.Context) error {
+	if sb.l.Peers == nil && !sb.fixed.Sandbox.Socket && !reaches(&sb.fixed.Sandbox) {
+		return nil
+	}
+	ns, err := netns.Open(sb.rec.InitPID, sb.rec.NetNS, reaches(&sb.fixed.Sandbox))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	if sb.l.Peers != nil {
+		if err := sb.l.Peers.Add(ns.Cookie(), sb.id); err != nil {
+			return err
+		}
+	}
+	return errors.Join(sb.listen(ns), sb.egressAgain(ctx, ns))
+}
+
+func (l *Launcher) unguardPeers(id string) error {
+	if l.Peers == nil {
+		return nil
+	}
+	return l.Peers.Delete(id)
+}
+
+// peersControl reads back that the kernel guards the sandbox. On a host that
+// cannot there is no such control, unless the sandbox was promised it.
+func (sb *sandbox) peersControl(cookie uint64) []api.Control {
+	sb.mu.Lock()
+	guarded := sb.rec.UnixPeers
+	sb.mu.Unlock()
+	switch {
+	case sb.l.Peers != nil:
+		return []api.Control{sb.l.Peers.Check(cookie, sb.id)}
+	case guarded:
+		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
+	}
+	return nil
+}
