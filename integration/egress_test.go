@@ -33,19 +33,20 @@ func greeter(t *testing.T, text string) uint16 {
 	return netip.MustParseAddrPort(s.Addr().String()).Port()
 }
 
-// connectScript says what it hears from HOST and PORT.
+// connectScript says what it hears from each HOST and PORT.
 const connectScript = `
 import socket, sys
-try:
-    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
-    got = b""
-    while True:
-        more = s.recv(4096)
-        if not more: break
-        got += more
-    print("heard", got.decode())
-except OSError as e:
-    print(type(e).__name__, e.errno, e.strerror)
+for host, port in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        s = socket.create_connection((host, int(port)), 20)
+        got = b""
+        while True:
+            more = s.recv(4096)
+            if not more: break
+            got += more
+        print("heard", got.decode())
+    except OSError as e:
+        print(type(e).__name__, e.errno, e.strerror)
 `
 
 // TestEgress: a sandbox reaches what is allowed and nothing else, whatever of
@@ -59,30 +60,32 @@ func TestEgress(t *testing.T) {
 		t.Fatal(errOut)
 	}
 	id := strings.TrimSpace(out)
-	hear := func(host string, port uint16) string {
-		t.Helper()
-		out, errOut, code := l.Creel("exec", id, "--", "python3", "-c", connectScript, host, fmt.Sprint(port))
-		if code != 0 {
-			t.Fatalf("%s%s", out, errOut)
-		}
-		return strings.TrimSpace(out)
+	targets := []struct {
+		host string
+		port uint16
+		want string
+	}{
+		{"host.creel.internal", port, "heard the box"},
+		{"host.creel.internal", other, "ConnectionResetError "},
+		{"example.com", 443, "gaierror -2 "},
+		{"169.254.169.254", 80, "ConnectionResetError "},
+		{"127.0.0.1", port, "ConnectionRefusedError "},
 	}
 	reaches := func(when string) {
 		t.Helper()
-		if got := hear("host.creel.internal", port); got != "heard the box" {
-			t.Errorf("%s: %s", when, got)
+		args := []string{"exec", id, "--", "python3", "-c", connectScript}
+		for _, tt := range targets {
+			args = append(args, tt.host, fmt.Sprint(tt.port))
 		}
-		if got := hear("host.creel.internal", other); !strings.HasPrefix(got, "ConnectionResetError") {
-			t.Errorf("%s: another port: %s", when, got)
+		out, errOut, code := l.Creel(args...)
+		got := strings.Split(strings.TrimSpace(out), "\n")
+		if code != 0 || len(got) != len(targets) {
+			t.Fatalf("%s: %s%s", when, out, errOut)
 		}
-		if got := hear("example.com", 443); !strings.HasPrefix(got, "gaierror -2") {
-			t.Errorf("%s: another name: %s", when, got)
-		}
-		if got := hear("169.254.169.254", 80); !strings.HasPrefix(got, "ConnectionResetError") {
-			t.Errorf("%s: an address: %s", when, got)
-		}
-		if got := hear("127.0.0.1", port); !strings.HasPrefix(got, "ConnectionRefusedError") {
-			t.Errorf("%s: its own loopback: %s", when, got)
+		for i, tt := range targets {
+			if !strings.HasPrefix(got[i], tt.want) {
+				t.Errorf("%s: %s:%d: %s", when, tt.host, tt.port, got[i])
+			}
 		}
 	}
 	reaches("at first")
