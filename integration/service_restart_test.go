@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,9 +21,27 @@ import (
 // again, and no line of its output is lost.
 func TestServiceRestart(t *testing.T) {
 	s := newService(t)
-	sb := s.spawn(api.SpawnRequest{Name: "survivor", Command: []string{
+	sb := s.spawn(api.SpawnRequest{Name: "survivor", Network: "policy", Egress: []string{"tcp host.creel.internal:9"}, Command: []string{
 		"/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); usleep 300000; done",
 	}}).Sandbox
+	// What serves its network is not as safe from the OOM killer as the unit.
+	found := 0
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range comms {
+		if comm, err := os.ReadFile(f); err != nil || string(comm) != "creel-egress\n" {
+			continue
+		}
+		found++
+		if adj, err := os.ReadFile(filepath.Join(filepath.Dir(f), "oom_score_adj")); err != nil || string(adj) != "0\n" {
+			t.Errorf("creel-egress's OOM score is adjusted by %s, %v", adj, err)
+		}
+	}
+	if found == 0 {
+		t.Error("no creel-egress runs")
+	}
 	for _, tt := range []struct {
 		name string
 		end  func(*service)

@@ -184,7 +184,7 @@ func (k *Keeper) Add(ctx context.Context, s Sandbox) error {
 }
 
 func (k *Keeper) add(ctx context.Context, s Sandbox) error {
-	for range 2 { // a process that was about to end since nobody needed it
+	for {
 		p, err := k.of(s.Caller)
 		if err != nil {
 			return err
@@ -193,8 +193,15 @@ func (k *Keeper) add(ctx context.Context, s Sandbox) error {
 		if !errors.Is(err, errOver) {
 			return err
 		}
+		// It was about to end since nobody needed it, and makes room for another.
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-k.ctx.Done():
+			return err
+		}
 	}
-	return errOver
 }
 
 // of is a caller's process, which may not run yet.

@@ -268,6 +268,20 @@ func await(t *testing.T, what string, so func() bool) {
 	}
 }
 
+// mortal fails the test unless the kernel ends the process as any other.
+func (b *box) mortal() {
+	b.t.Helper()
+	for _, pid := range b.pids() {
+		adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil || strings.HasPrefix(string(adj), "-") {
+			b.t.Errorf("its OOM score is adjusted by %s, %v", adj, err)
+		}
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(comm) != "creel-egress\n" {
+			b.t.Errorf("it is called %q, %v", comm, err)
+		}
+	}
+}
+
 // checked fails the test unless the kernel has what there is to be.
 func (b *box) checked(ns *netns.NS, id string) {
 	b.t.Helper()
@@ -294,6 +308,7 @@ func TestLife(t *testing.T) {
 	)
 	b.add(b.ns, "alife", pol)
 	b.checked(b.ns, "alife")
+	b.mortal()
 	at := map[bool]string{}
 	for _, how := range []string{"udp", "tcp"} {
 		found, err := look(t, b.ns, how, string(egress.BoxName))

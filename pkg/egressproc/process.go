@@ -94,6 +94,10 @@ func (p *process) keep(ctx context.Context) (over bool) {
 			continue
 		}
 		p.log().ErrorContext(ctx, "creel-egress does not run; nothing gets out", slog.Any("error", err), slog.Duration("retry_in", wait))
+		select {
+		case <-p.kick: // by this very error
+		default:
+		}
 		next = time.Now().Add(wait)
 		wait = min(2*wait, maxBackoff)
 	}
@@ -256,10 +260,6 @@ func (p *process) lost(r *running) {
 	}
 	p.log().Error("creel-egress lost; nothing gets out until it runs again", slog.Int("pid", r.pid), slog.String("last_words", p.lastWords()))
 	p.loseLocked()
-	select {
-	case p.kick <- struct{}{}:
-	default:
-	}
 }
 
 // loseLocked ends the process that runs, if one does.
@@ -277,6 +277,10 @@ func (p *process) loseLocked() {
 	p.running, p.conn = nil, nil
 	for _, s := range p.sandboxes {
 		s.added = false
+	}
+	select {
+	case p.kick <- struct{}{}: // keep starts it again at once
+	default:
 	}
 }
 

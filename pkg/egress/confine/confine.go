@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -73,7 +74,22 @@ func limits() error {
 			return err
 		}
 	}
-	return nil
+	// It was executed by a descriptor, whose number would be its name.
+	if err := os.WriteFile("/proc/self/comm", []byte("creel-egress"), 0); err != nil {
+		return err
+	}
+	return mortal()
+}
+
+// mortal has the kernel end the process as readily as any other when memory is
+// out: creeld's own score, which is inherited, is far below (proc_pid_oom_score_adj(5)).
+func mortal() error {
+	const file = "/proc/self/oom_score_adj"
+	b, err := os.ReadFile(file)
+	if err != nil || !strings.HasPrefix(string(b), "-") {
+		return err
+	}
+	return os.WriteFile(file, []byte("0"), 0)
 }
 
 // noPrivilege has no program that is executed give the process more, and nobody
