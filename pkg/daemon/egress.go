@@ -9,12 +9,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/creel-sandbox/creel/pkg/egress/confine"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/outside"
 	"github.com/creel-sandbox/creel/pkg/egressproc"
 	"github.com/creel-sandbox/creel/pkg/steer"
-
-	"golang.org/x/sys/unix"
 )
 
 func (d *daemon) egressDir() string { return filepath.Join(d.cfg.RunDir, "egress") }
@@ -22,8 +21,8 @@ func (d *daemon) egressDir() string { return filepath.Join(d.cfg.RunDir, "egress
 // startEgress takes over the processes that serve networks. Where the kernel
 // cannot confine one there are none, and no sandbox has a network.
 func (d *daemon) startEgress(ctx context.Context) error {
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 {
-		d.noEgress = fmt.Errorf("creel-egress is confined by Landlock, and this kernel says %w; boot with landlock in lsm=", errno)
+	if _, err := confine.ABI(); err != nil {
+		d.noEgress = fmt.Errorf("creel-egress is confined by Landlock, and this kernel says %w", err)
 		d.log.WarnContext(ctx, "this host is weaker: sandboxes have no network", slog.Any("error", d.noEgress))
 		return nil
 	}
