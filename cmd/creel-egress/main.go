@@ -45,11 +45,7 @@ func run() error {
 	if err := confine.Process(); err != nil {
 		return err
 	}
-	p, err := serve.New(build)
-	if err != nil {
-		return err
-	}
-	return p.Run(context.Background(), l)
+	return serve.New(build).Run(context.Background(), l)
 }
 
 // listen makes the socket that creeld has bound one of this process.

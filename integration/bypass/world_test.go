@@ -322,7 +322,7 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 	}
 	t.Cleanup(func() { w.ns.Close() })
 	if w.keeper, err = egressproc.New(egressproc.Options{
-		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: filepath.Join(t.TempDir(), "egress"), IDs: ids{}, Log: slog.New(slog.DiscardHandler),
+		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: filepath.Join(t.TempDir(), "egress"), TrustDir: filepath.Join(t.TempDir(), "trust"), IDs: ids{}, Log: slog.New(slog.DiscardHandler),
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example")}, nil
 		},

@@ -60,7 +60,6 @@ type Admitted struct {
 	Request api.SpawnRequest // with its defaults filled in
 	Profile *profile.Profile
 	Limits  api.Limits // resolved; no zero means "default" any more
-	Env     map[string]string
 	Tmpfs   []spec.Tmpfs
 	// Egress are those who have a say in what is reached: the profile and the
 	// request, where it has rules. The caller's ceiling and the parent's come to
@@ -181,7 +180,6 @@ func Resolve(req api.SpawnRequest, pol Policy) (*Admitted, error) {
 			r.Workdir = r.Mounts[0].Target
 		}
 	}
-	a.Env = Env(p.User, r.Env, r.TTY)
 	a.Tmpfs = tmpfs(a)
 	return a, nil
 }

@@ -161,8 +161,9 @@ func TestRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.Request.Workdir != "/root" || a.Env["HOME"] != "/root" || a.Env["USER"] != "root" || a.Request.Rootfs != "ephemeral" {
-		t.Errorf("resolved to %+v with %v", a.Request, a.Env)
+	env := admission.Env(a.Profile.User, nil, false)
+	if a.Request.Workdir != "/root" || env["HOME"] != "/root" || env["USER"] != "root" || a.Request.Rootfs != "ephemeral" {
+		t.Errorf("resolved to %+v with %v", a.Request, env)
 	}
 	pol.DefaultProfile = "build"
 	var e *api.Error

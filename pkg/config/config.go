@@ -50,6 +50,7 @@ type Config struct {
 	Disk           Disk       `toml:"disk"`
 	Mounts         Mounts     `toml:"mounts"`
 	Server         Server     `toml:"server"`
+	Egress         Egress     `toml:"egress"`
 	Log            Log        `toml:"log"`
 	// Share are grants of directories to several agents.
 	Share []share.Grant `toml:"share"`
@@ -166,6 +167,13 @@ type Server struct {
 	HeaderTimeout       api.Duration `toml:"header_timeout"`
 	IdleTimeout         api.Duration `toml:"idle_timeout"`
 	StallTimeout        api.Duration `toml:"stall_timeout"`
+}
+
+// Egress is of what sandboxes reach.
+type Egress struct {
+	// Roots is a file of certificates, as PEM, that servers are verified by
+	// besides the host's.
+	Roots string `toml:"roots"`
 }
 
 // Log says what the daemon logs and how.

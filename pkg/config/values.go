@@ -181,6 +181,7 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 		{"profiles_dir", cfg.ProfilesDir, true},
 		{"containerd.address", cfg.Containerd.Address, true},
 		{"audit.dir", cfg.Audit.Dir, true},
+		{"egress.roots", cfg.Egress.Roots, true},
 	} {
 		if (p.v != "" || !p.optional) && (!filepath.IsAbs(p.v) || filepath.Clean(p.v) != p.v || p.v == "/" || strings.ContainsRune(p.v, 0)) {
 			bad(p.key, "%q is not an absolute path without \"..\" or a slash at its end", p.v)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/egress/confine"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
@@ -17,6 +18,7 @@ import (
 )
 
 func (d *daemon) egressDir() string { return filepath.Join(d.cfg.RunDir, "egress") }
+func (d *daemon) trustDir() string  { return filepath.Join(d.cfg.RunDir, "trust") }
 
 // startEgress takes over the processes that serve networks. Where the kernel
 // cannot confine one there are none, and no sandbox has a network.
@@ -31,8 +33,11 @@ func (d *daemon) startEgress(ctx context.Context) error {
 		d.log.WarnContext(ctx, "this host is weaker: sandboxes have no network", slog.Any("error", err))
 		return nil
 	}
+	if _, err := d.hostNetwork(); err != nil {
+		return err // a setting that is wrong
+	}
 	k, err := egressproc.New(egressproc.Options{
-		Program: filepath.Join(d.cfg.BinDir, "creel-egress"), Dir: d.egressDir(), IDs: d.ids, Host: hostNetwork, Log: d.log,
+		Program: filepath.Join(d.cfg.BinDir, "creel-egress"), Dir: d.egressDir(), TrustDir: d.trustDir(), IDs: d.ids, Host: d.hostNetwork, Log: d.log,
 		Record: d.decided,
 	})
 	if err != nil {
@@ -53,11 +58,20 @@ func (d *daemon) decided(r link.Record) {
 }
 
 // hostNetwork is what creel-egress has to know of the host.
-func hostNetwork() (link.Host, error) {
+func (d *daemon) hostNetwork() (link.Host, error) {
 	resolv, err1 := readIfThere("/etc/resolv.conf")
 	hosts, err2 := readIfThere("/etc/hosts")
 	roots, err3 := readIfThere(rootFiles...)
-	return link.Host{Resolve: outside.ParseConfig(resolv, hosts), Roots: roots}, errors.Join(err1, err2, err3)
+	var err4 error
+	if f := d.cfg.Egress.Roots; f != "" {
+		var own string
+		own, err4 = readIfThere(f)
+		if err4 == nil && !strings.Contains(own, "BEGIN CERTIFICATE") {
+			err4 = fmt.Errorf("egress.roots: %s has no certificate", f)
+		}
+		roots += "\n" + own
+	}
+	return link.Host{Resolve: outside.ParseConfig(resolv, hosts), Roots: roots}, errors.Join(err1, err2, err3, err4)
 }
 
 // rootFiles are where distributions have the certificates that servers are

@@ -40,9 +40,12 @@ type Options struct {
 	// Dir is for sockets and last words. Only root can enter it, and it is lost
 	// at reboot.
 	Dir string
-	IDs IDs
+	// TrustDir is for the trust stores of the callers' sandboxes. It is lost at
+	// reboot as well.
+	TrustDir string
+	IDs      IDs
 	// Host is what the processes are to know of the host now. They are told within
-	// a quarter of a minute.
+	// a quarter of a minute. Its Authority is the Keeper's to fill in.
 	Host func() (link.Host, error)
 	// Record is told what processes decided. It is called by one goroutine for
 	// each.
@@ -75,7 +78,7 @@ type Keeper struct {
 
 // New makes a Keeper. Adopt is to be called before Add.
 func New(o Options) (*Keeper, error) {
-	if o.Program == "" || o.Dir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Log == nil {
+	if o.Program == "" || o.Dir == "" || o.TrustDir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Log == nil {
 		return nil, errors.New("a keeper of creel-egress without all of its options")
 	}
 	f, err := os.Open(o.Program)
@@ -231,7 +234,7 @@ func (k *Keeper) watch(p *process) {
 			k.mu.Lock()
 			delete(k.procs, p.caller)
 			k.mu.Unlock()
-			if err := p.end(); err != nil {
+			if err := errors.Join(p.end(), p.forgetTrust()); err != nil {
 				k.opts.Log.Error("creel-egress cannot be ended; its ids are not used again", slog.Uint64("caller", uint64(p.caller)), slog.Any("error", err))
 			}
 		}

@@ -112,7 +112,7 @@ func (l t0) Write(p []byte) (int, error) { l.t.Log(string(p)); return len(p), ni
 func (b *box) start() {
 	b.t.Helper()
 	k, err := egressproc.New(egressproc.Options{
-		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: b.dir, IDs: b.ids, Log: slog.New(slog.NewTextHandler(t0{b.t}, nil)),
+		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: b.dir, TrustDir: b.dir + "-trust", IDs: b.ids, Log: slog.New(slog.NewTextHandler(t0{b.t}, nil)),
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", "")}, nil
 		},

@@ -46,6 +46,7 @@ type process struct {
 	told      sync.WaitGroup // who reads records
 	sandboxes map[string]*served
 	idleSince time.Time
+	trust     *trust        // nil before it was read
 	kick      chan struct{} // has one when it was lost
 }
 
@@ -158,6 +159,9 @@ func (p *process) introduceLocked(ctx context.Context) error {
 func (p *process) helloLocked(ctx context.Context) error {
 	h, err := p.k.opts.Host()
 	if err != nil {
+		return err
+	}
+	if h.Authority, err = p.trusted(h.Roots, time.Now); err != nil {
 		return err
 	}
 	var docs []*os.File

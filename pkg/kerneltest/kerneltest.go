@@ -120,6 +120,8 @@ var (
 	Go     = Program("go")
 	Node   = Program("node")
 	Python = Program("python3")
+	// Java has keytool, which reads what its programs verify servers by.
+	Java = Program("keytool")
 	// Mmdebstrap is what images are built with.
 	Mmdebstrap = Program("mmdebstrap")
 	// NodeTS is a Node that runs TypeScript without being told to (22.18).

@@ -223,17 +223,12 @@ func (sb *sandbox) exec(ctx context.Context, req api.ExecRequest) (*session, err
 	if err := admission.Exec(req); err != nil {
 		return nil, err
 	}
-	env := maps.Clone(sb.fixed.Request.Env)
-	if env == nil {
-		env = map[string]string{}
-	}
-	maps.Copy(env, req.Env)
 	workdir := req.Workdir
 	if workdir == "" {
 		workdir = sb.fixed.Sandbox.Workdir
 	}
 	return sb.open(ctx, command{
-		argv: req.Command, env: admission.Env(sb.fixed.Sandbox.User, env, req.TTY), workdir: workdir, tty: req.TTY,
+		argv: req.Command, env: sb.env(req.Env, req.TTY), workdir: workdir, tty: req.TTY,
 	}, req)
 }
 

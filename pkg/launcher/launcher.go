@@ -100,6 +100,8 @@ type Egress interface {
 	With(id string, fn func(s *steer.Sockets, process api.Control)) (served bool)
 	// Held are the sandboxes, and whose each is.
 	Held() map[string]uint32
+	// TrustDir is the directory of a caller's trust store.
+	TrustDir(caller uint32) string
 }
 
 // Container is what the runtime needs to make one.

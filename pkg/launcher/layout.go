@@ -36,6 +36,9 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 	if reaches(&r.Sandbox) {
 		s.ResolvConf = l.resolvConf(r.Sandbox.ID)
 	}
+	if opened(&r.Sandbox) {
+		s.TrustSource = l.trustDir(&r.Sandbox)
+	}
 	for _, m := range r.Mounts {
 		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
@@ -138,7 +141,7 @@ func expectedMount(m specs.Mount, cgroupVersion string) verify.Mount {
 			v.Inodes = n
 		}
 	}
-	own := []string{spec.InitPath, spec.SocketDir, spec.ResolvConf}
+	own := []string{spec.InitPath, spec.SocketDir, spec.ResolvConf, spec.TrustDir}
 	if m.Type == "bind" && !slices.Contains(own, m.Destination) {
 		v.Flags = append(v.Flags, "idmapped")
 	}

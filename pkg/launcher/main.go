@@ -63,7 +63,7 @@ func (sb *sandbox) startMain(ctx context.Context, a *admission.Admitted) (stamp 
 		keep = append(keep, streams.stdin)
 	}
 	_, pidfd, nspid, stamp, err := sb.startCommand(ctx, command{
-		id: mainID, argv: r.Command, env: a.Env, workdir: r.Workdir, tty: r.TTY, io: streams, keep: keep,
+		id: mainID, argv: r.Command, env: sb.env(nil, r.TTY), workdir: r.Workdir, tty: r.TTY, io: streams, keep: keep,
 	})
 	if failed, ok := errors.AsType[*agentinit.ExecError](err); ok {
 		refusal := api.Errorf(api.CodeInvalid, "%s: %w", r.Command[0], err)

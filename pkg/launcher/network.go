@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,14 +14,17 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 	"github.com/creel-sandbox/creel/pkg/egressproc"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/truststore"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 )
 
@@ -33,6 +37,34 @@ const (
 
 // reaches says whether a sandbox has a network by policy.
 func reaches(s *api.Sandbox) bool { return s.Network == admission.PolicyNetwork }
+
+// opened says whether a party has TLS opened up for a sandbox.
+func opened(s *api.Sandbox) bool {
+	return reaches(s) && slices.ContainsFunc(s.Egress, func(party api.EgressParty) bool {
+		p, _ := egress.ParseLines(party.By, "egress", party.Rules)
+		return p != nil && p.Reads()
+	})
+}
+
+// trustDir is the host's directory of the certificates that a sandbox trusts.
+func (l *Launcher) trustDir(s *api.Sandbox) string {
+	if l.Egress == nil {
+		return ""
+	}
+	return l.Egress.TrustDir(s.Caller.UID)
+}
+
+// env is the whole environment of a process of the sandbox's, with what was asked
+// for it.
+func (sb *sandbox) env(add map[string]string, tty bool) map[string]string {
+	env := map[string]string{}
+	if opened(&sb.fixed.Sandbox) {
+		env = truststore.Env(spec.TrustDir)
+	}
+	maps.Copy(env, sb.fixed.Request.Env)
+	maps.Copy(env, add)
+	return admission.Env(sb.fixed.Sandbox.User, env, tty)
+}
 
 // egressOf are all who have a say in what a sandbox reaches: its profile and
 // request, the ceiling of its caller, and those of its parent.

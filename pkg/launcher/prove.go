@@ -328,6 +328,7 @@ func (sb *sandbox) expect(_ context.Context, why string, filter seccomp.Filter) 
 	}{
 		spec.SocketDir:  {sb.l.socketDir(sb.id), sb.fixed.Sandbox.Socket},
 		spec.ResolvConf: {sb.l.resolvConf(sb.id), reaches(&sb.fixed.Sandbox)},
+		spec.TrustDir:   {sb.l.trustDir(&sb.fixed.Sandbox), opened(&sb.fixed.Sandbox)},
 	} {
 		if !f.has {
 			continue

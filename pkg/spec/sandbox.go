@@ -18,6 +18,9 @@ const (
 	InitPath = "/dev/creel-init"
 	// ResolvConf is where the sandbox's resolver is named, if it has a network.
 	ResolvConf = "/etc/resolv.conf"
+	// TrustDir is where the certificates are that servers are verified by, if TLS
+	// is opened up for the sandbox.
+	TrustDir = "/run/creel-trust"
 	// SocketDir is where the sandbox's own socket is, if it has one.
 	SocketDir = "/run/creel"
 	// Home is the agent's home directory, RootHome root's.
@@ -59,6 +62,9 @@ type Sandbox struct {
 	CgroupsPath string
 	// ResolvConf is the file that is /etc/resolv.conf; the image's when empty.
 	ResolvConf string
+	// TrustSource is the host's directory of the certificates; empty when TLS is
+	// not opened up.
+	TrustSource string
 	// NetNS is the path of the network namespace's file.
 	NetNS string
 	// InitSource is the host path of this sandbox's private copy of creel-init.

@@ -166,6 +166,13 @@ func mounts(s Sandbox) []specs.Mount {
 			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "private"},
 		})
 	}
+	if s.TrustSource != "" {
+		// The directory, because the files in it are replaced.
+		ms = append(ms, specs.Mount{
+			Destination: TrustDir, Type: "bind", Source: s.TrustSource,
+			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "private"},
+		})
+	}
 	if s.ResolvConf != "" {
 		ms = append(ms, specs.Mount{
 			Destination: ResolvConf, Type: "bind", Source: s.ResolvConf,

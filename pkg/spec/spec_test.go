@@ -52,8 +52,10 @@ func TestBuild(t *testing.T) {
 	v2.CgroupMount, v2.SwapLimit, v2.IOWeight = true, true, true
 	socket := workspace
 	socket.SocketSource = "/run/creel/sandboxes/aaaabbbbccccddddeeee/socket"
+	network := base()
+	network.ResolvConf, network.TrustSource = "/run/creel/sandboxes/aaaabbbbccccddddeeee/resolv.conf", "/run/creel/trust/1000"
 	for name, sb := range map[string]spec.Sandbox{
-		"socket":  socket,
+		"socket": socket, "network": network,
 		"default": base(), "workspace": workspace, "nested": nested, "ephemeral": ephemeral, "cgroup-v2": v2, "root": root,
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, spec.Build(sb)) })

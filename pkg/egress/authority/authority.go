@@ -1,8 +1,8 @@
 // Package authority is the certificate authority by which TLS connections are
 // opened up, where a policy needs their requests to be read.
 //
-// Its key is made when a process starts and never leaves its memory. Only the
-// sandboxes of that process trust it.
+// Each caller has its own, which that caller's sandboxes alone trust. creeld makes
+// it, so that a creel-egress that is started again has the same one.
 //
 // Beware: whoever has the key can be any server to those sandboxes, and to
 // nobody else.
@@ -26,10 +26,10 @@ import (
 	"github.com/creel-sandbox/creel/pkg/egress"
 )
 
-// How long certificates hold. A new Authority takes the place of one that is
-// past half of its life, so that no sandbox is without.
+// How long certificates hold. See package egressproc for when an Authority takes
+// the place of another.
 const (
-	Lifetime     = 14 * 24 * time.Hour
+	Lifetime     = 30 * 24 * time.Hour
 	leafLifetime = 24 * time.Hour
 	early        = 5 * time.Minute // a sandbox's clock is the host's
 )
@@ -77,13 +77,50 @@ func New(now func() time.Time) (*Authority, error) {
 	return &Authority{cert: cert, key: key, leaf: leaf, now: now, leaves: map[egress.Name]*tls.Certificate{}}, nil
 }
 
-// PEM is the certificate that sandboxes are to trust.
-func (a *Authority) PEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+// Parse is an authority of what Secret gave.
+func Parse(secret []byte, now func() time.Time) (*Authority, error) {
+	certBlock, rest := pem.Decode(secret)
+	keyBlock, rest := pem.Decode(rest)
+	if certBlock == nil || keyBlock == nil || certBlock.Type != certType || keyBlock.Type != keyType || len(rest) > 0 {
+		return nil, errors.New("certificate authority: not a certificate and its key")
+	}
+	cert, err1 := x509.ParseCertificate(certBlock.Bytes)
+	key, err2 := x509.ParseECPrivateKey(keyBlock.Bytes)
+	leaf, err3 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	if !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, errors.New("certificate authority: the key is another's")
+	}
+	return &Authority{cert: cert, key: key, leaf: leaf, now: now, leaves: map[egress.Name]*tls.Certificate{}}, nil
 }
 
-// Old says that it is time for another one.
-func (a *Authority) Old() bool { return a.now().After(a.cert.NotAfter.Add(-Lifetime / 2)) }
+// The types of what Secret has, as PEM (RFC 7468; RFC 5915).
+const (
+	certType = "CERTIFICATE"
+	keyType  = "EC PRIVATE KEY"
+)
+
+// PEM is the certificate that sandboxes are to trust.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: certType, Bytes: a.cert.Raw})
+}
+
+// DER is the same certificate.
+func (a *Authority) DER() []byte { return a.cert.Raw }
+
+// Secret is all of it, with its key, for Parse.
+func (a *Authority) Secret() ([]byte, error) {
+	key, err := x509.MarshalECPrivateKey(a.key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	return append(a.PEM(), pem.EncodeToMemory(&pem.Block{Type: keyType, Bytes: key})...), nil
+}
+
+// Age is how long it has been there.
+func (a *Authority) Age() time.Duration { return a.now().Sub(a.cert.NotBefore.Add(early)) }
 
 // Certificate is one for a name.
 func (a *Authority) Certificate(n egress.Name) (*tls.Certificate, error) {

@@ -31,7 +31,7 @@ import (
 
 // Version is of all of this package. One end does not use another's of another
 // version.
-const Version = 1
+const Version = 2
 
 // FD is the descriptor at which the process finds its socket, bound and not
 // listening.
@@ -106,6 +106,9 @@ type Host struct {
 	Resolve outside.Config `json:"resolve"`
 	// Roots are the certificates that servers are verified by, as PEM.
 	Roots string `json:"roots"`
+	// Authority is what TLS is opened up with, as of authority.Secret: the
+	// caller's own.
+	Authority []byte `json:"authority"`
 }
 
 // Kinds of Records.

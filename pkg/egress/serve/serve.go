@@ -46,14 +46,8 @@ type Process struct {
 }
 
 // New makes a process that serves nothing yet. build is link.BuildOf its program.
-func New(build string) (*Process, error) {
-	a, err := authority.New(time.Now)
-	if err != nil {
-		return nil, err
-	}
-	p := &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
-	p.authority.Store(a)
-	return p, nil
+func New(build string) *Process {
+	return &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
 }
 
 // Run takes orders from who connects to l, until l is closed, or until there is
@@ -104,7 +98,7 @@ func root(c *net.UnixConn) error {
 	return nil
 }
 
-// watch ends a process that nobody needs, and has the authority renewed.
+// watch ends a process that nobody needs.
 func (p *Process) watch(ctx context.Context, end func()) {
 	t := time.NewTicker(alone / 6)
 	defer t.Stop()
@@ -117,11 +111,6 @@ func (p *Process) watch(ctx context.Context, end func()) {
 		if p.unused() {
 			end()
 			return
-		}
-		if p.authority.Load().Old() {
-			if a, err := authority.New(time.Now); err == nil {
-				p.authority.Store(a)
-			}
 		}
 	}
 }
@@ -236,10 +225,15 @@ func (p *Process) host(files []*os.File) error {
 	if len(h.Resolve.Servers) == 0 {
 		return errors.New("a host without a name server")
 	}
+	auth, err := authority.Parse(h.Authority, time.Now)
+	if err != nil {
+		return err
+	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(h.Roots)) // none: no server is verified
 	p.outside.Configure(h.Resolve)
 	p.roots.Store(roots)
+	p.authority.Store(auth)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.known = true

@@ -1,0 +1,173 @@
+package integration_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+)
+
+// site is an HTTPS server on the box's loopback, which host.creel.internal is.
+type site struct {
+	*http.ServeMux
+	Port  int
+	Roots string // a file, for egress.roots
+
+	mu   sync.Mutex
+	seen []*http.Request
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the test's own"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"host.creel.internal"}, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{ServeMux: http.NewServeMux(), Roots: filepath.Join(t.TempDir(), "roots.pem")}
+	var text bytes.Buffer
+	if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.Roots, text.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Port = l.Addr().(*net.TCPAddr).Port
+	srv := &http.Server{
+		ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.mu.Lock()
+			s.seen = append(s.seen, r.Clone(t.Context()))
+			s.mu.Unlock()
+			s.ServeHTTP(w, r)
+		}),
+	}
+	t.Cleanup(func() { srv.Close() })
+	go func() { _ = srv.ServeTLS(l, "", "") }()
+	return s
+}
+
+// requests are those that came since the last call.
+func (s *site) requests() []*http.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := s.seen
+	s.seen = nil
+	return seen
+}
+
+func (s *site) url(path string) string {
+	return fmt.Sprintf("https://host.creel.internal:%d%s", s.Port, path)
+}
+
+// repository is a directory with a bare git repository that any web server can
+// serve.
+func repository(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"init", "-q", "-b", "main", "work"},
+		{"-C", "work", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "--allow-empty", "-m", "of the test"},
+		{"clone", "-q", "--bare", "work", "r.git"},
+		{"-C", "r.git", "update-server-info"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "git", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+	}
+	return dir
+}
+
+// TestIntercept: of a server's requests those go out that a rule names, by the
+// tools that agents use, and the agent is told what was refused.
+func TestIntercept(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage, kerneltest.Program("git"))
+	s := newSite(t)
+	s.HandleFunc("/public/hello", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello by HTTP/%d\n", r.ProtoMajor) })
+	s.HandleFunc("/public/echo", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	s.Handle("/public/git/", http.StripPrefix("/public/git/", http.FileServer(http.Dir(repository(t)))))
+	s.HandleFunc("/private", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "secret") })
+	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf("[egress]\nroots = %q\n", s.Roots)})
+	out, errOut, code := l.Creel("run", "-d", "--name", "web", "--allow", fmt.Sprintf("https host.creel.internal:%d GET,HEAD /public/**", s.Port))
+	if code != 0 {
+		t.Fatal(errOut)
+	}
+	id := strings.TrimSpace(out)
+	inside := func(script string) string {
+		t.Helper()
+		out, errOut, _ := l.Creel("exec", id, "--", "sh", "-c", script)
+		return out + errOut
+	}
+	works := func(when string) {
+		t.Helper()
+		for _, tt := range []struct{ script, want string }{
+			{"curl -sS " + s.url("/public/hello"), "hello by HTTP/2"},
+			{"curl -sS --http1.1 " + s.url("/public/hello"), "hello by HTTP/"},
+			{"python3 -c 'import urllib.request as u; print(u.urlopen(\"" + s.url("/public/hello") + "\").read().decode())'", "hello by HTTP/"},
+			{"curl -sS " + s.url("/private"), "creel: GET " + s.url("/private") + " is not allowed by the request"},
+			{"curl -sS -d x " + s.url("/public/echo"), "creel: POST "},
+			{"rm -rf /tmp/r; git clone -q " + s.url("/public/git/r.git") + " /tmp/r && git -C /tmp/r log --format=%s", "of the test"},
+			{"python3 -c 'from pip._vendor import requests as r; print(r.get(\"" + s.url("/public/hello") + "\").text)'", "hello by HTTP/"},
+			{"env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS " + s.url("/public/hello"), "curl: (60) "}, // by none but its own store
+		} {
+			if got := inside(tt.script); !strings.HasPrefix(got, tt.want) {
+				t.Errorf("%s: %s: got %q, want %q", when, tt.script, got, tt.want)
+			}
+		}
+	}
+	works("at first")
+	for _, r := range s.requests() {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, "/public/") {
+			t.Errorf("arrived: %s %s", r.Method, r.URL)
+		}
+	}
+	l.KillProcess(lab.Egress, id)
+	works("after its creel-egress was killed")
+	l.Kill()
+	l.KillProcess(lab.Egress, id)
+	l.Start()
+	works("after both were killed")
+	awaitAudit(t, l, "the refused request", func(r map[string]any) bool {
+		detail, _ := r["detail"].(map[string]any)
+		return r["action"] == "egress.denied" && detail["what"] == "request" && r["sandbox"] == id
+	})
+	if got := inside("for f in ca.pem ca.jks; do echo x 2>/dev/null >/run/creel-trust/$f || echo no; done"); got != "no\nno\n" {
+		t.Errorf("its trust store can be written: %q", got)
+	}
+	if _, errOut, code := l.Creel("evidence", id); code != 0 {
+		t.Error(errOut)
+	}
+}
