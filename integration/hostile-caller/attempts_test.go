@@ -23,6 +23,7 @@ func attempts() []attempt {
 		{"By a child", children()},
 		{"By a sandbox's own socket", ownSockets()},
 		{"Another's agents, homes and records", othersAgents()},
+		{"Secrets", othersSecrets()},
 		{"Images and volumes", imagesAndVolumes()},
 		{"The ceiling", ceiling()},
 		{"Names, labels, environment", names()},

@@ -190,6 +190,7 @@ socket = true
 image_bytes = "64M"
 exec_rate = 0
 spawn_rate = 0
+egress = ["api.example.com"]
 [[caller]]
 match = "uid:61200"
 mounts = ["*"]
@@ -265,6 +266,11 @@ func build(t *testing.T, l *lab.Lab) (world, []string) {
 	tool := lab.TinyWith(t, nil, func(tw *tar.Writer) {
 		lab.Add(t, tw, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/secret", Mode: 0o644}, []byte(hide("victim-image")))
 	})
+	for name, as := range map[string]*syscall.Credential{"victims-key": victim, "boxs-key": {}} {
+		if _, errOut, code := l.CreelAs(as, hide(name), "secret", "set", "--host", "api.example.com", name); code != 0 {
+			t.Fatalf("%s: %s", name, errOut)
+		}
+	}
 	archive, err := os.ReadFile(tool)
 	if err != nil {
 		t.Fatal(err)
@@ -382,6 +388,13 @@ func others(t *testing.T, l *lab.Lab, w world) map[string]string {
 		// Its own files: sizes, modes, owners and names.
 		files, _ := l.Sh(ref, "ls -lan /tmp /home/agent /workspace /data 2>&1 | awk '{ print $1, $3, $5, $9 }'")
 		out["files "+ref] = files
+	}
+	for _, as := range []uint32{0, victimUID} {
+		list, errOut, code := l.CreelAs(&syscall.Credential{Uid: as, Gid: as}, "", "secret", "ls", "--json")
+		if code != 0 {
+			t.Fatal(errOut)
+		}
+		out[fmt.Sprint("secrets ", as)] = list
 	}
 	images, err := l.Images(t.Context())
 	if err != nil {

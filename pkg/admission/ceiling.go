@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 )
 
 // Ceiling is what one caller may have at most, whatever it asks for. A list
@@ -35,6 +36,9 @@ type Ceiling struct {
 	Socket bool
 	// Egress are rules of what sandboxes may reach, see egress.ParseText.
 	Egress []string
+	// Secrets are "own" (all that the caller set) and patterns of names of the
+	// box's.
+	Secrets []string
 }
 
 // Root is where directories may be to be mounted.
@@ -54,6 +58,8 @@ type Facts struct {
 	// Mounts say for each of the request's which of the ceiling's roots hold
 	// its directory; of a volume nothing is asked.
 	Mounts [][]bool
+	// Secrets are the request's, as who they are found by.
+	Secrets []secrets.Ref
 }
 
 // Judge holds an admitted request against a ceiling, but for the totals: every
@@ -72,6 +78,9 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 	if a.Request.Network == PolicyNetwork {
 		rs = append(rs, c.egress(a))
 	}
+	for _, s := range f.Secrets {
+		rs = append(rs, c.secret(s))
+	}
 	if a.Request.Socket {
 		r := api.Rule{Rule: "ceiling.socket", Field: "socket", Asked: "true", Allowed: fmt.Sprint(c.Socket), OK: c.Socket}
 		if !r.OK {
@@ -80,6 +89,17 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 		rs = append(rs, r)
 	}
 	return rs
+}
+
+func (c *Ceiling) secret(s secrets.Ref) api.Rule {
+	r := api.Rule{Rule: "ceiling.secrets", Field: "secrets", Asked: s.Name, Allowed: among(c.Secrets), OK: secrets.Allowed(c.Secrets, s)}
+	if !s.Owner.Box {
+		r.Asked += " (own)"
+	}
+	if !r.OK {
+		r.Fix = c.raise(r.Rule)
+	}
+	return r
 }
 
 func (c *Ceiling) listed(rule, field, asked string, allowed []string) api.Rule {

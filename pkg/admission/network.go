@@ -2,11 +2,13 @@ package admission
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 )
 
 // PolicyNetwork is the network by which a sandbox reaches what rules name.
@@ -26,8 +28,12 @@ func resolveNetwork(ps *problems, r *api.SpawnRequest, p *profile.Profile) []api
 		if len(r.Egress) > 0 {
 			ps.add("egress", fmt.Sprint(len(r.Egress)), "left out unless network is %q", PolicyNetwork)
 		}
+		if len(r.Secrets) > 0 {
+			ps.add("secrets", fmt.Sprint(len(r.Secrets)), "left out unless network is %q", PolicyNetwork)
+		}
 		return nil
 	}
+	checkSecrets(ps, r.Secrets)
 	var parties []api.EgressParty
 	var outer *egress.Policy
 	if p.Egress != nil {
@@ -49,6 +55,21 @@ func resolveNetwork(ps *problems, r *api.SpawnRequest, p *profile.Profile) []api
 		parties = append(parties, api.EgressParty{By: "the request", Rules: asked.Texts()})
 	}
 	return parties
+}
+
+// maxSecrets is how many one sandbox uses.
+const maxSecrets = 32
+
+func checkSecrets(ps *problems, names []string) {
+	if len(names) > maxSecrets {
+		ps.add("secrets", fmt.Sprint(len(names)), "at most %d", maxSecrets)
+		return
+	}
+	for i, n := range names {
+		if !secrets.NameRE.MatchString(n) || slices.Contains(names[:i], n) {
+			ps.add(fmt.Sprintf("secrets[%d]", i), clip(n), "a secret's name, once")
+		}
+	}
 }
 
 // some is a list as people read it, as far as it fits.
@@ -117,6 +138,9 @@ func (p *Parent) network(a *Admitted) []api.Rule {
 		rule := api.Rule{Rule: "parent.egress", Field: "egress", Allowed: party.By + ": " + some(party.Rules), Fix: "leave it out"}
 		rule.Asked, rule.OK = beyond(r.Egress, outer)
 		rs = append(rs, rule)
+	}
+	for _, name := range r.Secrets {
+		rs = append(rs, api.Rule{Rule: "parent.secrets", Field: "secrets", Asked: name, Allowed: some(s.Secrets), OK: slices.Contains(s.Secrets, name), Fix: "leave it out"})
 	}
 	return rs
 }

@@ -62,8 +62,9 @@ type Grant struct {
 	Runtimes  []string `json:"runtimes"`
 	Images    []string `json:"images"`
 	Mounts    []string `json:"mounts"`
-	Socket    bool     `json:"socket,omitempty"` // one of a sandbox's own
-	Egress    []string `json:"egress,omitempty"` // rules, see SpawnRequest
+	Socket    bool     `json:"socket,omitempty"`  // one of a sandbox's own
+	Egress    []string `json:"egress,omitempty"`  // rules, see SpawnRequest
+	Secrets   []string `json:"secrets,omitempty"` // "own" and patterns of the box's
 	Sandboxes int      `json:"sandboxes"`
 	Memory    Size     `json:"memory"`
 	CPUs      float64  `json:"cpus"`

@@ -76,6 +76,11 @@ type SpawnRequest struct {
 	// All of that when empty.
 	Egress []string `json:"egress,omitempty"`
 
+	// Secrets are names of the caller's own or of the box's, with Network
+	// "policy": their values go out with requests, and nobody inside sees them. 32
+	// at most.
+	Secrets []string `json:"secrets,omitempty"`
+
 	// Runtime is "crun" or "runc". The daemon's default when empty.
 	Runtime string `json:"runtime,omitempty"`
 
@@ -223,6 +228,7 @@ type Sandbox struct {
 	Capabilities []string          `json:"capabilities,omitempty"`
 	Network      string            `json:"network"`
 	Egress       []EgressParty     `json:"egress,omitempty"` // what one of them does not allow is refused
+	Secrets      []string          `json:"secrets,omitempty"`
 	State        State             `json:"state"`
 	Reason       Reason            `json:"reason,omitempty"`
 	ExitCode     *int              `json:"exit_code,omitempty"` // 128+n for signal n

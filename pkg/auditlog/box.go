@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -86,6 +87,26 @@ func (s *service) RemoveVolume(ctx context.Context, c peer.Cred, name string) er
 	a := s.r.begin(ctx, c, "volume.remove", "", name)
 	a.keep(ctx)
 	return a.done(s.Actions.RemoveVolume(ctx, c, name))
+}
+
+// SetSecret implements server.Service. The value is in no record.
+func (s *service) SetSecret(ctx context.Context, c peer.Cred, name string, req api.SecretRequest) (out *api.Secret, err error) {
+	a := s.r.begin(ctx, c, "secret.set", "", name)
+	a.Asked = map[string]string{
+		"rule": req.Rule, "place": strings.TrimSpace(req.Place.Kind + " " + req.Place.Name), "env": req.Env, "agents": strings.Join(req.Agents, ", "),
+	}
+	err = s.working(ctx, a, func() error {
+		out, err = s.Actions.SetSecret(ctx, c, name, req)
+		return err
+	})
+	return out, err
+}
+
+// RemoveSecret implements server.Service.
+func (s *service) RemoveSecret(ctx context.Context, c peer.Cred, name string) error {
+	a := s.r.begin(ctx, c, "secret.remove", "", name)
+	a.keep(ctx)
+	return a.done(s.Actions.RemoveSecret(ctx, c, name))
 }
 
 // RevokeAgent implements server.Service.

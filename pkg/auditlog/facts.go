@@ -24,6 +24,7 @@ var recorded = map[string]bool{
 	"volume.created":   true, // by a launch as well, which wants a home
 	"egress.allowed":   true, // each destination of a sandbox once
 	"egress.denied":    true,
+	"secret.used":      true, // by a sandbox for each destination once
 	events.TypeDropped: true,
 }
 

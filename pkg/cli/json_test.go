@@ -25,7 +25,7 @@ import (
 func TestJSONEverywhere(t *testing.T) {
 	other := map[string]string{
 		"creel attach": "the command's own output", "creel exec": "the command's own output", "creel run": "the command's own output; -d is below",
-		"creel kill": "no result", "creel pause": "no result", "creel resume": "no result", "creel rm": "no result", "creel image rm": "no result", "creel volume rm": "no result",
+		"creel kill": "no result", "creel pause": "no result", "creel resume": "no result", "creel rm": "no result", "creel image rm": "no result", "creel volume rm": "no result", "creel secret rm": "no result",
 		"creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
 		"creel image pull": "another program's; TestImagePull", "creel audit export": "the records", "creel audit verify": "needs a log",
 		"creel help": "text", "creel completion bash": "a script", "creel completion fish": "a script", "creel completion powershell": "a script", "creel completion zsh": "a script",
@@ -53,7 +53,7 @@ func TestJSONEverywhere(t *testing.T) {
 		"creel logs": {"box"}, "creel ls": {"box:/"}, "creel ps": nil, "creel stats": {"--no-stream"}, "creel top": {"box"}, "creel doctor": nil, "creel version": nil,
 		"creel image import": {"--ref", "mine", archive}, "creel image inspect": {"base"}, "creel image ls": nil, "creel image tag": {"base", "other:1"},
 		"creel profile check": {profile}, "creel profile ls": nil, "creel profile show": {"default"}, "creel system df": nil, "creel system prune": nil,
-		"creel volume create": {"--size", "1M", "v"}, "creel volume inspect": {"v"}, "creel volume ls": nil, "creel stop": {"box"}, "creel wait": {"box"},
+		"creel volume create": {"--size", "1M", "v"}, "creel volume inspect": {"v"}, "creel volume ls": nil, "creel secret set": {"--host", "example.com", "k"}, "creel secret ls": nil, "creel stop": {"box"}, "creel wait": {"box"},
 	}
 	late := []string{"creel stop", "creel wait"} // the sandbox runs until then
 	for _, path := range append(slices.DeleteFunc(slices.Sorted(maps.Keys(verbs)), func(p string) bool { return slices.Contains(late, p) }), late...) {

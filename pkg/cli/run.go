@@ -95,6 +95,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringVar(&r.Runtime, "runtime", "", "crun or runc")
 	fl.StringVar(&r.Network, "network", "", "none, or policy: what --allow, the profile and the caller's ceiling let be reached")
 	fl.StringArrayVar(&r.Egress, "allow", nil, "let it reach HOST[:PORT], or a rule such as \"tcp git.example.com:22\"; means --network policy")
+	fl.StringArrayVar(&r.Secrets, "secret", nil, "let its requests go out with this secret, see creel secret; means --network policy")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the sandbox")
 	fl.StringVar(&r.Logs, "logs", "", "none keeps nothing of any output")
 	sizeVar(fl, &l.Memory, "memory", "memory, such as 512M")
@@ -135,7 +136,7 @@ func (f *runFlags) sandbox() (api.SpawnRequest, error) {
 		errs = append(errs, err)
 		req.Mounts = append(req.Mounts, mount)
 	}
-	if len(req.Egress) > 0 && req.Network == "" {
+	if len(req.Egress)+len(req.Secrets) > 0 && req.Network == "" {
 		req.Network = "policy"
 	}
 	var err error

@@ -36,3 +36,25 @@ func (c *Client) Volume(ctx context.Context, name string) (*api.Volume, error) {
 func (c *Client) RemoveVolume(ctx context.Context, name string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: route("volumes", name)}, nil)
 }
+
+// SetSecret gives a secret a value, new or in place of what it had.
+func (c *Client) SetSecret(ctx context.Context, name string, req api.SecretRequest) (*api.Secret, error) {
+	var out api.Secret
+	if err := c.call(ctx, request{method: http.MethodPut, path: route("secrets", name), in: req}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Secrets lists the caller's own and those of the box's that it may use, without
+// their values.
+func (c *Client) Secrets(ctx context.Context) ([]api.Secret, error) {
+	var out []api.Secret
+	err := c.call(ctx, request{method: http.MethodGet, path: route("secrets")}, &out)
+	return out, err
+}
+
+// RemoveSecret forgets one. No request goes out with it when it returns.
+func (c *Client) RemoveSecret(ctx context.Context, name string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: route("secrets", name)}, nil)
+}

@@ -41,6 +41,9 @@ type Caller struct {
 	Socket bool `toml:"socket"`
 	// Egress is what sandboxes may reach; nothing when empty.
 	Egress []string `toml:"egress"`
+	// Secrets are "own" (all that the caller set) and patterns of names of the
+	// box's.
+	Secrets []string `toml:"secrets"`
 }
 
 // DefaultCaller is the shipped ceiling, of those whom the socket lets in.
@@ -49,7 +52,7 @@ func DefaultCaller() Caller {
 		Match: "socket_group", Profiles: []string{"default", "strict"}, Images: []string{"box", "own"},
 		Mounts: []string{"own", "*:ro"}, Runtimes: []string{"crun", "runc"},
 		Sandboxes: 32, Memory: 64 << 30, CPUs: 64, Pids: 16384, Disk: 32 << 30,
-		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128, Egress: []string{},
+		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128, Egress: []string{}, Secrets: []string{"own"},
 	}
 }
 
@@ -113,6 +116,11 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 	for _, p := range c.Profiles {
 		if p != "*" && !nameRE.MatchString(p) {
 			bad("profiles", "%q is not a profile's name", p)
+		}
+	}
+	for _, p := range c.Secrets {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			bad("secrets", `%q is not "own" or a pattern such as "team-*"`, p)
 		}
 	}
 	for _, p := range c.Images {

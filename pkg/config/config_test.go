@@ -216,7 +216,7 @@ operators = ["root"]
 match = "default"
 [[caller]]
 match = "users"
-secrets = ["*"]
+secretz = ["*"]
 mounts = ["home/", "/a/../b"]
 sandboxes = -1
 connections = 1
@@ -227,7 +227,7 @@ runtimes = ["gvisor"]
 match = "default"
 `})
 	want := `DIR/creeld.toml:11:1: caller.cpus: many is not a number
-DIR/creeld.toml:7:1: unknown key "secrets" in [[caller]]
+DIR/creeld.toml:7:1: unknown key "secretz" in [[caller]]
 DIR/creeld.toml:6:1: caller.match: "users" is nobody; write "user:NAME", "uid:NUMBER", "group:NAME" or "gid:NUMBER", "socket_group" or "default"
 DIR/creeld.toml:12:1: caller.images: "[" is not "box", "own" or a pattern such as "team/*"
 DIR/creeld.toml:8:1: caller.mounts: "home/" is not "own", "*" or an absolute path without ".." or a slash at its end, each with ":ro" or without

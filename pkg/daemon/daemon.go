@@ -37,6 +37,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
@@ -62,6 +63,7 @@ type daemon struct {
 	versions runtime.Versions
 	store    *store.Store
 	key      *boxkey.Key
+	secrets  *secrets.Store
 	records  *auditlog.Recorder
 	ids      *idmap.Pool
 	cgroups  *cgroup.Host
@@ -326,6 +328,9 @@ func (d *daemon) state(ctx context.Context) (err error) {
 	}
 	d.onClose(d.store.Close)
 	var made bool
+	if err := d.openSecrets(); err != nil {
+		return err
+	}
 	if d.key, made, err = boxkey.Load(filepath.Join(d.cfg.StateDir, keyFile)); err != nil {
 		return err
 	}
@@ -386,7 +391,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,
 		Log:      d.log,
-		NoEgress: d.noEgress,
+		NoEgress: d.noEgress, Secrets: d.secrets,
 	}
 	if d.egress != nil {
 		o.Egress = d.egress

@@ -197,6 +197,10 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if err != nil {
 		return err
 	}
+	refs, err := s.l.secretsOf(s.caller, s.Admitted, parent)
+	if err != nil {
+		return err
+	}
 	first, err := s.l.IDs.Take()
 	if err != nil {
 		return api.Errorf(api.CodeExhausted, "%w", err)
@@ -209,9 +213,10 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		BootID:      bootID(),
 		Volumes:     volumes,
 		Groups:      parent.groups(s.caller.Groups),
+		Secrets:     refs,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Parent: r.Parent, Profile: r.Profile,
-			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Logs: r.Logs,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Secrets: r.Secrets, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Socket: r.Socket, Limits: s.Limits, Labels: r.Labels,

@@ -57,6 +57,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/share"
 	"github.com/creel-sandbox/creel/pkg/spec"
@@ -141,6 +142,8 @@ type Options struct {
 	// and NoEgress says why.
 	Egress   Egress
 	NoEgress error
+	// Secrets are the credentials that go out with requests.
+	Secrets *secrets.Store
 	// BlindRuntime says that containerd is not the daemon's own and not in its
 	// mount namespace: nothing the daemon mounts is seen by shims.
 	BlindRuntime bool
@@ -200,6 +203,10 @@ type Launcher struct {
 	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
+	// secretMu is held for reading from a secret's being read until a creel-egress
+	// has it, and for writing while those that have it are told of another.
+	secretMu sync.RWMutex
+
 	// imageMu is held for reading from an image's being found until a record
 	// says that it is used, and for writing while an unused one is removed.
 	imageMu sync.RWMutex

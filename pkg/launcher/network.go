@@ -10,17 +10,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 	"github.com/creel-sandbox/creel/pkg/egressproc"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -40,10 +43,10 @@ func reaches(s *api.Sandbox) bool { return s.Network == admission.PolicyNetwork 
 
 // opened says whether a party has TLS opened up for a sandbox.
 func opened(s *api.Sandbox) bool {
-	return reaches(s) && slices.ContainsFunc(s.Egress, func(party api.EgressParty) bool {
+	return reaches(s) && (len(s.Secrets) > 0 || slices.ContainsFunc(s.Egress, func(party api.EgressParty) bool {
 		p, _ := egress.ParseLines(party.By, "egress", party.Rules)
 		return p != nil && p.Reads()
-	})
+	}))
 }
 
 // trustDir is the host's directory of the certificates that a sandbox trusts.
@@ -60,6 +63,11 @@ func (sb *sandbox) env(add map[string]string, tty bool) map[string]string {
 	env := map[string]string{}
 	if opened(&sb.fixed.Sandbox) {
 		env = truststore.Env(spec.TrustDir)
+	}
+	for _, ref := range sb.fixed.Secrets {
+		if name, placeholder := sb.l.Secrets.Env(ref, sb.id); name != "" {
+			env[name] = placeholder
+		}
 	}
 	maps.Copy(env, sb.fixed.Request.Env)
 	maps.Copy(env, add)
@@ -89,12 +97,18 @@ func (l *Launcher) egressOf(c peer.Cred, a *admission.Admitted, parent *sandbox)
 }
 
 // egressPolicy is what a sandbox is served by.
-func egressPolicy(r *store.Record) link.Policy {
+func (l *Launcher) egressPolicy(r *store.Record) link.Policy {
 	range6, _ := netip.ParsePrefix(r.Range6) // one that is none is refused
-	return link.Policy{
+	pol := link.Policy{
 		Parties: r.Sandbox.Egress, Range6: range6,
 		Limits: link.Limits{Connections: egressConnections, Names: egressNames, Bytes: egressBytes},
 	}
+	for _, ref := range r.Secrets {
+		if s, ok := l.Secrets.Use(ref, r.Sandbox.ID, r.Sandbox.Agent); ok {
+			pol.Secrets = append(pol.Secrets, s)
+		}
+	}
+	return pol
 }
 
 // makeNetwork makes the sandbox's network namespace and, where it has one by
@@ -120,8 +134,10 @@ func (s *launch) makeNetwork(ctx context.Context) (err error) {
 		return errors.Join(err, sockets.Close())
 	}
 	s.did("egress")
+	s.l.secretMu.RLock()
+	defer s.l.secretMu.RUnlock()
 	return errors.Join(s.l.Egress.Add(ctx, egressproc.Sandbox{
-		Caller: s.caller.UID, ID: s.id, Sockets: sockets, Policy: egressPolicy(s.sb.record()),
+		Caller: s.caller.UID, ID: s.id, Sockets: sockets, Policy: s.l.egressPolicy(s.sb.record()),
 	}), failpoint.Hit("launch.egress"))
 }
 
@@ -142,7 +158,9 @@ func (sb *sandbox) egressAgain(ctx context.Context, ns *netns.NS) error {
 	if sb.l.Egress == nil {
 		return fmt.Errorf("its network: %w", sb.l.NoEgress)
 	}
-	pol := egressPolicy(sb.record())
+	sb.l.secretMu.RLock()
+	defer sb.l.secretMu.RUnlock()
+	pol := sb.l.egressPolicy(sb.record())
 	if sb.l.Egress.Resume(ctx, sb.id, pol) == nil && sb.steered(ns) {
 		return nil
 	}
@@ -196,6 +214,7 @@ func (l *Launcher) Decided(r link.Record) {
 	if sb == nil || r.To == "" {
 		return
 	}
+	l.usedSecrets(sb, r)
 	if r.Allowed && r.Kind == link.KindName {
 		return // it was looked up; whether it was reached is told by itself
 	}
@@ -311,4 +330,106 @@ func (sb *sandbox) peersControl(cookie uint64) []api.Control {
 		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
 	}
 	return nil
+}
+
+// secretsOf are the secrets that a request names, each of which its agent may use
+// and its network reaches. A child's are its parent's.
+func (l *Launcher) secretsOf(c peer.Cred, a *admission.Admitted, parent *sandbox) ([]secrets.Ref, error) {
+	if len(a.Request.Secrets) == 0 {
+		return nil, nil
+	}
+	parties, err := l.egressOf(c, a, parent)
+	if err != nil {
+		return nil, err
+	}
+	var all []*egress.Policy
+	for _, p := range parties {
+		pol, _ := egress.ParseLines(p.By, "egress", p.Rules)
+		all = append(all, pol)
+	}
+	reach := egress.NewSnapshot(all...)
+	var refs []secrets.Ref
+	for _, name := range a.Request.Secrets {
+		ref, s, err := l.Secrets.Find(c.UID, name)
+		if err != nil {
+			return nil, err
+		}
+		if parent != nil && !slices.Contains(parent.fixed.Secrets, ref) {
+			return nil, api.Errorf(api.CodeDenied, "the parent does not have the secret %s", name)
+		}
+		if !secrets.For(s, a.Request.Agent) {
+			return nil, api.Errorf(api.CodeDenied, "the secret %s is not for the agent %s", name, a.Request.Agent).
+				WithHint("have whoever set it do so again with --agent " + a.Request.Agent)
+		}
+		if err := reached(reach, s); err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
+}
+
+// reached is nil if a network lets requests be made that a secret goes with.
+func reached(reach egress.Snapshot, s api.Secret) error {
+	r, err := egress.ParseText(s.Rule)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	bound, err := credential.ParseRule(s.Rule)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	host, err := egress.ParseName(r.Host)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	ports := r.Ports
+	if len(ports) == 0 {
+		ports = []uint16{443}
+	}
+	both := egress.NewSnapshot(bound)
+	for _, port := range ports {
+		g, err := reach.Connect(host, port)
+		if _, berr := both.Connect(host, port); err == nil && berr == nil && g.Kinds&egress.HTTPS != 0 {
+			return nil
+		}
+	}
+	return api.Errorf(api.CodeInvalid, "the secret %s is for %s, which no https rule of the network reaches", s.Name, s.Rule).
+		WithHint(fmt.Sprintf("allow it: --allow %q", s.Rule))
+}
+
+// usedSecrets counts a request that went out with secrets. Each destination of
+// each is told once, as all destinations are.
+func (l *Launcher) usedSecrets(sb *sandbox, r link.Record) {
+	if !r.Allowed || r.Kind != link.KindRequest {
+		return
+	}
+	for _, ref := range sb.fixed.Secrets {
+		if !slices.Contains(r.Secrets, ref.Name) {
+			continue
+		}
+		l.Secrets.Used(ref, time.Unix(0, r.Time))
+		if sb.firstTime("secret.used " + ref.Name + " " + line(r.To)) {
+			l.publish("secret.used", sb.identity(), "secret", ref.Name, "to", line(r.To))
+		}
+	}
+}
+
+// SecretChanged has the sandboxes that use a secret go on with what it is now, or
+// without it.
+func (l *Launcher) SecretChanged(ctx context.Context, ref secrets.Ref) error {
+	l.secretMu.Lock() // nobody is being given what it was
+	defer l.secretMu.Unlock()
+	var errs []error
+	for _, sb := range l.all() {
+		if l.Egress == nil || ended(sb.state()) || !slices.Contains(sb.fixed.Secrets, ref) {
+			continue
+		}
+		err := l.Egress.Resume(ctx, sb.id, l.egressPolicy(sb.record()))
+		if e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeNotFound {
+			continue // it has no network yet, and gets it as it is now, or none any more
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

@@ -94,8 +94,13 @@ func (l *Launcher) judge(ctx context.Context, c peer.Cred, a *admission.Admitted
 	if err := l.Agents.Check(c.UID, a.Request.Agent, time.Now()); err != nil {
 		return nil, err
 	}
+	refs, err := l.secretsOf(c, a, parent)
+	if err != nil {
+		return nil, err
+	}
 	q := policy.Question{
-		Caller: c, Admitted: a, Host: l.HostMounts, Dirs: make([]*os.File, len(a.Request.Mounts)),
+		Secrets: refs,
+		Caller:  c, Admitted: a, Host: l.HostMounts, Dirs: make([]*os.File, len(a.Request.Mounts)),
 		Names: func(ctx context.Context) ([]string, error) { return l.Runtime.Names(ctx, c.UID, a.Request.Image) },
 	}
 	for i, m := range a.Request.Mounts {

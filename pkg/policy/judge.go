@@ -11,6 +11,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/hostload"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 )
 
 // Question is a request that is to be judged.
@@ -24,6 +25,8 @@ type Question struct {
 	// Names are those that the box has for the request's image; none when the
 	// image is the caller's own. It is asked only where that matters.
 	Names func(context.Context) ([]string, error)
+	// Secrets are the request's, as who they are found by.
+	Secrets []secrets.Ref
 }
 
 // Judge holds a request against the caller's ceiling, but for its totals:
@@ -33,7 +36,7 @@ func (r *Rules) Judge(ctx context.Context, q Question) ([]api.Rule, error) {
 	if ceiling == nil {
 		return nil, r.mustBeOperator(q.Caller)
 	}
-	var facts admission.Facts
+	facts := admission.Facts{Secrets: q.Secrets}
 	if !ceiling.AnyImage() {
 		var err error
 		if facts.Names, err = q.Names(ctx); err != nil {
@@ -132,7 +135,7 @@ func (r *Rules) Given(c peer.Cred) *api.Grant {
 		return nil
 	}
 	g := &api.Grant{
-		Ceiling: ceiling.Name, Profiles: ceiling.Profiles, Runtimes: ceiling.Runtimes, Images: ceiling.Images, Mounts: []string{}, Socket: ceiling.Socket, Egress: ceiling.Egress,
+		Ceiling: ceiling.Name, Profiles: ceiling.Profiles, Runtimes: ceiling.Runtimes, Images: ceiling.Images, Mounts: []string{}, Socket: ceiling.Socket, Egress: ceiling.Egress, Secrets: ceiling.Secrets,
 		Sandboxes: ceiling.Sandboxes, Memory: ceiling.Memory, CPUs: ceiling.CPUs, Pids: ceiling.Pids, Disk: ceiling.Disk,
 	}
 	for _, m := range ceiling.Mounts {

@@ -318,6 +318,18 @@ func (f *fake) Volume(_ context.Context, c server.Caller, name string) (*api.Vol
 	return &api.Volume{Name: name}, f.note(c, "Volume", name)
 }
 
+func (f *fake) SetSecret(_ context.Context, c server.Caller, name string, req api.SecretRequest) (*api.Secret, error) {
+	return &api.Secret{Name: name, Rule: req.Rule}, f.note(c, "SetSecret", name, req)
+}
+
+func (f *fake) Secrets(_ context.Context, c server.Caller) ([]api.Secret, error) {
+	return []api.Secret{{Name: "key"}}, f.note(c, "Secrets")
+}
+
+func (f *fake) RemoveSecret(_ context.Context, c server.Caller, name string) error {
+	return f.note(c, "RemoveSecret", name)
+}
+
 func (f *fake) RemoveVolume(_ context.Context, c server.Caller, name string) error {
 	return f.note(c, "RemoveVolume", name)
 }

@@ -69,6 +69,10 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/volumes/{name}", handle: (*Server).volume},
 	{Method: "DELETE", Pattern: "/v1/volumes/{name}", handle: (*Server).removeVolume},
 
+	{Method: "GET", Pattern: "/v1/secrets", handle: (*Server).secrets},
+	{Method: "PUT", Pattern: "/v1/secrets/{name}", handle: (*Server).setSecret},
+	{Method: "DELETE", Pattern: "/v1/secrets/{name}", handle: (*Server).removeSecret},
+
 	{Method: "GET", Pattern: "/v1/agents", handle: (*Server).agents},
 	{Method: "GET", Pattern: "/v1/agents/{ref}", handle: (*Server).agent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/revoke", handle: (*Server).revokeAgent},

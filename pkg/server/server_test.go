@@ -175,6 +175,9 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/volumes", "", 200, call{"Volumes", nil}, `[{"name":"work"`},
 		{"POST", "/v1/volumes", `{"name":"work","agent":"a","size":"32M"}`, 201, call{"CreateVolume", []any{api.VolumeRequest{Name: "work", Agent: "a", Size: 32 << 20}}}, `"size":33554432`},
 		{"GET", "/v1/volumes/work", "", 200, call{"Volume", []any{"work"}}, `"name":"work"`},
+		{"GET", "/v1/secrets", "", 200, call{"Secrets", nil}, `[{"name":"key"`},
+		{"PUT", "/v1/secrets/key", `{"value":"v","rule":"example.com"}`, 200, call{"SetSecret", []any{"key", api.SecretRequest{Value: "v", Rule: "example.com"}}}, `"rule":"example.com"`},
+		{"DELETE", "/v1/secrets/key", "", 204, call{"RemoveSecret", []any{"key"}}, ""},
 		{"DELETE", "/v1/volumes/work", "", 204, call{"RemoveVolume", []any{"work"}}, ""},
 		{"GET", "/v1/profiles", "", 200, call{"Profiles", nil}, "[]"},
 		{"GET", "/v1/profiles/strict", "", 200, call{"Profile", []any{"strict"}}, `"name":"strict"`},
@@ -218,7 +221,7 @@ func TestMistakes(t *testing.T) {
 			name: "everything at once", method: "POST", target: "/v1/sandboxes", status: 400,
 			body: `{"Name":"x","cmd":["a"],"tty":"yes","env":{"A":1},"limits":{"memory":"lots","pids":1.5},"mounts":[{"source":"/a","target":"/b","fd":"0"}],"tty":true,"labels":null,"timeout":"-1s","image":"a\u0000b"}`,
 			message: `the request is not valid: tty: given once; it is here twice; Name: no such field; it is written "name"; ` +
-				`cmd: no such field; there are agent, attach, command, egress, env, home, image, labels, limits, logs, mounts, name, network, parent, profile, remove, rootfs, runtime, socket, stdin, timeout, trace, tty, workdir; ` +
+				`cmd: no such field; there are agent, attach, command, egress, env, home, image, labels, limits, logs, mounts, name, network, parent, profile, remove, rootfs, runtime, secrets, socket, stdin, timeout, trace, tty, workdir; ` +
 				`tty = "\"yes\"": true or false; env.A = "1": a string; limits.memory = "\"lots\"": "lots" is not a size; write bytes or a number with K, M, G or T; limits.pids = "1.5": a whole number; ` +
 				`mounts[0].fd = "\"0\"": a whole number; labels = "null": a value; leave the field out instead; timeout = "\"-1s\"": "-1s" is not a duration; write a number with ms, s, m, h or d; image = "\"a\\u0000b\"": a string without NUL`,
 		},

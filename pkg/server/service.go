@@ -129,6 +129,12 @@ type Actions interface {
 	// RemoveVolume refuses, with api.CodeConflict, one that a sandbox uses.
 	RemoveVolume(ctx context.Context, c Caller, name string) error
 
+	// SetSecret gives a secret a value, new or in place of what it had. Its value
+	// is in no answer.
+	SetSecret(ctx context.Context, c Caller, name string, req api.SecretRequest) (*api.Secret, error)
+	Secrets(ctx context.Context, c Caller) ([]api.Secret, error)
+	RemoveSecret(ctx context.Context, c Caller, name string) error
+
 	Agents(ctx context.Context, c Caller) ([]api.Agent, error)
 	// Agent finds one by name or id.
 	Agent(ctx context.Context, c Caller, ref string) (*api.Agent, error)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/secrets"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -70,6 +71,9 @@ type Record struct {
 
 	// Range6 is the sandbox's /64 of synthetic addresses, with network "policy".
 	Range6 string `json:"range6,omitempty"`
+
+	// Secrets are those of the request, as who they are found by.
+	Secrets []secrets.Ref `json:"secrets,omitempty"`
 
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`

@@ -49,6 +49,7 @@ type Daemon struct {
 	sandboxes map[string]*box
 	images    map[string]api.Image
 	volumes   map[string]api.Volume
+	secrets   map[string]api.Secret
 	requests  []api.SpawnRequest
 	dirs      [][]string
 	killed    []string
@@ -79,7 +80,7 @@ func New(tb testing.TB) *Daemon {
 	}
 	d := &Daemon{
 		Socket: filepath.Join(dir, "s"), Root: root,
-		sandboxes: map[string]*box{}, volumes: map[string]api.Volume{}, images: map[string]api.Image{"base": {Ref: "base", Digest: "sha256:0123456789abcdef0123", Size: 1 << 20}},
+		sandboxes: map[string]*box{}, volumes: map[string]api.Volume{}, secrets: map[string]api.Secret{}, images: map[string]api.Image{"base": {Ref: "base", Digest: "sha256:0123456789abcdef0123", Size: 1 << 20}},
 		Proof: api.Evidence{Why: "spawn", OK: true, Controls: []api.Control{{Name: "namespace.user", Expected: "own", Observed: "own", OK: true}}},
 	}
 	d.serve(tb)

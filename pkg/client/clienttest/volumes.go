@@ -51,3 +51,34 @@ func (d *Daemon) RemoveVolume(ctx context.Context, c server.Caller, name string)
 	delete(d.volumes, name)
 	return nil
 }
+
+// SetSecret remembers one.
+func (d *Daemon) SetSecret(_ context.Context, _ server.Caller, name string, req api.SecretRequest) (*api.Secret, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := api.Secret{Name: name, Rule: req.Rule, Place: req.Place, Env: req.Env, Agents: req.Agents, Set: time.Unix(0, 0)}
+	d.secrets[name] = s
+	return &s, nil
+}
+
+// Secrets lists them.
+func (d *Daemon) Secrets(context.Context, server.Caller) ([]api.Secret, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []api.Secret
+	for _, name := range slices.Sorted(maps.Keys(d.secrets)) {
+		list = append(list, d.secrets[name])
+	}
+	return list, nil
+}
+
+// RemoveSecret forgets one.
+func (d *Daemon) RemoveSecret(_ context.Context, _ server.Caller, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.secrets[name]; !ok {
+		return api.Errorf(api.CodeNotFound, "no secret %q", name)
+	}
+	delete(d.secrets, name)
+	return nil
+}

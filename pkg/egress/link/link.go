@@ -26,6 +26,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/outside"
 )
 
@@ -87,6 +88,8 @@ type Policy struct {
 	// Names have the first synthetic addresses, in this order: those that the
 	// sandbox was told by a process before this one.
 	Names []egress.Name `json:"names,omitempty"`
+	// Secrets are what it may use.
+	Secrets []credential.Secret `json:"secrets,omitempty"`
 	// Limits bound the sandbox.
 	Limits Limits `json:"limits"`
 }
@@ -134,6 +137,8 @@ type Record struct {
 	Path   string `json:"path,omitempty"`
 	// Rules allowed it, one for each party.
 	Rules []string `json:"rules,omitempty"`
+	// Secrets are those that a request was sent with.
+	Secrets []string `json:"secrets,omitempty"`
 	// By is the party that refused it, if it was one.
 	By string `json:"by,omitempty"`
 	// Error is why it was refused, or what broke.

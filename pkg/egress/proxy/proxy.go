@@ -20,6 +20,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/clienthello"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 )
@@ -43,7 +44,7 @@ type Options struct {
 	DNS   DNS
 	Names *synthetic.Table
 	// Policy is the snapshot that holds now. It is asked once for a connection.
-	Policy func() egress.Snapshot
+	Policy func() credential.Policy
 	// Bytes is the budget of all connections together.
 	Bytes *relay.Budget
 	// Connections is how many there may be at one time.
@@ -187,7 +188,7 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 	default:
 		return p.opts.Web.Serve(ctx, c, out.To, grant.Kinds)
 	}
-	up, at, err := Dialer{p.opts.Outside}.Dial(ctx, policy, out.To)
+	up, at, err := Dialer{p.opts.Outside}.Dial(ctx, policy.Snapshot, out.To)
 	if err != nil {
 		return err
 	}
@@ -205,7 +206,7 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 	return err
 }
 
-func connect(policy egress.Snapshot, to Target) (egress.Grant, error) {
+func connect(policy credential.Policy, to Target) (egress.Grant, error) {
 	if to.Host != "" {
 		return policy.Connect(to.Host, to.Port)
 	}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
@@ -103,7 +104,11 @@ func newWorld(t *testing.T, change func(*proxy.Options), rules ...egress.Rule) *
 	w.allow(rules...)
 	w.opts = proxy.Options{
 		Outside: w, Web: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
-		Policy: func() egress.Snapshot { w.mu.Lock(); defer w.mu.Unlock(); return w.policy },
+		Policy: func() credential.Policy {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return credential.Policy{Snapshot: w.policy}
+		},
 		Record: func(o proxy.Outcome) { w.outcomes <- o },
 	}
 	if change != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/nameserver"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
@@ -29,7 +30,7 @@ type sandbox struct {
 	tcp [2]*net.TCPListener
 	udp [2]*net.UDPConn
 	// policy is what decides, as one: it is never seen half changed.
-	policy     atomic.Pointer[egress.Snapshot]
+	policy     atomic.Pointer[credential.Policy]
 	generation uint64
 
 	names *synthetic.Table
@@ -42,7 +43,7 @@ type sandbox struct {
 }
 
 // snapshot makes of a policy what decides.
-func snapshot(pol *link.Policy) (*egress.Snapshot, error) {
+func snapshot(pol *link.Policy) (*credential.Policy, error) {
 	var all []*egress.Policy
 	for i, party := range pol.Parties {
 		p, problems := egress.ParseLines(party.By, fmt.Sprintf("parties[%d].rules", i), party.Rules)
@@ -51,8 +52,12 @@ func snapshot(pol *link.Policy) (*egress.Snapshot, error) {
 		}
 		all = append(all, p)
 	}
-	s := egress.NewSnapshot(all...) // of nobody: nothing is allowed
-	return &s, nil
+	secrets, err := credential.New(pol.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	// Of nobody: nothing is allowed.
+	return &credential.Policy{Snapshot: egress.NewSnapshot(all...), Secrets: secrets}, nil
 }
 
 // start serves a sandbox, by duplicates of its files.
@@ -63,7 +68,8 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 	}
 	s := &sandbox{id: id, generation: pol.Generation}
 	s.policy.Store(snap)
-	now := func() egress.Snapshot { return *s.policy.Load() }
+	now := func() credential.Policy { return *s.policy.Load() }
+	names := func() egress.Snapshot { return now().Snapshot }
 	if s.names, err = synthetic.New(pol.Range6, pol.Limits.Names, pol.Names); err != nil {
 		return nil, err
 	}
@@ -71,7 +77,7 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 		return nil, fmt.Errorf("%d connections", pol.Limits.Connections)
 	}
 	bytes := relay.NewBudget(pol.Limits.Bytes)
-	if s.dns, err = nameserver.New(nameserver.Options{Policy: now, Names: s.names, Record: func(d nameserver.Decision) { p.log.name(id, d) }}); err != nil {
+	if s.dns, err = nameserver.New(nameserver.Options{Policy: names, Names: s.names, Record: func(d nameserver.Decision) { p.log.name(id, d) }}); err != nil {
 		return nil, err
 	}
 	if s.web, err = web.New(web.Options{

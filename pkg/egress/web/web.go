@@ -28,6 +28,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/authority"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 )
@@ -47,7 +48,7 @@ type Options struct {
 	Dialer    proxy.Dialer
 	Authority func() *authority.Authority
 	// Policy is the snapshot that holds now. It is asked once for a request.
-	Policy func() egress.Snapshot
+	Policy func() credential.Policy
 	// Bytes is what goes to servers and comes from them, TLS and all.
 	Bytes *relay.Budget
 	// Roots are what servers are verified by; nil for the system's.
@@ -64,6 +65,8 @@ type Decision struct {
 	// Path is as it was sent, without its query.
 	Path  string
 	Rules []string
+	// Secrets are those that it was sent with.
+	Secrets []string
 	// Err is why it was refused; nil if it was let through.
 	Err error
 }
@@ -101,7 +104,7 @@ func New(o Options) (*Web, error) {
 		MaxResponseHeaderBytes: maxResponseHeader, ExpectContinueTimeout: time.Second,
 	}
 	w.proxy = &httputil.ReverseProxy{
-		Rewrite: rewrite, Transport: w.up, FlushInterval: -1, ErrorHandler: broken, ErrorLog: quiet,
+		Rewrite: rewrite, Transport: w.up, ModifyResponse: mask, FlushInterval: -1, ErrorHandler: broken, ErrorLog: quiet,
 	}
 	w.http = &http.Server{
 		Handler: w, DisableGeneralOptionsHandler: true, ErrorLog: quiet, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
@@ -181,6 +184,7 @@ func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		http.Error(out, "creel: a connection of nobody's", http.StatusInternalServerError)
 		return
 	}
+	pol := w.opts.Policy()
 	d := Decision{Time: time.Now(), To: c.to, Method: r.Method}
 	d.Path, _, _ = strings.Cut(r.RequestURI, "?")
 	if d.Err = form(r, c.to); d.Err == nil {
@@ -189,8 +193,11 @@ func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 			path = "" // rules without paths still allow it
 		}
 		var g egress.Grant
-		g, d.Err = w.opts.Policy().Request(c.kind, c.to.Host, c.to.Port, r.Method, path)
+		g, d.Err = pol.Request(c.kind, c.to.Host, c.to.Port, r.Method, path)
 		d.Rules = g.Rules
+		if d.Err == nil {
+			d.Secrets, d.Err = pol.Secrets.Apply(r, c.kind, c.to.Host, c.to.Port, path)
+		}
 	}
 	w.opts.Record(d)
 	if d.Err != nil {
@@ -202,8 +209,41 @@ func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 	// HTTP/2 it is so anyway, and this an error.)
 	_ = http.NewResponseController(out).EnableFullDuplex()
 	out.Header()["Content-Type"] = nil // if the server says none, there is none
-	w.proxy.ServeHTTP(out, r)
+	r = r.WithContext(context.WithValue(r.Context(), policyKey{}, pol))
+	w.proxy.ServeHTTP(&early{out, pol.Secrets, c.to}, r)
 }
+
+// policyKey is where a request's context has what it was judged by.
+type policyKey struct{}
+
+// mask is done to each response.
+func mask(resp *http.Response) error {
+	c, ok := resp.Request.Context().Value(connKey{}).(*conn)
+	pol, judged := resp.Request.Context().Value(policyKey{}).(credential.Policy)
+	if !ok || !judged {
+		return errors.New("a response of no connection")
+	}
+	return pol.Secrets.Mask(resp, c.to.Host, c.to.Port)
+}
+
+// early masks what comes before a response (RFC 9110, section 15.2), which nobody
+// else sees on its way.
+type early struct {
+	http.ResponseWriter
+	secrets *credential.Set
+	to      proxy.Target
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (e *early) WriteHeader(status int) {
+	if status < http.StatusOK {
+		e.secrets.MaskHeader(e.Header(), e.to.Host, e.to.Port)
+	}
+	e.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (e *early) Unwrap() http.ResponseWriter { return e.ResponseWriter }
 
 // form is nil for a request of the one form that is passed on (RFC 9112,
 // section 3.2; RFC 9113, section 8.3.1), for the host of the connection.
@@ -268,7 +308,7 @@ func (w *Web) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if !ok {
 		return nil, errors.New("a request of no connection")
 	}
-	up, _, err := w.opts.Dialer.Dial(ctx, w.opts.Policy(), c.to)
+	up, _, err := w.opts.Dialer.Dial(ctx, w.opts.Policy().Snapshot, c.to)
 	if err != nil {
 		return nil, err
 	}

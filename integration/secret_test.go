@@ -1,0 +1,146 @@
+package integration_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/kerneltest"
+)
+
+// TestSecret: tools in a sandbox use a credential that is nowhere in it, and goes
+// nowhere but where it is bound to; also after what of creel there is was killed.
+func TestSecret(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage, kerneltest.Program("git"))
+	const token, other = "tok-4711-of-the-test", "tok-0815-of-the-test"
+	s := newSite(t)
+	s.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "said %q\n", r.Header.Get("Authorization"))
+	})
+	s.HandleFunc("/other", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "said %q\n", r.Header.Get("Authorization"))
+	})
+	files := http.StripPrefix("/git/", http.FileServer(http.Dir(repository(t))))
+	s.HandleFunc("/git/", func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != token && password != other {
+			w.Header().Set("WWW-Authenticate", "Basic")
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		files.ServeHTTP(w, r)
+	})
+	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf("[egress]\nroots = %q\n", s.Roots)})
+	file := filepath.Join(t.TempDir(), "token")
+	set := func(value string, args ...string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(value+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, errOut, code := l.Creel(append([]string{"secret", "set", "--file", file}, args...)...); code != 0 {
+			t.Fatal(errOut)
+		}
+	}
+	host := fmt.Sprintf("host.creel.internal:%d", s.Port)
+	api := []string{"--host", host, "--path", "/v1/**", "--env", "API_KEY", "--agent", "default", "api"}
+	set(token, api...)
+	set(token, "--host", host, "--path", "/git/**", "--basic", "x-access-token", "forge")
+	out, errOut, code := l.Creel("run", "-d", "--name", "user", "--allow", "https "+host, "--secret", "api", "--secret", "forge")
+	if code != 0 {
+		t.Fatal(errOut)
+	}
+	id := strings.TrimSpace(out)
+	inside := func(script string) string {
+		t.Helper()
+		out, errOut, _ := l.Creel("exec", id, "--", "sh", "-c", script)
+		return out + errOut
+	}
+	masked := strings.Repeat("*", len(token))
+	works := func(when, token string) {
+		t.Helper()
+		for _, tt := range []struct{ script, want string }{
+			{`curl -sS ` + s.url("/v1/a"), `said "Bearer ` + masked + `"`},
+			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/v1/a"), `said "Bearer ` + masked + `"`},
+			{`python3 -c 'import os; from pip._vendor import requests as r; print(r.get("` + s.url("/v1/a") + `", headers={"Authorization": "Bearer " + os.environ["API_KEY"]}).text)'`, `said "Bearer ` + masked + `"`},
+			{`rm -rf /tmp/r; git clone -q ` + s.url("/git/r.git") + ` /tmp/r && git -C /tmp/r log --format=%s`, "of the test"},
+			{`curl -sS ` + s.url("/other"), `said ""`},
+			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/other"), "creel: the request has the placeholder of a secret that does not go there: api"},
+			{`curl -sS ` + s.url("/other?key=") + `$API_KEY`, "creel: the request has the placeholder of a secret that does not go there: api"},
+		} {
+			if got := inside(tt.script); !strings.HasPrefix(got, tt.want) {
+				t.Errorf("%s: %s: got %q, want %q", when, tt.script, got, tt.want)
+			}
+		}
+		sent := 0
+		for _, r := range s.requests() {
+			said := r.Header.Get("Authorization")
+			if strings.Contains(r.RequestURI+fmt.Sprint(r.Header), "creel_") {
+				t.Errorf("%s: a placeholder arrived: %s %v", when, r.URL, r.Header)
+			}
+			if said == "Bearer "+token {
+				sent++
+			}
+		}
+		if sent != 3 {
+			t.Errorf("%s: the token arrived %d times", when, sent)
+		}
+	}
+	works("at first", token)
+	l.KillProcess(lab.Egress, id)
+	works("after its creel-egress was killed", token)
+	set(other, api...)
+	works("after it was set again", other)
+	l.Kill()
+	l.KillProcess(lab.Egress, id)
+	l.Start()
+	works("after both were killed", other)
+
+	// It is nowhere inside, and in nothing that creel keeps but what is sealed.
+	if got := inside(`cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -c t[o]k-; env | grep -c ^API_KEY=creel_; grep -rl t[o]k- /run /tmp /etc /home 2>/dev/null`); got != "0\n1\n" {
+		t.Errorf("inside: %q", got)
+	}
+	for _, v := range []string{token, other} {
+		found, _ := exec.CommandContext(t.Context(), "grep", "-rlaFs", v, l.Dir).Output() // it cannot read all there is
+		if len(found) > 0 {
+			t.Errorf("%s is in %s", v, found)
+		}
+	}
+	out, errOut, code = l.Creel("secret", "ls", "--json")
+	if code != 0 || strings.Contains(out, "tok-") || !strings.Contains(out, `"uses":`) {
+		t.Errorf("%s%s", out, errOut)
+	}
+	awaitAudit(t, l, "a use", func(r map[string]any) bool {
+		detail, _ := r["detail"].(map[string]any)
+		return r["action"] == "secret.used" && detail["secret"] == "api" && detail["to"] == host && r["sandbox"] == id
+	})
+	verifyAudit(t, l)
+
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--secret", "none"}, `no secret "none"`},
+		{[]string{"--secret", "api", "--agent", "another"}, "is not for the agent another"},
+		{[]string{"--secret", "api", "--allow", "example.com"}, "which no https rule of the network reaches"},
+		{[]string{"--secret", "api", "--network", "none"}, "secrets"},
+		{[]string{"--secret", "api", "--secret", "api"}, "once"},
+	} {
+		args := append([]string{"run", "-d"}, tt.args...)
+		if !strings.Contains(fmt.Sprint(tt.args), "--allow") && !strings.Contains(fmt.Sprint(tt.args), "--network") {
+			args = append(args, "--allow", host)
+		}
+		if out, errOut, code := l.Creel(args...); code == 0 || !strings.Contains(errOut, tt.want) {
+			t.Errorf("%v: %s%s", tt.args, out, errOut)
+		}
+	}
+	if _, errOut, code := l.Creel("secret", "rm", "api"); code != 0 {
+		t.Error(errOut)
+	}
+	if got := inside(`curl -sS ` + s.url("/v1/a")); got != "said \"\"\n" {
+		t.Errorf("after it was removed: %q", got)
+	}
+}
