@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/integration/lab"
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
 )
 
@@ -169,5 +170,71 @@ func TestIntercept(t *testing.T) {
 	}
 	if _, errOut, code := l.Creel("evidence", id); code != 0 {
 		t.Error(errOut)
+	}
+}
+
+// TestBudget: what a sandbox may use of its network is counted over whatever is
+// killed, and ends it when it is used up, with a reason that says so.
+func TestBudget(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage)
+	s := newSite(t)
+	s.HandleFunc("/a", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
+	s.HandleFunc("/much", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 300_000)) })
+	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf("[egress]\nroots = %q\n", s.Roots)})
+	opened, passed := fmt.Sprintf("https host.creel.internal:%d GET /**", s.Port), fmt.Sprintf("tls host.creel.internal:%d", s.Port)
+	for _, tt := range []struct {
+		name, rule, flag string
+		most             string
+		path             string
+		works            int // times before it is used up
+	}{
+		{"requests", opened, "--egress-requests", "5", "/a", 5},
+		{"connections", passed, "--egress-connections", "5", "/a", 5},
+		{"bytes", passed, "--egress-bytes", "2M", "/much", 6},
+		{"bytes, opened up", opened, "--egress-bytes", "2M", "/much", 6},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, errOut, code := l.Creel("run", "-d", "--allow", tt.rule, tt.flag, tt.most)
+			if code != 0 {
+				t.Fatal(errOut)
+			}
+			id := strings.TrimSpace(out)
+			ask := func() (string, int) {
+				out, errOut, code := l.Creel("exec", id, "--", "curl", "-ksS", "-o", "/dev/null", "-w", "%{http_code}", s.url(tt.path))
+				return out + errOut, code
+			}
+			for i := range tt.works {
+				switch i {
+				case 1:
+					time.Sleep(1500 * time.Millisecond) // it was told
+					l.KillProcess(lab.Egress, id)
+				case 2:
+					time.Sleep(1500 * time.Millisecond)
+					l.Kill()
+					l.KillProcess(lab.Egress, id)
+					l.Start()
+				}
+				if out, code := ask(); code != 0 || out != "200" {
+					t.Fatalf("time %d: %d %s", i, code, out)
+				}
+			}
+			if out, code := ask(); code == 0 && out == "200" {
+				t.Errorf("once more: %d %s", code, out)
+			}
+			var sb *api.Sandbox
+			for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+				var err error
+				if sb, err = l.Inspect(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+				if sb.State == api.StateStopped || time.Now().After(end) {
+					break
+				}
+			}
+			what, _, _ := strings.Cut(tt.name, ",")
+			if sb.State != api.StateStopped || sb.Reason != api.ReasonEgress || sb.LimitsHit["egress_"+what] != 1 {
+				t.Errorf("%s, %s, %v", sb.State, sb.Reason, sb.LimitsHit)
+			}
+		})
 	}
 }

@@ -326,7 +326,7 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example")}, nil
 		},
-		Record: func(r link.Record) { w.mu.Lock(); defer w.mu.Unlock(); w.records = append(w.records, r) },
+		Record: func(_ uint32, r link.Record) { w.mu.Lock(); defer w.mu.Unlock(); w.records = append(w.records, r) },
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +355,7 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 	if err := in(w.box, func() error {
 		return w.keeper.Add(t.Context(), egressproc.Sandbox{Caller: 54321, ID: "bypass", Sockets: s, Policy: link.Policy{
 			Parties: []link.Party{{By: "the test's policy", Rules: rules}}, Range6: synthetic.NewRange6(),
-			Limits: link.Limits{Connections: 64, Names: 100, Bytes: 1 << 40},
+			Limits: link.Limits{Connections: 64, Names: 100},
 		}})
 	}); err != nil {
 		t.Fatal(err)

@@ -77,6 +77,9 @@ func (p *Parent) Inherit(req api.SpawnRequest, pol Policy) api.SpawnRequest {
 	lower(&l.Disk, def.Disk, most.Disk)
 	lower(&l.IOWeight, def.IOWeight, most.IOWeight)
 	lower(&l.OutputRate, def.OutputRate, most.OutputRate)
+	lower(&l.EgressBytes, endless(def.EgressBytes), most.EgressBytes)
+	lower(&l.EgressConnections, endless(def.EgressConnections), most.EgressConnections)
+	lower(&l.EgressRequests, endless(def.EgressRequests), most.EgressRequests)
 	lower(&l.TTL, endless(def.TTL), most.TTL)
 	lower(&l.Idle, endless(def.Idle), most.Idle)
 	if most.Idle != 0 && most.OnIdle == "stop" {
@@ -94,8 +97,8 @@ func lower[T cmp.Ordered](asked *T, def, most T) {
 	}
 }
 
-// endless is a duration of which zero means that there is no end.
-func endless(d api.Duration) api.Duration {
+// endless is a limit of which zero means that there is no end.
+func endless[T ~int64](d T) T {
 	if d == 0 {
 		return 1<<63 - 1
 	}
@@ -209,6 +212,15 @@ func (p *Parent) limits(l *api.Limits) []api.Rule {
 		limitRule("io_weight", l.IOWeight, most.IOWeight),
 		limitRule("output_rate", l.OutputRate, most.OutputRate),
 	}
+	if most.EgressBytes != 0 {
+		rs = append(rs, lifeRule("egress_bytes", l.EgressBytes, most.EgressBytes))
+	}
+	if most.EgressConnections != 0 {
+		rs = append(rs, lifeRule("egress_connections", l.EgressConnections, most.EgressConnections))
+	}
+	if most.EgressRequests != 0 {
+		rs = append(rs, lifeRule("egress_requests", l.EgressRequests, most.EgressRequests))
+	}
 	if most.TTL != 0 {
 		rs = append(rs, lifeRule("ttl", l.TTL, most.TTL))
 	}
@@ -230,9 +242,10 @@ func limitRule[T cmp.Ordered](name string, asked, most T) api.Rule {
 }
 
 // lifeRule is limitRule for what has no end when it is zero.
-func lifeRule(name string, asked, most api.Duration) api.Rule {
+func lifeRule[T cmp.Ordered](name string, asked, most T) api.Rule {
+	var none T
 	r := limitRule(name, asked, most)
-	r.OK = r.OK && asked != 0
+	r.OK = r.OK && asked != none
 	return r
 }
 

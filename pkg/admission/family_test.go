@@ -35,6 +35,7 @@ func drawRequest(t *rapid.T) api.SpawnRequest {
 		Limits: api.Limits{
 			Memory: size("memory"), CPUs: draw(t, "cpus", []float64{0.5, 1, 2, 4}), Pids: count("pids"), Files: count("files"),
 			Disk: size("disk"), Tmp: size("tmp"), ShmSize: size("shm"), IOWeight: count("weight"), OutputRate: size("rate"),
+			EgressBytes: size("bytes"), EgressConnections: count("connections"), EgressRequests: count("requests"),
 			TTL: life("ttl"), Idle: life("idle"), OnIdle: oneOf("on_idle", "pause", "stop"),
 		},
 	}
@@ -125,8 +126,11 @@ func childOf(t *rapid.T, p *admission.Parent, pa *admission.Admitted, pol admiss
 		"home": cr.Home == "persistent" && r.Home != "persistent", "network": cr.Network != "none", "socket": cr.Socket && !r.Socket, "a socket unasked": cr.Socket != asked.Socket,
 		"files": cl.Files > pl.Files, "tmp": cl.Tmp > pl.Tmp, "shm": cl.ShmSize > pl.ShmSize,
 		"weight": cl.IOWeight > pl.IOWeight, "rate": cl.OutputRate > pl.OutputRate,
-		"ttl":  pl.TTL != 0 && (cl.TTL == 0 || cl.TTL > pl.TTL),
-		"idle": pl.Idle != 0 && (cl.Idle == 0 || cl.Idle > pl.Idle || pl.OnIdle == "stop" && cl.OnIdle != "stop"),
+		"egress bytes":       pl.EgressBytes != 0 && (cl.EgressBytes == 0 || cl.EgressBytes > pl.EgressBytes),
+		"egress connections": pl.EgressConnections != 0 && (cl.EgressConnections == 0 || cl.EgressConnections > pl.EgressConnections),
+		"egress requests":    pl.EgressRequests != 0 && (cl.EgressRequests == 0 || cl.EgressRequests > pl.EgressRequests),
+		"ttl":                pl.TTL != 0 && (cl.TTL == 0 || cl.TTL > pl.TTL),
+		"idle":               pl.Idle != 0 && (cl.Idle == 0 || cl.Idle > pl.Idle || pl.OnIdle == "stop" && cl.OnIdle != "stop"),
 		// The spec is made of the list.
 		"tmpfs": slices.ContainsFunc(c.Tmpfs, func(f spec.Tmpfs) bool { return f.Size > max(pl.Tmp, pl.ShmSize) }),
 	} {

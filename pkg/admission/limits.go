@@ -30,6 +30,9 @@ func resolveLimits(ps *problems, req api.Limits, p *profile.Profile) api.Limits 
 	limit(ps, "disk", &out.Disk, def.Disk, top.Disk, 1<<20)
 	limit(ps, "io_weight", &out.IOWeight, def.IOWeight, top.IOWeight, 10)
 	limit(ps, "output_rate", &out.OutputRate, def.OutputRate, top.OutputRate, 1<<10)
+	limit(ps, "egress_bytes", &out.EgressBytes, def.EgressBytes, top.EgressBytes, 1<<10)
+	limit(ps, "egress_connections", &out.EgressConnections, def.EgressConnections, top.EgressConnections, 1)
+	limit(ps, "egress_requests", &out.EgressRequests, def.EgressRequests, top.EgressRequests, 1)
 	limit(ps, "ttl", &out.TTL, def.TTL, top.TTL, 0)
 	limit(ps, "idle", &out.Idle, def.Idle, top.Idle, 0)
 

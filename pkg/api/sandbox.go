@@ -157,6 +157,13 @@ type Limits struct {
 	// OutputRate is the bytes per second of output, averaged over 10 s,
 	// above which the sandbox ends with reason "output".
 	OutputRate Size `json:"output_rate,omitzero" toml:"output_rate"`
+	// EgressBytes, EgressConnections and EgressRequests are what may go out and
+	// come back in the sandbox's life, with Network "policy": bytes both ways,
+	// connections that are let through, requests that are read and let through.
+	// One that is used up ends it, reason "egress". 0 is no bound.
+	EgressBytes       Size  `json:"egress_bytes,omitzero" toml:"egress_bytes"`
+	EgressConnections int64 `json:"egress_connections,omitzero" toml:"egress_connections"`
+	EgressRequests    int64 `json:"egress_requests,omitzero" toml:"egress_requests"`
 	// TTL ends the sandbox this long after its start, reason "ttl".
 	TTL Duration `json:"ttl,omitzero" toml:"ttl"`
 	// Idle is how long a sandbox may be without exec, client and work.
@@ -198,6 +205,7 @@ const (
 	ReasonTTL     Reason = "ttl"
 	ReasonIdle    Reason = "idle"
 	ReasonOutput  Reason = "output"
+	ReasonEgress  Reason = "egress"  // a budget of its network is used up
 	ReasonTimeout Reason = "timeout" // the command's own --timeout
 	ReasonLost    Reason = "lost"    // its client went away
 	ReasonDied    Reason = "died"    // PID 1 ended unasked

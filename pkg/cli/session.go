@@ -165,6 +165,7 @@ var reasons = map[api.Reason]string{
 	api.ReasonTTL:     "ended: the sandbox's time to live (--ttl) is over",
 	api.ReasonIdle:    "ended: the sandbox was idle (--idle)",
 	api.ReasonOutput:  "ended: it wrote output faster than the profile allows",
+	api.ReasonEgress:  "ended: a budget of its network is used up (--egress-bytes, --egress-connections, --egress-requests)",
 	api.ReasonTimeout: "ended: timed out (--timeout)",
 	api.ReasonStopped: "ended: the sandbox was stopped",
 	api.ReasonKilled:  "ended: killed",

@@ -50,10 +50,10 @@ func (d *daemon) startEgress(ctx context.Context) error {
 
 // decided is told what processes decided. Those of the daemon before may tell
 // something before there is who takes it: it is told again when it is tried again.
-func (d *daemon) decided(r link.Record) {
+func (d *daemon) decided(caller uint32, r link.Record) {
 	d.log.Debug("egress", slog.Any("record", r))
 	if l := d.reaching.Load(); l != nil {
-		l.Decided(r)
+		l.Decided(caller, r)
 	}
 }
 

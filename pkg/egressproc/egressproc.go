@@ -47,9 +47,9 @@ type Options struct {
 	// Host is what the processes are to know of the host now. They are told within
 	// a quarter of a minute. Its Authority is the Keeper's to fill in.
 	Host func() (link.Host, error)
-	// Record is told what processes decided. It is called by one goroutine for
-	// each.
-	Record func(link.Record)
+	// Record is told what the process of a caller decided. It is called by one
+	// goroutine for each. A process can say anything of any sandbox.
+	Record func(caller uint32, r link.Record)
 	Log    *slog.Logger
 }
 

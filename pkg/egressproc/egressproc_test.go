@@ -116,7 +116,7 @@ func (b *box) start() {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", "")}, nil
 		},
-		Record: func(r link.Record) { b.mu.Lock(); defer b.mu.Unlock(); b.records = append(b.records, r) },
+		Record: func(_ uint32, r link.Record) { b.mu.Lock(); defer b.mu.Unlock(); b.records = append(b.records, r) },
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -159,7 +159,7 @@ func (b *box) pids() []int {
 func policy(range6 netip.Prefix, rules ...string) link.Policy {
 	return link.Policy{
 		Parties: []link.Party{{By: "the test's policy", Rules: rules}}, Range6: range6,
-		Limits: link.Limits{Connections: 8, Names: 10, Bytes: 1 << 30},
+		Limits: link.Limits{Connections: 8, Names: 10},
 	}
 }
 

@@ -55,6 +55,7 @@ type served struct {
 	sockets *steer.Sockets
 	policy  *link.Policy
 	names   []egress.Name
+	spent   link.Spent
 	added   bool // the process that runs has it
 }
 
@@ -193,6 +194,7 @@ func (p *process) addLocked(ctx context.Context, id string) error {
 		return nil
 	}
 	s.policy.Names = slices.Clone(s.names)
+	s.policy.Limits.Spent = s.spent
 	doc, err := link.Document("policy", s.policy)
 	if err != nil {
 		return err
@@ -226,7 +228,7 @@ func (p *process) listenLocked(ctx context.Context) error {
 				break
 			}
 			p.heard(&r)
-			p.k.opts.Record(r)
+			p.k.opts.Record(p.caller, r)
 		}
 		p.lost(mine)
 	})
@@ -235,17 +237,27 @@ func (p *process) listenLocked(ctx context.Context) error {
 
 // heard notes a name that now has the next address.
 func (p *process) heard(r *link.Record) {
-	if r.Name == "" {
+	if r.Name == "" && r.Kind != link.KindSpent {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.sandboxes[r.ID]
+	if r.Kind == link.KindSpent && r.Spent != nil && s != nil {
+		s.spent = most(s.spent, *r.Spent)
+		*r.Spent = s.spent
+		return
+	}
 	if n, err := egress.ParseName(string(r.Name)); s == nil || err != nil || n != r.Name || slices.Contains(s.names, n) || len(s.names) >= s.mostNames() {
 		r.Name = ""
 		return
 	}
 	s.names = append(s.names, r.Name)
+}
+
+// most takes back nothing that was used, whatever a process says.
+func most(a, b link.Spent) link.Spent {
+	return link.Spent{Bytes: max(a.Bytes, b.Bytes), Connections: max(a.Connections, b.Connections), Requests: max(a.Requests, b.Requests)}
 }
 
 func (s *served) mostNames() int {
@@ -337,7 +349,7 @@ func (p *process) add(ctx context.Context, s Sandbox) error {
 	}
 	pol := s.Policy
 	pol.Generation = next(0)
-	p.sandboxes[s.ID] = &served{sockets: s.Sockets, policy: &pol, names: slices.Clone(pol.Names)}
+	p.sandboxes[s.ID] = &served{sockets: s.Sockets, policy: &pol, names: slices.Clone(pol.Names), spent: pol.Limits.Spent}
 	err := p.ensureLocked(ctx) // with it, if the process was started for it
 	if err == nil {
 		err = p.addLocked(ctx, s.ID)
@@ -363,6 +375,7 @@ func (p *process) resume(ctx context.Context, id string, pol link.Policy) error 
 	}
 	pol.Generation = next(0)
 	s.policy = &pol
+	s.spent = most(s.spent, pol.Limits.Spent)
 	if !s.added {
 		return errors.Join(p.ensureLocked(ctx), p.addLocked(ctx, id))
 	}

@@ -2,8 +2,11 @@ package launcher
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -35,7 +38,6 @@ import (
 const (
 	egressConnections = 256
 	egressNames       = 256
-	egressBytes       = 1 << 50
 )
 
 // reaches says whether a sandbox has a network by policy.
@@ -101,7 +103,7 @@ func (l *Launcher) egressPolicy(r *store.Record) link.Policy {
 	range6, _ := netip.ParsePrefix(r.Range6) // one that is none is refused
 	pol := link.Policy{
 		Parties: r.Sandbox.Egress, Range6: range6,
-		Limits: link.Limits{Connections: egressConnections, Names: egressNames, Bytes: egressBytes},
+		Limits: link.Limits{Connections: egressConnections, Names: egressNames, Budget: budgetOf(r), Spent: l.spent(r.Sandbox.ID)},
 	}
 	for _, ref := range r.Secrets {
 		if s, ok := l.Secrets.Use(ref, r.Sandbox.ID, r.Sandbox.Agent); ok {
@@ -109,6 +111,53 @@ func (l *Launcher) egressPolicy(r *store.Record) link.Policy {
 		}
 	}
 	return pol
+}
+
+func budgetOf(r *store.Record) link.Spent {
+	lim := &r.Sandbox.Limits
+	return link.Spent{Bytes: int64(lim.EgressBytes), Connections: lim.EgressConnections, Requests: lim.EgressRequests}
+}
+
+// spentFile is where it is kept, over a restart of the daemon, what a sandbox with
+// a budget has used of it.
+func (l *Launcher) spentFile(id string) string { return filepath.Join(l.dir(id), "egress-spent") }
+
+// spent is what is kept. Without the file nothing was used yet; one that cannot be
+// read has everything be used up.
+func (l *Launcher) spent(id string) (s link.Spent) {
+	b, err := os.ReadFile(l.spentFile(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		const all = 1 << 60
+		return link.Spent{Bytes: all, Connections: all, Requests: all}
+	}
+	return s
+}
+
+// used is told what a sandbox with a budget has used, and that one is used up.
+func (l *Launcher) used(sb *sandbox, r link.Record) {
+	switch {
+	case r.Kind == link.KindSpent && r.Spent != nil:
+		b, err := json.Marshal(r.Spent)
+		if err == nil {
+			tmp := l.spentFile(sb.id) + ".new"
+			err = errors.Join(os.WriteFile(tmp, b, 0o600), os.Rename(tmp, l.spentFile(sb.id)))
+		}
+		if err != nil && !ended(sb.state()) {
+			l.log.Error("what a sandbox has used of its network is not kept", slog.String("sandbox", sb.id), slog.Any("error", err))
+		}
+	case r.Kind == link.KindOver:
+		name := "egress_" + line(r.To)
+		sb.mu.Lock()
+		sb.hits[name] = 1
+		sb.mu.Unlock()
+		sb.end(api.ReasonEgress, nil)
+	}
 }
 
 // makeNetwork makes the sandbox's network namespace and, where it has one by
@@ -204,14 +253,21 @@ func resolvConf() []byte {
 // mostDestinations is how many destinations of one sandbox are told of.
 const mostDestinations = 256
 
-// Decided is told what creel-egress decided. Each destination of a sandbox is an
+// Decided is told what the creel-egress of a caller decided. Each destination of a sandbox is an
 // event once as one that was allowed and once as one that was refused, however
 // often it is tried.
-func (l *Launcher) Decided(r link.Record) {
+func (l *Launcher) Decided(caller uint32, r link.Record) {
 	l.mu.Lock()
 	sb := l.sandboxes[r.ID]
 	l.mu.Unlock()
-	if sb == nil || r.To == "" {
+	if sb == nil || sb.fixed.Sandbox.Caller.UID != caller {
+		return // what is said of another caller's comes from a process that was taken over
+	}
+	if r.Kind == link.KindSpent || r.Kind == link.KindOver {
+		l.used(sb, r)
+		return
+	}
+	if r.To == "" {
 		return
 	}
 	l.usedSecrets(sb, r)

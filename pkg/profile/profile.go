@@ -144,6 +144,9 @@ func (p *Profile) check() error {
 		{"disk", int64(l.Disk), int64(m.Disk), slices.Contains(p.Rootfs, "ephemeral")},
 		{"io_weight", l.IOWeight, m.IOWeight, true},
 		{"output_rate", int64(l.OutputRate), int64(m.OutputRate), true},
+		{"egress_bytes", int64(l.EgressBytes), int64(m.EgressBytes), false},
+		{"egress_connections", l.EgressConnections, m.EgressConnections, false},
+		{"egress_requests", l.EgressRequests, m.EgressRequests, false},
 		{"ttl", int64(l.TTL), int64(m.TTL), false},
 		{"idle", int64(l.Idle), int64(m.Idle), false},
 	} {

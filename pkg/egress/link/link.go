@@ -100,8 +100,20 @@ type Limits struct {
 	Connections int `json:"connections"`
 	// Names is how many names it may look up in its life.
 	Names int `json:"names"`
-	// Bytes is how many may go to servers and come from them.
-	Bytes int64 `json:"bytes"`
+	// Budget is what it may use in its life. Of 0 there is no end.
+	Budget Spent `json:"budget"`
+	// Spent is what it used of that before this process.
+	Spent Spent `json:"spent"`
+}
+
+// Spent is what goes out of a sandbox and comes back in its life.
+type Spent struct {
+	// Bytes are those to servers and from them.
+	Bytes int64 `json:"bytes,omitempty"`
+	// Connections are those that were let through.
+	Connections int64 `json:"connections,omitempty"`
+	// Requests are those that were read and let through.
+	Requests int64 `json:"requests,omitempty"`
 }
 
 // Host is what a process has to know of its host, since it opens no file.
@@ -119,6 +131,8 @@ const (
 	KindName       = "name"       // looked up
 	KindConnection = "connection" // that ended, or was refused
 	KindRequest    = "request"    // that was read
+	KindSpent      = "spent"      // what a sandbox with a budget has used
+	KindOver       = "over"       // a budget that is used up: To names it
 	KindLost       = "lost"       // records that nobody took in time
 )
 
@@ -152,6 +166,8 @@ type Record struct {
 	Took int64 `json:"took,omitempty"`
 	// Name is one that now has the next synthetic address, of KindName.
 	Name egress.Name `json:"name,omitempty"`
+	// Spent is of KindSpent.
+	Spent *Spent `json:"spent,omitempty"`
 	// Lost is how many, of KindLost.
 	Lost uint64 `json:"lost,omitempty"`
 }

@@ -47,6 +47,8 @@ type Options struct {
 	Policy func() credential.Policy
 	// Bytes is the budget of all connections together.
 	Bytes *relay.Budget
+	// Opened is how many connections may be let through in the sandbox's life.
+	Opened *relay.Budget
 	// Connections is how many there may be at one time.
 	Connections int
 	// Idle ends a connection over which nothing goes.
@@ -89,6 +91,8 @@ type Outcome struct {
 var (
 	// ErrConnections is a sandbox with as many connections as it may have.
 	ErrConnections = errors.New("the sandbox has as many connections as it may")
+	// ErrOpened is a sandbox that has made as many connections as it may.
+	ErrOpened = errors.New("the budget of connections is used up")
 	// ErrNotTheName is a TLS client that asks for another name than it is
 	// connected to, or hides which.
 	ErrNotTheName = errors.New("the TLS client does not ask for the name it connected to")
@@ -110,7 +114,7 @@ type Proxy struct {
 
 // New makes a proxy.
 func New(o Options) (*Proxy, error) {
-	if o.Outside == nil || o.Web == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
+	if o.Outside == nil || o.Web == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Opened == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
 		return nil, errors.New("a proxy without all of its options")
 	}
 	return &Proxy{o, make(chan struct{}, o.Connections)}, nil
@@ -178,6 +182,9 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 		return err
 	}
 	out.Rules = grant.Rules
+	if !p.opts.Opened.Spend(1) {
+		return ErrOpened
+	}
 	var first []byte
 	switch {
 	case grant.Kinds&egress.Raw != 0:

@@ -103,7 +103,7 @@ func newWorld(t *testing.T, change func(*proxy.Options), rules ...egress.Rule) *
 	}
 	w.allow(rules...)
 	w.opts = proxy.Options{
-		Outside: w, Web: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
+		Outside: w, Web: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Opened: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
 		Policy: func() credential.Policy {
 			w.mu.Lock()
 			defer w.mu.Unlock()

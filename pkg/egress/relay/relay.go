@@ -27,15 +27,29 @@ var (
 	ErrIdle = errors.New("nothing went over the connection for too long")
 )
 
-// Budget is how many bytes may still go, of all that share it. The zero value
-// is none. It is safe for concurrent use.
-type Budget struct{ left atomic.Int64 }
+// Budget is how many bytes, or other things, may still go, of all that share it.
+// The zero value is none. It is safe for concurrent use.
+type Budget struct {
+	left  atomic.Int64
+	once  sync.Once
+	empty func()
+}
 
 // NewBudget makes a budget of n bytes.
 func NewBudget(n int64) *Budget {
 	b := &Budget{}
 	b.left.Store(max(n, 0))
 	return b
+}
+
+// OnEmpty has fn be called once, when somebody first asks for more than there is.
+// It is to be called before that.
+func (b *Budget) OnEmpty(fn func()) { b.empty = fn }
+
+func (b *Budget) short() {
+	if b.empty != nil {
+		b.once.Do(b.empty)
+	}
 }
 
 // Left is how many bytes there are.
@@ -47,6 +61,7 @@ func (b *Budget) Spend(n int64) bool {
 	got := b.take(n)
 	if got < n {
 		b.giveBack(got)
+		b.short()
 	}
 	return got == n
 }
@@ -57,6 +72,7 @@ func (b *Budget) take(n int64) int64 {
 		left := b.left.Load()
 		n := min(n, left)
 		if n <= 0 {
+			b.short()
 			return 0
 		}
 		if b.left.CompareAndSwap(left, left-n) {

@@ -38,6 +38,14 @@ type sandbox struct {
 	web   *web.Web
 	proxy *proxy.Proxy
 
+	// budget is what is left of first, which is what was left of all after before,
+	// which processes before this one used.
+	budget, first budget
+	before        link.Spent
+
+	over atomic.Pointer[string] // the budget that was used up first
+
+	ctx    context.Context // ends with stop
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -76,18 +84,22 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 	if pol.Limits.Connections < 1 || pol.Limits.Connections > 1<<16 {
 		return nil, fmt.Errorf("%d connections", pol.Limits.Connections)
 	}
-	bytes := relay.NewBudget(pol.Limits.Bytes)
+	s.before = pol.Limits.Spent
+	s.first, s.budget = newBudget(pol.Limits.Budget, s.before), newBudget(pol.Limits.Budget, s.before)
+	for what, b := range s.budget.each() {
+		b.OnEmpty(func() { s.over.CompareAndSwap(nil, &what); p.over(id, what) })
+	}
 	if s.dns, err = nameserver.New(nameserver.Options{Policy: names, Names: s.names, Record: func(d nameserver.Decision) { p.log.name(id, d) }}); err != nil {
 		return nil, err
 	}
 	if s.web, err = web.New(web.Options{
-		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: bytes,
+		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: s.budget.bytes, Requests: s.budget.requests,
 		Roots: p.rootsNow(), Record: func(d web.Decision) { p.log.request(id, d) },
 	}); err != nil {
 		return nil, err
 	}
 	if s.proxy, err = proxy.New(proxy.Options{
-		Outside: p.outside, Web: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: bytes,
+		Outside: p.outside, Web: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
 		Connections: pol.Limits.Connections, Idle: connIdle, Record: func(o proxy.Outcome) { p.log.connection(id, o) },
 	}); err != nil {
 		return nil, errors.Join(err, s.web.Close())
@@ -95,7 +107,68 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 	if err := s.serve(files); err != nil {
 		return nil, errors.Join(err, s.web.Close())
 	}
+	if pol.Limits.Budget != (link.Spent{}) {
+		s.wg.Go(func() { p.tell(s) })
+	}
 	return s, nil
+}
+
+// budget is what a sandbox may still use.
+type budget struct{ bytes, connections, requests *relay.Budget }
+
+func newBudget(all, spent link.Spent) budget {
+	left := func(all, spent int64) *relay.Budget {
+		if all == 0 {
+			all = endless
+		}
+		return relay.NewBudget(all - spent)
+	}
+	return budget{left(all.Bytes, spent.Bytes), left(all.Connections, spent.Connections), left(all.Requests, spent.Requests)}
+}
+
+// endless is more of anything than there is time for.
+const endless = 1 << 60
+
+func (b budget) each() map[string]*relay.Budget {
+	return map[string]*relay.Budget{"bytes": b.bytes, "connections": b.connections, "requests": b.requests}
+}
+
+// spent is what was used in all.
+func (s *sandbox) spent() link.Spent {
+	return link.Spent{
+		Bytes:       s.before.Bytes + s.first.bytes.Left() - s.budget.bytes.Left(),
+		Connections: s.before.Connections + s.first.connections.Left() - s.budget.connections.Left(),
+		Requests:    s.before.Requests + s.first.requests.Left() - s.budget.requests.Left(),
+	}
+}
+
+func (p *Process) over(id, what string) {
+	p.log.put(link.Record{Time: time.Now().UnixNano(), ID: id, Kind: link.KindOver, To: what})
+}
+
+// tellEvery is how often it is told what a sandbox has used. What is used in
+// that time before a process is killed is not counted.
+const tellEvery = time.Second
+
+// tell tells what a sandbox uses until it stops.
+func (p *Process) tell(s *sandbox) {
+	t := time.NewTicker(tellEvery)
+	defer t.Stop()
+	last := s.before
+	for {
+		select {
+		case <-t.C:
+		case <-s.ctx.Done():
+			return
+		}
+		if what := s.over.Load(); what != nil {
+			p.over(s.id, *what) // until it is heard
+		}
+		if now := s.spent(); now != last {
+			last = now
+			p.log.put(link.Record{Time: time.Now().UnixNano(), ID: s.id, Kind: link.KindSpent, Spent: &now})
+		}
+	}
 }
 
 func (p *Process) rootsNow() *x509.CertPool {
@@ -111,7 +184,7 @@ func (s *sandbox) serve(files []*os.File) error {
 		return errors.Join(err, s.closeSockets())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
+	s.ctx, s.cancel = ctx, cancel
 	for i := range 2 {
 		s.wg.Go(func() { s.accept(ctx, s.tcp[i]) })
 		s.wg.Go(func() { _ = s.dns.ServeUDP(ctx, s.udp[i]) }) // until stop

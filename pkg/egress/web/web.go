@@ -51,6 +51,8 @@ type Options struct {
 	Policy func() credential.Policy
 	// Bytes is what goes to servers and comes from them, TLS and all.
 	Bytes *relay.Budget
+	// Requests is how many may be let through in the sandbox's life.
+	Requests *relay.Budget
 	// Roots are what servers are verified by; nil for the system's.
 	Roots *x509.CertPool
 	// Record is told of each request, once it was decided on.
@@ -75,6 +77,8 @@ type Decision struct {
 var (
 	// ErrNotTheHost is a request for another host than the connection is to.
 	ErrNotTheHost = errors.New("the request is for another host than the connection")
+	// ErrRequests is a sandbox that has made as many requests as it may.
+	ErrRequests = errors.New("the budget of requests is used up")
 	// ErrForm is a request that no server needs and some read in other ways.
 	ErrForm = errors.New("the request has a form that is not passed on")
 )
@@ -92,7 +96,7 @@ var _ proxy.Web = (*Web)(nil)
 
 // New makes a Web and starts it. Close ends it.
 func New(o Options) (*Web, error) {
-	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Record == nil {
+	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Requests == nil || o.Record == nil {
 		return nil, errors.New("a web proxy without all of its options")
 	}
 	w := &Web{opts: o, conns: newHanded()}
@@ -198,6 +202,9 @@ func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		if d.Err == nil {
 			d.Secrets, d.Err = pol.Secrets.Apply(r, c.kind, c.to.Host, c.to.Port, path)
 		}
+	}
+	if d.Err == nil && !w.opts.Requests.Spend(1) {
+		d.Err = ErrRequests
 	}
 	w.opts.Record(d)
 	if d.Err != nil {

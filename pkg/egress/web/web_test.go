@@ -111,7 +111,7 @@ func newWorld(t *testing.T, change func(*web.Options), rules ...egress.Rule) *wo
 	}
 	o := web.Options{
 		Dialer: proxy.Dialer{Outside: w}, Authority: func() *authority.Authority { return ca }, Policy: func() credential.Policy { return credential.Policy{Snapshot: egress.NewSnapshot(p)} },
-		Bytes: relay.NewBudget(1 << 30), Roots: servers, Record: func(d web.Decision) { w.mu.Lock(); w.decisions = append(w.decisions, d); w.mu.Unlock() },
+		Bytes: relay.NewBudget(1 << 30), Requests: relay.NewBudget(1 << 30), Roots: servers, Record: func(d web.Decision) { w.mu.Lock(); w.decisions = append(w.decisions, d); w.mu.Unlock() },
 	}
 	if change != nil {
 		change(&o)
