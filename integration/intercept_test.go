@@ -138,6 +138,8 @@ func TestIntercept(t *testing.T) {
 			{"curl -sS " + s.url("/public/hello"), "hello by HTTP/2"},
 			{"curl -sS --http1.1 " + s.url("/public/hello"), "hello by HTTP/"},
 			{"python3 -c 'import urllib.request as u; print(u.urlopen(\"" + s.url("/public/hello") + "\").read().decode())'", "hello by HTTP/"},
+			{"curl -sS -x http://127.0.0.1:3128 " + s.url("/public/hello"), "hello by HTTP/"},
+			{"curl -sS -x http://127.0.0.1:3128 https://example.com/", "curl: (56) "},
 			{"curl -sS " + s.url("/private"), "creel: GET " + s.url("/private") + " is not allowed by the request"},
 			{"curl -sS -d x " + s.url("/public/echo"), "creel: POST "},
 			{"rm -rf /tmp/r; git clone -q " + s.url("/public/git/r.git") + " /tmp/r && git -C /tmp/r log --format=%s", "of the test"},
@@ -165,6 +167,14 @@ func TestIntercept(t *testing.T) {
 		detail, _ := r["detail"].(map[string]any)
 		return r["action"] == "egress.denied" && detail["what"] == "request" && r["sandbox"] == id
 	})
+	serves := `python3 -c 'import socket, threading
+for at in (("127.0.0.1", 80), ("0.0.0.0", 22), ("::1", 443), ("127.0.0.1", 53)):
+    l = socket.create_server(at, family=socket.AF_INET6 if ":" in at[0] else socket.AF_INET)
+    threading.Thread(target=lambda: l.accept()[0].sendall(b"served ")).start()
+    print(socket.create_connection(("127.0.0.1" if at[0] == "0.0.0.0" else at[0], at[1]), 5).recv(9).decode(), end="")'`
+	if got := inside(serves); got != strings.Repeat("served ", 4) {
+		t.Errorf("its own servers on low ports: %q", got)
+	}
 	if got := inside("for f in ca.pem ca.jks; do echo x 2>/dev/null >/run/creel-trust/$f || echo no; done"); got != "no\nno\n" {
 		t.Errorf("its trust store can be written: %q", got)
 	}

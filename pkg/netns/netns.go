@@ -56,6 +56,9 @@ func create(local bool) (*NS, error) {
 		if err := loUp(); err != nil {
 			return fmt.Errorf("set lo up: %w", err)
 		}
+		if err := lowPorts(); err != nil {
+			return fmt.Errorf("low ports: %w", err)
+		}
 		if local {
 			if err := routeAll(); err != nil {
 				return fmt.Errorf("local routes: %w", err)
@@ -163,6 +166,23 @@ func loUp() error {
 	defer h.Close()
 	// lo is the first interface of every namespace, hence number 1.
 	return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
+}
+
+// firstPort is the lowest that an agent may serve on. Below it is the one that
+// package steer listens on.
+const firstPort = 2
+
+// lowPorts lets whoever is in the calling thread's namespace serve on the ports
+// below 1024 as well (Documentation/networking/ip-sysctl.rst,
+// ip_unprivileged_port_start): there is nobody else that they could mean.
+func lowPorts() error {
+	// Of the files below net, proc shows each thread those of its own namespace.
+	f, err := os.OpenFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(firstPort))
+	return errors.Join(err, f.Close())
 }
 
 // routeAll has lo deliver what goes to any address, in the namespace of the

@@ -56,7 +56,8 @@ func (s *Sockets) Close() error {
 }
 
 // Listen makes the sockets, in a namespace of netns.CreateLocal's. They do not
-// block. It needs CAP_NET_BIND_SERVICE there, which the agent does not have.
+// block. An agent that came to serve on port 53 of all addresses while nobody held
+// these has no network any more: they cannot be made.
 func Listen(ns *netns.NS) (_ *Sockets, err error) {
 	s := &Sockets{}
 	defer func() {

@@ -34,6 +34,10 @@ const (
 	offLocalPort = 60
 )
 
+// ProxyPort is the port of 127.0.0.1 at which the TCP socket is a proxy, whoever
+// listens there: programs that want one are given http://127.0.0.1:3128.
+const ProxyPort = 3128
+
 // What the program returns (enum sk_action).
 const (
 	skDrop = 0
@@ -60,9 +64,17 @@ func program(id string, m *ebpf.Map) *ebpf.ProgramSpec {
 
 		asm.LoadMem(asm.R2, ctx, offLocalIP4, asm.Word).WithSymbol("ipv4"),
 		asm.HostTo(asm.BE, asm.R2, asm.Word),
-		asm.RSh.Imm(asm.R2, 24),
-		asm.JEq.Imm(asm.R2, loopback, "pass"),
+		asm.Mov.Reg(asm.R3, asm.R2),
+		asm.RSh.Imm(asm.R3, 24),
+		asm.JNE.Imm(asm.R3, loopback, "not loopback 4"),
+		asm.JNE.Imm(asm.R2, loopback<<24|1, "pass"),
+		asm.LoadMem(asm.R2, ctx, offProtocol, asm.Word),
+		asm.JNE.Imm(asm.R2, unix.IPPROTO_TCP, "pass"),
+		asm.LoadMem(asm.R2, ctx, offLocalPort, asm.Word),
+		asm.JNE.Imm(asm.R2, ProxyPort, "pass"),
 		asm.Mov.Imm(key, 0),
+		asm.Ja.Label("choose"),
+		asm.Mov.Imm(key, 0).WithSymbol("not loopback 4"),
 		asm.Ja.Label("protocol"),
 
 		asm.LoadMem(asm.R2, ctx, offLocalIP6, asm.Word).WithSymbol("ipv6"),

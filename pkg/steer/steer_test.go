@@ -232,6 +232,67 @@ func TestLoopbackIsTheAgents(t *testing.T) {
 	nobody(t, s)
 }
 
+// TestProxyPort: the proxy's port of 127.0.0.1 is the TCP socket, whoever listens
+// there, and no other port, address or protocol of loopback is.
+func TestProxyPort(t *testing.T) {
+	ns, s, _ := steered(t)
+	at := fmt.Sprintf("127.0.0.1:%d", steer.ProxyPort)
+	in(t, ns, func() error {
+		l, err := net.Listen("tcp4", fmt.Sprintf(":%d", steer.ProxyPort))
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		for _, to := range []string{at, "[::ffff:127.0.0.1]:3128"} {
+			fd, err := dial(to)
+			if err != nil {
+				return fmt.Errorf("%s: %w", to, err)
+			}
+			defer unix.Close(fd)
+			if got := served(t, s.TCP4); got != at {
+				t.Errorf("%s came to %s", to, got)
+			}
+		}
+		fd, err := dial("127.0.0.2:3128")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		if got := c.LocalAddr().String(); got != "127.0.0.2:3128" {
+			t.Errorf("a server got %s", got)
+		}
+		return c.Close()
+	})
+	in(t, ns, func() error {
+		for _, to := range []string{"127.0.0.1:3127", "[::1]:3128", "127.1.0.1:3128"} {
+			if fd, err := dial(to); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: %d, %v", to, fd, err)
+			}
+		}
+		u, err := net.ListenPacket("udp4", at)
+		if err != nil {
+			return err
+		}
+		defer u.Close()
+		c, err := net.Dial("udp4", at)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		_ = u.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, _, err = u.ReadFrom(make([]byte, 8))
+		return err
+	})
+	nobody(t, s)
+}
+
 // TestAgentDoesNotWin: a server of the agent's gets nothing that goes
 // elsewhere, on whatever address and with whatever option.
 func TestAgentDoesNotWin(t *testing.T) {
@@ -671,7 +732,7 @@ func TestRootInside(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
 	}
-	if got, want := strings.TrimSuffix(out.String(), "PASS\n"), "attach: EPERM\nlink: EACCES\nroute: EPERM\nprivileged port: EACCES\n"; got != want {
+	if got, want := strings.TrimSuffix(out.String(), "PASS\n"), "attach: EPERM\nlink: EACCES\nroute: EPERM\na listener's port: EACCES\nthe resolver's: EADDRINUSE\n"; got != want {
 		t.Errorf("inside:\n%swant:\n%s", got, want)
 	}
 	if b := bad(steer.Check(ns, dir, id, s)); len(b) > 0 {
@@ -710,11 +771,16 @@ func inside() {
 		_ = unix.Close(fd)
 	}
 	say("route", err)
-	l, err := net.Listen("tcp", "127.0.0.1:80")
+	l, err := net.Listen("tcp", "127.0.0.1:1")
 	if err == nil {
 		l.Close()
 	}
-	say("privileged port", err)
+	say("a listener's port", err)
+	u, err := net.ListenPacket("udp", steer.ListenAddr4.String()+":53")
+	if err == nil {
+		u.Close()
+	}
+	say("the resolver's", err)
 }
 
 // request sends RTM_DELROUTE and gives the kernel's answer.

@@ -30,6 +30,12 @@ type Web interface {
 	Serve(ctx context.Context, c *net.TCPConn, to Target, kinds egress.Kinds) error
 }
 
+// Explicit serves the connections of clients that know that they speak to a
+// proxy. It closes c.
+type Explicit interface {
+	ServeExplicit(ctx context.Context, c *net.TCPConn) error
+}
+
 // DNS serves the connections to the sandbox's resolver. It does not close them.
 type DNS interface {
 	ServeTCP(ctx context.Context, c net.Conn) error
@@ -39,6 +45,8 @@ type DNS interface {
 type Options struct {
 	Outside Outside
 	Web     Web
+	// Explicit gets the connections to ExplicitAddr.
+	Explicit Explicit
 	// DNS gets the connections to port 53 of every address that stands for no
 	// name, and that the policy does not allow: as it gets all datagrams.
 	DNS   DNS
@@ -103,6 +111,10 @@ var (
 // dnsPort is where resolvers are asked (RFC 1035, section 4.2).
 const dnsPort = 53
 
+// ExplicitAddr is where a connection is to a proxy: the one address of loopback
+// from which package steer has them come here.
+var ExplicitAddr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 3128)
+
 // helloTimeout is how long a ClientHello may take.
 const helloTimeout = 10 * time.Second
 
@@ -114,7 +126,7 @@ type Proxy struct {
 
 // New makes a proxy.
 func New(o Options) (*Proxy, error) {
-	if o.Outside == nil || o.Web == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Opened == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
+	if o.Outside == nil || o.Web == nil || o.Explicit == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Opened == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
 		return nil, errors.New("a proxy without all of its options")
 	}
 	return &Proxy{o, make(chan struct{}, o.Connections)}, nil
@@ -124,12 +136,15 @@ func New(o Options) (*Proxy, error) {
 // gets a reset.
 func (p *Proxy) Handle(ctx context.Context, c *net.TCPConn) {
 	out := Outcome{Began: time.Now()}
+	told := false // by who serves it
 	defer func() {
 		if out.Err != nil {
 			_ = c.SetLinger(0)
 		}
 		_ = c.Close()
-		p.opts.Record(out)
+		if !told {
+			p.opts.Record(out)
+		}
 	}()
 	select {
 	case p.places <- struct{}{}:
@@ -144,7 +159,45 @@ func (p *Proxy) Handle(ctx context.Context, c *net.TCPConn) {
 	if out.To, out.Err = p.target(c); out.Err != nil {
 		return
 	}
+	if netip.AddrPortFrom(out.To.Addr, out.To.Port) == ExplicitAddr {
+		out.Err, told = p.opts.Explicit.ServeExplicit(ctx, c), true
+		return
+	}
 	out.Err = p.serve(ctx, c, &out)
+}
+
+// Through serves a connection whose client asked for a target, and was told that
+// it has it. It closes c, and counts for the place of the connection it came by.
+func (p *Proxy) Through(ctx context.Context, c *net.TCPConn, to Target) {
+	out := Outcome{Began: time.Now(), To: to}
+	defer func() {
+		if out.Err != nil {
+			_ = c.SetLinger(0)
+		}
+		_ = c.Close()
+		p.opts.Record(out)
+	}()
+	out.Err = p.serve(ctx, c, &out)
+}
+
+// Target is what a client that asks for a host means: its name, or the address
+// that stands for one.
+func (p *Proxy) Target(host string, port uint16) (Target, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		t := Target{Addr: a.Unmap(), Port: port}
+		if n, ok := p.opts.Names.Name(t.Addr); ok {
+			return Target{Host: n, Port: port}, nil
+		}
+		return t, nil
+	}
+	n, err := egress.ParseName(host)
+	return Target{Host: n, Port: port}, err
+}
+
+// Allowed is nil if a connection to a target would be let through.
+func (p *Proxy) Allowed(to Target) error {
+	_, err := connect(p.opts.Policy(), to)
+	return err
 }
 
 // reusable has a connection not keep the agent from listening on its port, see

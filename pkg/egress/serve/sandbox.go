@@ -93,13 +93,13 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 		return nil, err
 	}
 	if s.web, err = web.New(web.Options{
-		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: s.budget.bytes, Requests: s.budget.requests,
+		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: s.budget.bytes, Requests: s.budget.requests, Tunnels: tunnels{s},
 		Roots: p.rootsNow(), Record: func(d web.Decision) { p.log.request(id, d) },
 	}); err != nil {
 		return nil, err
 	}
 	if s.proxy, err = proxy.New(proxy.Options{
-		Outside: p.outside, Web: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
+		Outside: p.outside, Web: s.web, Explicit: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
 		Connections: pol.Limits.Connections, Idle: connIdle, Record: func(o proxy.Outcome) { p.log.connection(id, o) },
 	}); err != nil {
 		return nil, errors.Join(err, s.web.Close())
@@ -111,6 +111,22 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 		s.wg.Go(func() { p.tell(s) })
 	}
 	return s, nil
+}
+
+// tunnels are a sandbox's connections by way of its proxy, which is made last.
+type tunnels struct{ s *sandbox }
+
+// Target implements web.Tunnels.
+func (t tunnels) Target(host string, port uint16) (proxy.Target, error) {
+	return t.s.proxy.Target(host, port)
+}
+
+// Allowed implements web.Tunnels.
+func (t tunnels) Allowed(to proxy.Target) error { return t.s.proxy.Allowed(to) }
+
+// Through implements web.Tunnels.
+func (t tunnels) Through(ctx context.Context, c *net.TCPConn, to proxy.Target) {
+	t.s.proxy.Through(ctx, c, to)
 }
 
 // budget is what a sandbox may still use.

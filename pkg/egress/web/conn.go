@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -20,6 +21,9 @@ type conn struct {
 	*net.TCPConn
 	to   proxy.Target
 	kind egress.Kinds // HTTP or HTTPS
+
+	explicit bool            // its client speaks to a proxy
+	ctx      context.Context // of its Serve, if explicit
 
 	once   sync.Once
 	closed chan struct{}

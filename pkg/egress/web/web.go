@@ -51,6 +51,8 @@ type Options struct {
 	Policy func() credential.Policy
 	// Bytes is what goes to servers and comes from them, TLS and all.
 	Bytes *relay.Budget
+	// Tunnels are what clients that speak to a proxy are given.
+	Tunnels Tunnels
 	// Requests is how many may be let through in the sandbox's life.
 	Requests *relay.Budget
 	// Roots are what servers are verified by; nil for the system's.
@@ -96,7 +98,7 @@ var _ proxy.Web = (*Web)(nil)
 
 // New makes a Web and starts it. Close ends it.
 func New(o Options) (*Web, error) {
-	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Requests == nil || o.Record == nil {
+	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Requests == nil || o.Tunnels == nil || o.Record == nil {
 		return nil, errors.New("a web proxy without all of its options")
 	}
 	w := &Web{opts: o, conns: newHanded()}
@@ -181,13 +183,22 @@ func (w *Web) tls(host egress.Name) *tls.Config {
 	return cfg
 }
 
-// ServeHTTP judges one request.
+// ServeHTTP serves one request.
 func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
 		http.Error(out, "creel: a connection of nobody's", http.StatusInternalServerError)
 		return
 	}
+	if c.explicit {
+		w.proxied(out, r, c)
+		return
+	}
+	w.judge(out, r, c)
+}
+
+// judge judges one request that came by a connection, and passes it on.
+func (w *Web) judge(out http.ResponseWriter, r *http.Request, c *conn) {
 	pol := w.opts.Policy()
 	d := Decision{Time: time.Now(), To: c.to, Method: r.Method}
 	d.Path, _, _ = strings.Cut(r.RequestURI, "?")

@@ -111,7 +111,7 @@ func newWorld(t *testing.T, change func(*web.Options), rules ...egress.Rule) *wo
 	}
 	o := web.Options{
 		Dialer: proxy.Dialer{Outside: w}, Authority: func() *authority.Authority { return ca }, Policy: func() credential.Policy { return credential.Policy{Snapshot: egress.NewSnapshot(p)} },
-		Bytes: relay.NewBudget(1 << 30), Requests: relay.NewBudget(1 << 30), Roots: servers, Record: func(d web.Decision) { w.mu.Lock(); w.decisions = append(w.decisions, d); w.mu.Unlock() },
+		Bytes: relay.NewBudget(1 << 30), Requests: relay.NewBudget(1 << 30), Tunnels: w, Roots: servers, Record: func(d web.Decision) { w.mu.Lock(); w.decisions = append(w.decisions, d); w.mu.Unlock() },
 	}
 	if change != nil {
 		change(&o)
@@ -129,8 +129,100 @@ func newWorld(t *testing.T, change func(*web.Options), rules ...egress.Rule) *wo
 	return w
 }
 
+// Target is of web.Tunnels.
+func (*world) Target(host string, port uint16) (proxy.Target, error) {
+	n, err := egress.ParseName(host)
+	return proxy.Target{Host: n, Port: port}, err
+}
+
+// Allowed lets 443 of example.com through.
+func (*world) Allowed(to proxy.Target) error {
+	if to.Host != "example.com" || to.Port != 443 {
+		return &egress.RefusedError{By: "the test's policy", What: to.String()}
+	}
+	return nil
+}
+
+// Through serves as the proxy does that reads.
+func (w *world) Through(ctx context.Context, c *net.TCPConn, to proxy.Target) {
+	_ = w.web.Serve(ctx, c, to, egress.HTTPS)
+	_ = c.Close()
+}
+
+// explicit is an agent's connection to its proxy.
+func (w *world) explicit() net.Conn {
+	return w.connect(func(c *net.TCPConn) { _ = w.web.ServeExplicit(context.WithoutCancel(w.t.Context()), c) })
+}
+
+// TestExplicit: a client that speaks to a proxy gets what one that connects gets.
+func TestExplicit(t *testing.T) {
+	w := newWorld(t, nil,
+		egress.Rule{Host: "example.com", Methods: []string{"GET"}, Paths: []string{"/public/**"}},
+		egress.Rule{Host: "example.com", Protocol: "http", Methods: []string{"GET"}, Paths: []string{"/public/**"}})
+	c := w.client(false)
+	tr := c.Transport.(*http.Transport)
+	tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return w.explicit(), nil }
+	tr.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: "127.0.0.1:3128"})
+	for _, tt := range []struct {
+		method, to string
+		status     int
+		body       string
+	}{
+		{"GET", "https://example.com/public/a?b=c", 200, "hello"},
+		{"GET", "http://example.com/public/a?b=c", 200, "hello"},
+		{"GET", "http://EXAMPLE.com:80/public/a", 200, "hello"},
+		{"GET", "http://example.com/private", 403, "creel: "},
+		{"GET", "http://evil.example/public/a", 403, "creel: "},
+		{"GET", "http://example.com:8080/public/a", 403, "creel: "},
+		{"GET", "http://127.0.0.1/public/a", 403, "creel: "},
+	} {
+		status, body, _ := ask(t, c, tt.method, tt.to, nil)
+		if status != tt.status || !strings.HasPrefix(body, tt.body) {
+			t.Errorf("%s %s: %d %q", tt.method, tt.to, status, body)
+		}
+	}
+	if last, n := w.lastSeen(); n != 3 || last != "HTTP/1.1 GET EXAMPLE.com:80/public/a" {
+		t.Errorf("arrived: %d, %q", n, last)
+	}
+	for said, want := range map[string]string{
+		"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\nearly":                                    "",
+		"CONNECT example.com:80 HTTP/1.1\r\nHost: x\r\n\r\n":                                          "HTTP/1.1 403 ",
+		"CONNECT evil.example:443 HTTP/1.1\r\nHost: example.com\r\n\r\n":                              "HTTP/1.1 403 ",
+		"CONNECT example.com HTTP/1.1\r\nHost: x\r\n\r\n":                                             "HTTP/1.1 403 ",
+		"CONNECT example.com:0443 HTTP/1.1\r\nHost: x\r\n\r\n":                                        "HTTP/1.1 403 ",
+		"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n":                                         "HTTP/1.1 200 Connection established",
+		"GET https://example.com/public/a HTTP/1.1\r\nHost: example.com\r\n\r\n":                      "HTTP/1.1 403 ",
+		"GET /public/a HTTP/1.1\r\nHost: example.com\r\n\r\n":                                         "HTTP/1.1 403 ",
+		"GET http://a@example.com/public/a HTTP/1.1\r\nHost: x\r\n\r\n":                               "HTTP/1.1 403 ",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n":                                                            "HTTP/1.1 ",
+		"GET http://example.com/public/a HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n": "HTTP/1.1 200 OK",
+	} {
+		in := w.explicit()
+		if _, err := io.WriteString(in, said); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 200)
+		n, _ := in.Read(got) // a reset is nothing
+		if !strings.HasPrefix(string(got[:n]), want) || want == "" && n > 0 {
+			t.Errorf("%q: %q", said, got[:n])
+		}
+		in.Close()
+	}
+	if last, n := w.lastSeen(); n != 4 || last != "HTTP/1.1 GET example.com/public/a" {
+		t.Errorf("arrived: %d, %q", n, last)
+	}
+}
+
 // conn is an agent's connection to example.com.
 func (w *world) conn(port uint16) net.Conn {
+	kinds := map[uint16]egress.Kinds{80: egress.HTTP, 443: egress.HTTPS}[port]
+	return w.connect(func(c *net.TCPConn) {
+		_ = w.web.Serve(context.WithoutCancel(w.t.Context()), c, proxy.Target{Host: "example.com", Port: port}, kinds)
+	})
+}
+
+// connect is one end of a connection whose other end is served.
+func (w *world) connect(serve func(*net.TCPConn)) net.Conn {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		w.t.Error(err)
@@ -148,9 +240,8 @@ func (w *world) conn(port uint16) net.Conn {
 		w.t.Error(err)
 		return nil
 	}
-	kinds := map[uint16]egress.Kinds{80: egress.HTTP, 443: egress.HTTPS}[port]
 	go func() {
-		_ = w.web.Serve(context.WithoutCancel(w.t.Context()), s.(*net.TCPConn), proxy.Target{Host: "example.com", Port: port}, kinds)
+		serve(s.(*net.TCPConn))
 		_ = s.Close()
 	}()
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
