@@ -167,6 +167,15 @@ func TestIntercept(t *testing.T) {
 		detail, _ := r["detail"].(map[string]any)
 		return r["action"] == "egress.denied" && detail["what"] == "request" && r["sandbox"] == id
 	})
+	if out, errOut, code := l.Creel("egress", "log", id); code != 0 || !strings.Contains(out, "allowed host.creel.internal:") || !strings.Contains(out, "denied  host.creel.internal:") {
+		t.Errorf("its log: %s%s", out, errOut)
+	}
+	host := fmt.Sprintf("host.creel.internal:%d", s.Port)
+	for path, want := range map[string]int{"/public/x": 0, "/private": 1} {
+		if out, errOut, code := l.Creel("egress", "explain", id, host, "GET", path); code != want {
+			t.Errorf("explain %s: %d: %s%s", path, code, out, errOut)
+		}
+	}
 	serves := `python3 -c 'import socket, threading
 for at in (("127.0.0.1", 80), ("0.0.0.0", 22), ("::1", 443), ("127.0.0.1", 53)):
     l = socket.create_server(at, family=socket.AF_INET6 if ":" in at[0] else socket.AF_INET)

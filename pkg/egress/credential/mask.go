@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -36,7 +35,7 @@ func (s *Set) Mask(resp *http.Response, host egress.Name, port uint16) error {
 		resp.Header.Del("Content-Encoding")
 		resp.Header.Del("Content-Length")
 	default:
-		return fmt.Errorf("%w: %.100q", ErrEncoding, coding)
+		return ErrEncoding // which one is the server's to say, and not to be told
 	}
 	maskHeader(resp.Header, needles)
 	m := &masked{body: resp.Body, needles: needles, end: func() { maskHeader(resp.Trailer, needles) }}
@@ -51,6 +50,13 @@ func (s *Set) Mask(resp *http.Response, host egress.Name, port uint16) error {
 // MaskHeader does the same to what comes before a response.
 func (s *Set) MaskHeader(h http.Header, host egress.Name, port uint16) {
 	maskHeader(h, s.needles(host, port))
+}
+
+// MaskText does the same to a text of what went wrong.
+func (s *Set) MaskText(text string, host egress.Name, port uint16) string {
+	b := []byte(text)
+	mask(b, s.needles(host, port))
+	return string(b)
 }
 
 func (s *Set) needles(host egress.Name, port uint16) (all [][]byte) {

@@ -62,7 +62,7 @@ func (w *Web) proxied(out http.ResponseWriter, r *http.Request, c *conn) {
 	}
 	if d.Err != nil {
 		w.opts.Record(d)
-		refuse(out, d.Err)
+		refuse(out, d, 0)
 		return
 	}
 	// From here on it is as if it had come by a connection to there. For the host
@@ -100,7 +100,7 @@ func (w *Web) connect(out http.ResponseWriter, r *http.Request, c *conn) {
 	}
 	if d.Err != nil {
 		w.opts.Record(d)
-		refuse(out, d.Err)
+		refuse(out, d, egress.HTTPS)
 		return
 	}
 	_, buf, err := http.NewResponseController(out).Hijack()

@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -219,7 +220,7 @@ func (w *Web) judge(out http.ResponseWriter, r *http.Request, c *conn) {
 	}
 	w.opts.Record(d)
 	if d.Err != nil {
-		refuse(out, d.Err)
+		refuse(out, d, c.kind)
 		return
 	}
 	// A server may answer before it has all of the request, or before it is known
@@ -281,12 +282,32 @@ func form(r *http.Request, to proxy.Target) error {
 	return nil
 }
 
-// refuse says no, in one line.
-func refuse(out http.ResponseWriter, err error) {
+// refuse says no, in one line: who does, and by which rule it would be allowed.
+func refuse(out http.ResponseWriter, d Decision, kind egress.Kinds) {
+	err := d.Err
+	if no, ok := errors.AsType[*egress.RefusedError](err); ok && d.To.Host != "" && kind != 0 {
+		err = fmt.Errorf("%w; a rule there that allows it: --allow %q", no, fix(d, kind))
+	}
 	out.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	out.Header().Set("Creel-Refused", "true")
 	out.WriteHeader(http.StatusForbidden)
 	_, _ = io.WriteString(out, "creel: "+oneLine(err)+"\n") //nolint:gosec // plain text, said so above
+}
+
+// plain are paths and methods that are safe in what somebody may copy to a shell:
+// an agent chose them.
+var plain = regexp.MustCompile(`^[A-Za-z0-9/_.~-]{1,200}$`)
+
+// fix is a rule that allows a request.
+func fix(d Decision, kind egress.Kinds) string {
+	protocol := "https"
+	if kind == egress.HTTP {
+		protocol = "http"
+	}
+	if !plain.MatchString(d.Method) || !plain.MatchString(d.Path) {
+		return fmt.Sprintf("%s %s", protocol, d.To)
+	}
+	return fmt.Sprintf("%s %s %s %s", protocol, d.To, d.Method, d.Path)
 }
 
 // oneLine is an error without what could be taken for another line.
@@ -312,12 +333,17 @@ func rewrite(pr *httputil.ProxyRequest) {
 }
 
 // broken is the answer where the server gave none.
-func broken(out http.ResponseWriter, _ *http.Request, err error) {
+func broken(out http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusBadGateway
 	if errors.Is(err, relay.ErrBudget) {
 		status = http.StatusForbidden
 	}
-	http.Error(out, "creel: "+oneLine(err), status)
+	text := oneLine(err)
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if pol, judged := r.Context().Value(policyKey{}).(credential.Policy); ok && judged {
+		text = pol.Secrets.MaskText(text, c.to.Host, c.to.Port) // it may quote the server
+	}
+	http.Error(out, "creel: "+text, status)
 }
 
 // dial connects to the server of a request that was judged.

@@ -323,7 +323,7 @@ func TestRequests(t *testing.T) {
 				{"PROPFIND", "http://example.com/", nil, 200, "HTTP/1.1 PROPFIND example.com/"},
 				{"GET", "https://example.com/v1/x", []string{"Host: example.com:443"}, 200, "HTTP/2.0 GET example.com:443/v1/x"},
 				{"GET", "https://example.com/v1/x", []string{"Host: EXAMPLE.com"}, 200, "HTTP/2.0 GET EXAMPLE.com/v1/x"},
-				{"DELETE", "https://example.com/v1/models", nil, 403, "creel: DELETE https://example.com:443/v1/models is not allowed by the test's policy"},
+				{"DELETE", "https://example.com/v1/models", nil, 403, "creel: DELETE https://example.com:443/v1/models is not allowed by the test's policy; a rule there that allows it: --allow \"https example.com:443 DELETE /v1/models\""},
 				{"GET", "https://example.com/v2/models", nil, 403, "creel: GET https://example.com:443/v2/models is not allowed by the test's policy"},
 				{"GET", "https://example.com/v1/../v2", nil, 403, "is not allowed"},
 				{"GET", "https://example.com/v1/%2e%2e/v2", nil, 403, "is not allowed"},
@@ -756,5 +756,37 @@ func TestSecrets(t *testing.T) {
 	}
 	if used != 6 {
 		t.Errorf("used %d times", used)
+	}
+}
+
+// TestBrokenServer: what is told of an answer that is none does not tell a secret
+// that is in it.
+func TestBrokenServer(t *testing.T) {
+	const value = "the-value-of-the-secret"
+	secrets, err := credential.New([]credential.Secret{{Name: "key", Rule: "example.com", Place: api.SecretPlace{Kind: api.PlaceBearer}, Value: value, Placeholder: "creel_0123456789abcdef"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(o *web.Options) {
+		snapshot := o.Policy().Snapshot
+		o.Policy = func() credential.Policy { return credential.Policy{Snapshot: snapshot, Secrets: secrets} }
+	}, egress.Rule{Host: "example.com"})
+	w.secure.EnableHTTP2 = false
+	w.handle(func(out http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 1 {
+			out.Header().Set("Content-Encoding", "br "+r.Header.Get("Authorization"))
+			return
+		}
+		c, _, err := http.NewResponseController(out).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(c, r.Header.Get("Authorization")+"\r\n\r\n")
+		c.Close()
+	})
+	status, body, _ := ask(t, w.client(false), http.MethodGet, "https://example.com/", nil)
+	if status != http.StatusBadGateway || strings.Contains(strings.ToLower(body), value) || body == "" {
+		t.Errorf("%d %q", status, body)
 	}
 }
