@@ -94,7 +94,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringVar(&r.Home, "home", "", "ephemeral, or persistent: a volume of the agent's")
 	fl.StringVar(&r.Runtime, "runtime", "", "crun or runc")
 	fl.StringVar(&r.Network, "network", "", "none, or policy: what --allow, the profile and the caller's ceiling let be reached")
-	fl.StringArrayVar(&r.Egress, "allow", nil, "let it reach HOST[:PORT], or a rule such as \"tcp git.example.com:22\"; means --network policy")
+	fl.StringArrayVar(&r.Egress, "allow", nil, "let it reach HOST[:PORT], a rule such as \"tcp git.example.com:22\", or a preset's such as @github; means --network policy")
 	fl.StringArrayVar(&r.Secrets, "secret", nil, "let its requests go out with this secret, see creel secret; means --network policy")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the sandbox")
 	fl.StringVar(&r.Logs, "logs", "", "none keeps nothing of any output")
@@ -143,6 +143,8 @@ func (f *runFlags) sandbox() (api.SpawnRequest, error) {
 		req.Network = "policy"
 	}
 	var err error
+	req.Egress, err = expand(context.Background(), req.Egress)
+	errs = append(errs, err)
 	req.Env, err = environment(f.env, f.envFiles)
 	errs = append(errs, err)
 	req.Labels, err = parseLabels(f.labels)

@@ -291,7 +291,7 @@ func refuse(out http.ResponseWriter, d Decision, kind egress.Kinds) {
 	out.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	out.Header().Set("Creel-Refused", "true")
 	out.WriteHeader(http.StatusForbidden)
-	_, _ = io.WriteString(out, "creel: "+oneLine(err)+"\n") //nolint:gosec // plain text, said so above
+	_, _ = io.WriteString(out, "creel: "+oneLine(err)+"\n")
 }
 
 // plain are paths and methods that are safe in what somebody may copy to a shell:
