@@ -46,7 +46,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.image, "image", ".cache/images/base.oci.tar", "OCI archive to run")
 	f.StringVar(&o.output, "output", "", "file for the numbers as JSON; none when empty")
 	f.StringVar(&o.runtime, "runtime", "crun", "OCI runtime, crun or runc")
-	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, admission, exec, oneshot, tree, runtime, group, audit, import; all when empty")
+	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, admission, exec, oneshot, tree, runtime, group, audit, egress, import; all when empty")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -91,6 +91,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"runtime", b.runtimeStage},
 		{"group", b.groupStage},
 		{"audit", b.auditStage},
+		{"egress", b.egressStage},
 		// Last: it takes the image away each time.
 		{"import", b.importStage},
 	} {

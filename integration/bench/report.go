@@ -32,6 +32,7 @@ type target struct {
 	most  float64 // of the median
 	p95   float64 // likewise of the nearest rank of 95 %
 	ratio float64 // of the median to the baseline's
+	more  float64 // of the median than the baseline's
 }
 
 func (t target) text(unit string) string {
@@ -44,6 +45,9 @@ func (t target) text(unit string) string {
 	}
 	if t.ratio > 0 {
 		parts = append(parts, fmt.Sprintf("ratio <= %g", t.ratio))
+	}
+	if t.more > 0 {
+		parts = append(parts, fmt.Sprintf("<= %g %s more", t.more, unit))
 	}
 	return strings.Join(parts, " and ")
 }
@@ -59,7 +63,7 @@ func (r *report) add(name, unit string, samples []float64, baseline string, base
 		p50 := quantile(base, 0.5)
 		ratio := m.P50 / p50
 		m.BaselineP50, m.Ratio = &p50, &ratio
-		met = met && (t.ratio == 0 || ratio <= t.ratio)
+		met = met && (t.ratio == 0 || ratio <= t.ratio) && (t.more == 0 || m.P50-p50 <= t.more)
 	}
 	if t != (target{}) {
 		m.Met = &met
