@@ -75,7 +75,7 @@ func newWire(ctx context.Context, b *bench) (w *wire, err error) {
 		return w, err
 	}
 	w.close = append(w.close, func() error { return unix.Unmount(w.pins, unix.MNT_DETACH) })
-	root, err := w.serve()
+	root, err := w.serve(ctx)
 	if err != nil {
 		return w, err
 	}
@@ -127,7 +127,8 @@ func (w *wire) pid() int {
 
 // serve starts a TLS server and a raw one, and gives the certificate of the
 // first.
-func (w *wire) serve() (root string, err error) {
+func (w *wire) serve(ctx context.Context) (root string, err error) {
+	var lc net.ListenConfig
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", err
@@ -143,7 +144,7 @@ func (w *wire) serve() (root string, err error) {
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	w.roots = x509.NewCertPool()
 	w.roots.AppendCertsFromPEM(text)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
@@ -164,7 +165,7 @@ func (w *wire) serve() (root string, err error) {
 	}
 	go func() { _ = srv.ServeTLS(l, "", "") }()
 	w.tls = l.Addr().(*net.TCPAddr).Port
-	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	raw, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
