@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -89,6 +90,10 @@ func (b *box) Attach(context.Context, peer.Cred, string, server.AttachOptions) (
 	return session{}, b.done("attach")
 }
 
+func (b *box) Forward(context.Context, peer.Cred, string, uint16) (*net.TCPConn, error) {
+	return nil, b.done("forward")
+}
+
 func (b *box) Stop(context.Context, peer.Cred, string, time.Duration) (*api.WaitResult, error) {
 	return &api.WaitResult{}, b.done("stop")
 }
@@ -159,6 +164,10 @@ var calls = []struct {
 	}},
 	{"attach", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.Attach(ctx, c, "b", server.AttachOptions{Stdin: true})
+		return err
+	}},
+	{"forward", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.Forward(ctx, c, "b", 80)
 		return err
 	}},
 	{"resume", true, func(ctx context.Context, s server.Service, c peer.Cred) error { return s.Resume(ctx, c, "b") }},

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -129,6 +130,23 @@ func (s *service) Exec(ctx context.Context, c peer.Cred, ref string, req api.Exe
 	}
 	a.end(err)
 	return session, err
+}
+
+// Forward implements server.Service. What goes over it is not looked at.
+func (s *service) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
+	a := s.r.begin(ctx, c, "sandbox.forward", ref, "")
+	a.Asked = map[string]string{"port": strconv.Itoa(int(port))}
+	if err := a.queue(ctx); err != nil {
+		return nil, a.done(err)
+	}
+	conn, err := s.Actions.Forward(ctx, c, ref, port)
+	if err := a.done(err); err != nil {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		return nil, err
+	}
+	return conn, nil
 }
 
 // Attach implements server.Service. Only one that sends input does something.

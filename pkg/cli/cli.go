@@ -158,7 +158,7 @@ func newRoot(a *app) *cobra.Command {
 		cmds []*cobra.Command
 	}{
 		{groupRun, []*cobra.Command{
-			runCommand(a), explainCommand(a), execCommand(a), attachCommand(a), psCommand(a), stopCommand(a), killCommand(a),
+			runCommand(a), explainCommand(a), execCommand(a), attachCommand(a), forwardCommand(a), psCommand(a), stopCommand(a), killCommand(a),
 			pauseCommand(a), resumeCommand(a), removeCommand(a), waitCommand(a), mcpCommand(a),
 		}},
 		{groupLook, []*cobra.Command{

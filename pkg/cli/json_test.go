@@ -26,7 +26,7 @@ func TestJSONEverywhere(t *testing.T) {
 	other := map[string]string{
 		"creel attach": "the command's own output", "creel exec": "the command's own output", "creel run": "the command's own output; -d is below",
 		"creel kill": "no result", "creel pause": "no result", "creel resume": "no result", "creel rm": "no result", "creel image rm": "no result", "creel volume rm": "no result", "creel secret rm": "no result",
-		"creel egress explain": "exit code 1; TestEgressExplain", "creel egress log": "nothing where there is nothing; TestEgressLog", "creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
+		"creel egress explain": "exit code 1; TestEgressExplain", "creel egress log": "nothing where there is nothing; TestEgressLog", "creel forward": "does not end by itself; integration TestForward", "creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
 		"creel image pull": "another program's; TestImagePull", "creel audit export": "the records", "creel audit verify": "needs a log",
 		"creel help": "text", "creel completion bash": "a script", "creel completion fish": "a script", "creel completion powershell": "a script", "creel completion zsh": "a script",
 	}

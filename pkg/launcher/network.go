@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -386,6 +387,30 @@ func (sb *sandbox) peersControl(cookie uint64) []api.Control {
 		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
 	}
 	return nil
+}
+
+// Forward connects to a server on a sandbox's own loopback, by IPv4 or else IPv6.
+// The sandbox is not idle while the connection is there.
+func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
+	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := sb.active(ctx); err != nil {
+		return nil, err
+	}
+	rec := sb.record()
+	ns, err := netns.Open(rec.InitPID, rec.NetNS, reaches(&rec.Sandbox))
+	if err != nil {
+		return nil, api.Errorf(api.CodeConflict, "sandbox %s has ended", sb.id)
+	}
+	defer func() { _ = ns.Close() }()
+	conn, err := ns.Dial(ctx, port)
+	if err != nil {
+		return nil, api.Errorf(api.CodeUnavailable, "port %d of sandbox %s: %w", port, sb.id, err).
+			WithHint("have a server in it listen on 127.0.0.1, or on all addresses")
+	}
+	return conn, nil
 }
 
 // secretsOf are the secrets that a request names, each of which its agent may use

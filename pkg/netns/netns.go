@@ -8,6 +8,7 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
@@ -146,6 +148,37 @@ func (n *NS) File() *os.File { return n.file }
 // this pid namespace until Close.
 func (n *NS) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
+
+// dialTimeout bounds Dial, for each family: a server that does not accept.
+const dialTimeout = 5 * time.Second
+
+// Dial connects to a port of the namespace's own loopback, by IPv4 or, where
+// nobody listens, by IPv6.
+func (n *NS) Dial(ctx context.Context, port uint16) (*net.TCPConn, error) {
+	var c *net.TCPConn
+	err := thread.Do(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		var errs []error
+		for _, a := range []string{"127.0.0.1", "::1"} {
+			// Of an address by its number the socket is made right here, on
+			// this thread.
+			d := net.Dialer{Timeout: dialTimeout}
+			got, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, strconv.Itoa(int(port))))
+			if err == nil {
+				c = got.(*net.TCPConn) //nolint:forcetypeassert // of "tcp" it is one
+				return nil
+			}
+			errs = append(errs, err)
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				break
+			}
+		}
+		return errs[0]
+	})
+	return c, err
 }
 
 // Close lets go of the namespace. The kernel destroys it when no process is

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -24,6 +25,7 @@ type fake struct {
 	by    server.Caller // of the last
 
 	err     error // what every method returns when set
+	forward func() (*net.TCPConn, error)
 	session *fakeSession
 	files   []string // names of entries of a listing
 	wait    func(ctx context.Context) error
@@ -316,6 +318,13 @@ func (f *fake) Volumes(_ context.Context, c server.Caller) ([]api.Volume, error)
 
 func (f *fake) Volume(_ context.Context, c server.Caller, name string) (*api.Volume, error) {
 	return &api.Volume{Name: name}, f.note(c, "Volume", name)
+}
+
+func (f *fake) Forward(_ context.Context, c server.Caller, ref string, port uint16) (*net.TCPConn, error) {
+	if err := f.note(c, "Forward", ref, port); err != nil {
+		return nil, err
+	}
+	return f.forward()
 }
 
 func (f *fake) SetSecret(_ context.Context, c server.Caller, name string, req api.SecretRequest) (*api.Secret, error) {

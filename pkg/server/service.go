@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"net"
 	"os"
 	"syscall"
 	"time"
@@ -73,6 +74,8 @@ type Actions interface {
 
 	// Exec starts a command. The session outlives ctx; Session.Close ends it.
 	Exec(ctx context.Context, c Caller, ref string, req api.ExecRequest) (Session, error)
+	// Forward connects to a server on a sandbox's own loopback.
+	Forward(ctx context.Context, c Caller, ref string, port uint16) (*net.TCPConn, error)
 	// Attach joins the main command. Session.Close ends only the attach.
 	Attach(ctx context.Context, c Caller, ref string, opts AttachOptions) (Session, error)
 	// Logs gives the kept output to emit, oldest first: stream is 1 (stdout)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -427,6 +428,67 @@ func TestExecErrorIsPlainHTTP(t *testing.T) {
 	status, _, body := d.do(t, "POST", "/v1/sandboxes/x/exec", `{"command":["a"]}`, "Connection", "Upgrade", "Upgrade", "creel-stream")
 	if status != 409 || !strings.Contains(body, "it is paused") {
 		t.Errorf("answer %d %s", status, body)
+	}
+}
+
+// TestForward: bytes go both ways, each end is passed on, and what does not connect
+// is an answer.
+func TestForward(t *testing.T) {
+	d := start(t, server.Options{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d.svc.forward = func() (*net.TCPConn, error) {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		return c.(*net.TCPConn), nil
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b, err := io.ReadAll(c)
+				if err == nil {
+					_, _ = c.Write(bytes.ToUpper(b))
+				}
+			}()
+		}
+	}()
+	c := d.dial(t)
+	defer c.Close()
+	text := strings.Repeat("hello ", 100_000)
+	const head = "POST /v1/sandboxes/a/forward?port=80 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: creel-stream\r\nContent-Length: 0\r\n\r\n"
+	go func() {
+		_, _ = io.WriteString(c, head+text) // with its first bytes
+		_ = c.CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, body, _ := strings.Cut(string(got), "\r\n\r\n")
+	if !strings.HasPrefix(answer, "HTTP/1.1 101 ") || body != strings.ToUpper(text) {
+		t.Errorf("%q, and %d bytes", answer, len(body))
+	}
+	d.svc.forward = func() (*net.TCPConn, error) { return nil, api.Errorf(api.CodeUnavailable, "nobody listens") }
+	for target, want := range map[string]string{
+		"/v1/sandboxes/a/forward?port=80": "HTTP/1.1 503 ", "/v1/sandboxes/a/forward?port=0": "HTTP/1.1 400 ", "/v1/sandboxes/a/forward": "HTTP/1.1 400 ", "/v1/sandboxes/a/forward?port=65536": "HTTP/1.1 400 ",
+	} {
+		c := d.dial(t)
+		_, _ = io.WriteString(c, strings.Replace(head, "/v1/sandboxes/a/forward?port=80", target, 1))
+		b := make([]byte, len(want))
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", target, b, err)
+		}
+		c.Close()
 	}
 }
 

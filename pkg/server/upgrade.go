@@ -1,11 +1,17 @@
 package server
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/fdconn"
@@ -120,4 +126,100 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, start func(cont
 	// which is before what came with it has reached the command.
 	newSession(s, sess, fc, buf.Reader).run(context.WithoutCancel(r.Context()))
 	return nil
+}
+
+// forward connects the client with a server in the sandbox: after the upgrade
+// there are bytes and no frames.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	port := q.number("port", 0, 1, math.MaxUint16)
+	if err := q.done(); err != nil {
+		return err
+	}
+	if port == 0 {
+		return invalid("the request is not valid", api.Problem{Field: "port", Want: "1 to 65535"})
+	}
+	if !wantsUpgrade(r) {
+		upgradeRequired(w, r)
+		return nil
+	}
+	if err := readJSON(w, r, &struct{}{}, true); err != nil {
+		return err
+	}
+	s.sessions.Add(1)
+	defer s.sessions.Done()
+	up, err := s.svc.Forward(r.Context(), c, r.PathValue("ref"), uint16(port))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = up.Close() }()
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("take over the connection: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	if a, ok := w.(*answer); ok {
+		a.status = http.StatusSwitchingProtocols
+	}
+	fc, ok := conn.(*fdconn.Conn)
+	if !ok {
+		return fmt.Errorf("take over the connection: it is a %T", conn)
+	}
+	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + stream.Protocol + "\r\nConnection: Upgrade\r\n" + requestIDHeader + ": "
+	if _, err := fc.Write([]byte(head + RequestID(r.Context()) + "\r\n\r\n")); err != nil {
+		return nil //nolint:nilerr // the client has gone
+	}
+	stop := make(chan struct{})
+	go func() {
+		select {
+		case <-s.stop:
+			_, _ = up.Close(), fc.Close()
+		case <-stop:
+		}
+	}()
+	defer close(stop)
+	both(fc, buf.Reader, up)
+	return nil
+}
+
+// forwardIdle ends a connection over which nothing goes.
+const forwardIdle = time.Hour
+
+// both passes bytes on, each way until its end, and returns after both, or when
+// one breaks or nothing goes over either for forwardIdle.
+func both(client *fdconn.Conn, from *bufio.Reader, up *net.TCPConn) {
+	var wg sync.WaitGroup
+	var once sync.Once
+	broken := func() { once.Do(func() { _, _ = up.Close(), client.Close() }) }
+	touch := func() {
+		at := time.Now().Add(forwardIdle)
+		_, _ = client.SetDeadline(at), up.SetDeadline(at)
+	}
+	one := func(dst io.Writer, src io.Reader, end func() error) {
+		wg.Go(func() {
+			touch()
+			b := make([]byte, 64<<10)
+			for {
+				n, err := src.Read(b)
+				if n > 0 {
+					touch()
+					if _, err := dst.Write(b[:n]); err != nil {
+						broken()
+						return
+					}
+				}
+				if errors.Is(err, io.EOF) {
+					_ = end()
+					return
+				}
+				if err != nil {
+					broken()
+					return
+				}
+			}
+		})
+	}
+	one(up, from, up.CloseWrite)
+	one(client, up, client.CloseWrite)
+	wg.Wait()
 }

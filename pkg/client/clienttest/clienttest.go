@@ -367,6 +367,14 @@ func (d *Daemon) Attach(_ context.Context, _ server.Caller, ref string, _ server
 	return newAttach(b.proc), nil
 }
 
+// Forward reaches nobody.
+func (d *Daemon) Forward(_ context.Context, _ server.Caller, ref string, _ uint16) (*net.TCPConn, error) {
+	if _, err := d.get(ref); err != nil {
+		return nil, err
+	}
+	return nil, api.Errorf(api.CodeUnavailable, "nobody serves there")
+}
+
 // Stats are made up.
 func (d *Daemon) Stats(_ context.Context, _ server.Caller, ref string) (*api.Stats, error) {
 	b, err := d.get(ref)
