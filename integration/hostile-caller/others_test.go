@@ -29,6 +29,7 @@ var routes = []struct{ name, method, path, body string }{
 	{"exec", "POST", "/exec", `{"command":["/bin/cat","/data/secret"]}`},
 	{"commit", "POST", "/commit", `{"image":"mine:1"}`},
 	{"attach", "POST", "/attach", ""},
+	{"forward", "POST", "/forward?port=80", ""},
 	{"read", "GET", "/files?path=/data/secret", ""},
 	{"write", "PUT", "/files?path=/tmp/x", "x"},
 	{"delete", "DELETE", "/files?path=/data/secret", ""},
@@ -47,7 +48,7 @@ func othersSandbox() []attempt {
 			name: "others-" + rt.name, tries: rt.method + " " + strings.SplitN(rt.path+"?", "?", 2)[0] + " of another user's and of root's sandbox, by id, name and prefix",
 			fails: "not_found", do: func(a *attacker) string {
 				headers := "Content-Type: application/json\r\n"
-				if rt.name == "attach" {
+				if rt.name == "attach" || rt.name == "forward" {
 					headers += "Connection: Upgrade\r\nUpgrade: creel-stream\r\n"
 				}
 				plain := func(ref string) string {
