@@ -89,6 +89,40 @@ func TestEgress(t *testing.T) {
 		}
 	}
 	reaches("at first")
+	// More can be allowed while it runs, and is listed until it is.
+	two := greeter(t, "more")
+	host := fmt.Sprintf("host.creel.internal:%d", two)
+	ask := func() string {
+		out, errOut, _ := l.Creel("exec", id, "--", "python3", "-c", connectScript, "host.creel.internal", fmt.Sprint(two))
+		return out + errOut
+	}
+	if got := ask(); !strings.HasPrefix(got, "ConnectionResetError ") {
+		t.Errorf("before it was allowed: %s", got)
+	}
+	awaitAudit(t, l, "refused", func(r map[string]any) bool {
+		detail, _ := r["detail"].(map[string]any)
+		return r["action"] == "egress.denied" && detail["to"] == host
+	})
+	if out, errOut, code := l.Creel("egress", "pending", id); code != 0 || !strings.Contains(out, `"tcp `+host+`"`) {
+		t.Errorf("pending: %s%s", out, errOut)
+	}
+	if _, errOut, code := l.Creel("egress", "allow", id, "https "+host+" GET /x"); code == 0 || !strings.Contains(errOut, "not opened up") {
+		t.Errorf("a rule that opens TLS up: %s", errOut)
+	}
+	if _, errOut, code := l.Creel("egress", "allow", id, "tcp "+host); code != 0 {
+		t.Error(errOut)
+	}
+	if got := ask(); !strings.HasPrefix(got, "heard more") {
+		t.Errorf("after it was allowed: %s", got)
+	}
+	if out, _, _ := l.Creel("egress", "pending", id); strings.Contains(out, host) {
+		t.Errorf("pending: %s", out)
+	}
+	defer func() {
+		if got := ask(); !strings.HasPrefix(got, "heard more") {
+			t.Errorf("at the end: %s", got)
+		}
+	}()
 	l.KillProcess(lab.Egress, id)
 	reaches("after its creel-egress was killed")
 	l.Kill()

@@ -510,6 +510,12 @@ type Doctor struct {
 	Leftovers []string `json:"leftovers"`
 }
 
+// EgressRequest has a sandbox reach more. It is a closed schema.
+type EgressRequest struct {
+	// Allow are rules of the form of SpawnRequest.Egress. Required.
+	Allow []string `json:"allow"`
+}
+
 // EgressParty is one of those who have a say in what a sandbox reaches.
 type EgressParty struct {
 	// By names it where a refusal is told: "the profile default".

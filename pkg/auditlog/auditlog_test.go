@@ -90,6 +90,10 @@ func (b *box) Attach(context.Context, peer.Cred, string, server.AttachOptions) (
 	return session{}, b.done("attach")
 }
 
+func (b *box) AllowEgress(context.Context, peer.Cred, string, []string) (*api.Sandbox, error) {
+	return &api.Sandbox{}, b.done("allow")
+}
+
 func (b *box) Forward(context.Context, peer.Cred, string, uint16) (*net.TCPConn, error) {
 	return nil, b.done("forward")
 }
@@ -164,6 +168,10 @@ var calls = []struct {
 	}},
 	{"attach", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.Attach(ctx, c, "b", server.AttachOptions{Stdin: true})
+		return err
+	}},
+	{"allow", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.AllowEgress(ctx, c, "b", []string{"a.example"})
 		return err
 	}},
 	{"forward", true, func(ctx context.Context, s server.Service, c peer.Cred) error {

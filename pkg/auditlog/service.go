@@ -132,6 +132,17 @@ func (s *service) Exec(ctx context.Context, c peer.Cred, ref string, req api.Exe
 	return session, err
 }
 
+// AllowEgress implements server.Service.
+func (s *service) AllowEgress(ctx context.Context, c peer.Cred, ref string, rules []string) (sb *api.Sandbox, err error) {
+	a := s.r.begin(ctx, c, "egress.allow", ref, "")
+	a.Asked = asked(api.EgressRequest{Allow: rules})
+	err = s.working(ctx, a, func() error {
+		sb, err = s.Actions.AllowEgress(ctx, c, ref, rules)
+		return err
+	})
+	return sb, err
+}
+
 // Forward implements server.Service. What goes over it is not looked at.
 func (s *service) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
 	a := s.r.begin(ctx, c, "sandbox.forward", ref, "")

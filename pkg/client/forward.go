@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"github.com/creel-sandbox/creel/pkg/api"
 )
 
 // Forwarded is a connection to a server in a sandbox.
@@ -35,3 +37,12 @@ func (f *Forwarded) CloseWrite() error { return f.w.conn.CloseWrite() }
 
 // Close implements io.Closer.
 func (f *Forwarded) Close() error { f.w.close(); return nil }
+
+// AllowEgress has a running sandbox reach more than its request named.
+func (c *Client) AllowEgress(ctx context.Context, ref string, rules []string) (*api.Sandbox, error) {
+	var out api.Sandbox
+	if err := c.post(ctx, ref, "egress", api.EgressRequest{Allow: rules}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}

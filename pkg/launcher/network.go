@@ -20,7 +20,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress"
-	"github.com/creel-sandbox/creel/pkg/egress/credential"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 	"github.com/creel-sandbox/creel/pkg/egressproc"
@@ -389,6 +388,82 @@ func (sb *sandbox) peersControl(cookie uint64) []api.Control {
 	return nil
 }
 
+// AllowEgress has a sandbox that runs reach more than its request named. That is
+// its caller's own to say: what profile, ceiling and parent do not allow stays
+// refused, and a rule of which they do not have all is an error. What a child was
+// given stays as it was.
+func (l *Launcher) AllowEgress(ctx context.Context, c peer.Cred, ref string, rules []string) (*api.Sandbox, error) {
+	sb, err := l.findLaunched(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	added, problems := egress.ParseLines(requestParty, "allow", rules)
+	if added == nil || len(rules) == 0 {
+		e := api.Errorf(api.CodeInvalid, "the rules are not valid")
+		e.Problems = problems
+		return nil, e
+	}
+	if added.Reads() && !opened(&sb.fixed.Sandbox) {
+		return nil, api.Errorf(api.CodeInvalid, "the TLS of sandbox %s is not opened up, since no rule asked for it when it was made", sb.id).
+			WithHint("leave methods and paths out, or make a new sandbox with --allow")
+	}
+	l.secretMu.RLock()
+	defer l.secretMu.RUnlock()
+	if err := sb.widen(added); err != nil {
+		return nil, err
+	}
+	if l.Egress == nil {
+		return nil, fmt.Errorf("its network: %w", l.NoEgress)
+	}
+	if err := l.Egress.Resume(ctx, sb.id, l.egressPolicy(sb.record())); err != nil {
+		return nil, err
+	}
+	v := sb.view()
+	return &v, nil
+}
+
+// requestParty is what a sandbox's own request is called among its parties, which
+// come before its parent's.
+const requestParty = "the request"
+
+// widen adds rules to those of the sandbox's own request, if all others who have a
+// say allow them.
+func (sb *sandbox) widen(added *egress.Policy) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	r := sb.rec
+	own := slices.IndexFunc(r.Sandbox.Egress, func(p api.EgressParty) bool { return p.By == requestParty })
+	if len(r.Request.Egress) == 0 || own < 0 || ended(r.Sandbox.State) {
+		return api.Errorf(api.CodeConflict, "sandbox %s reaches all that others allow it, or has no network", sb.id).
+			WithHint("\"creel egress explain\" says who refuses")
+	}
+	parties := slices.Clone(r.Sandbox.Egress)
+	for i, p := range parties {
+		pol, _ := egress.ParseLines(p.By, "egress", p.Rules)
+		if pol == nil {
+			return fmt.Errorf("the rules of %s cannot be read", p.By)
+		}
+		if i == own {
+			continue
+		}
+		for _, n := range added.Beyond(pol) {
+			return api.Errorf(api.CodeDenied, "%s is not allowed by %s", added.Texts()[n], p.By)
+		}
+	}
+	mine := slices.Clone(parties[own].Rules)
+	for _, text := range added.Texts() {
+		if !slices.Contains(mine, text) {
+			mine = append(mine, text)
+		}
+	}
+	if len(mine) > egress.MaxRules {
+		return api.Errorf(api.CodeExhausted, "%d rules; %d at most", len(mine), egress.MaxRules)
+	}
+	parties[own].Rules = mine
+	r.Sandbox.Egress = parties
+	return sb.putLocked(r)
+}
+
 // Forward connects to a server on a sandbox's own loopback, by IPv4 or else IPv6.
 // The sandbox is not idle while the connection is there.
 func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
@@ -442,41 +517,12 @@ func (l *Launcher) secretsOf(c peer.Cred, a *admission.Admitted, parent *sandbox
 			return nil, api.Errorf(api.CodeDenied, "the secret %s is not for the agent %s", name, a.Request.Agent).
 				WithHint("have whoever set it do so again with --agent " + a.Request.Agent)
 		}
-		if err := reached(reach, s); err != nil {
+		if err := secrets.Reached(reach, s); err != nil {
 			return nil, err
 		}
 		refs = append(refs, ref)
 	}
 	return refs, nil
-}
-
-// reached is nil if a network lets requests be made that a secret goes with.
-func reached(reach egress.Snapshot, s api.Secret) error {
-	r, err := egress.ParseText(s.Rule)
-	if err != nil {
-		return fmt.Errorf("secret %s: %w", s.Name, err)
-	}
-	bound, err := credential.ParseRule(s.Rule)
-	if err != nil {
-		return fmt.Errorf("secret %s: %w", s.Name, err)
-	}
-	host, err := egress.ParseName(r.Host)
-	if err != nil {
-		return fmt.Errorf("secret %s: %w", s.Name, err)
-	}
-	ports := r.Ports
-	if len(ports) == 0 {
-		ports = []uint16{443}
-	}
-	both := egress.NewSnapshot(bound)
-	for _, port := range ports {
-		g, err := reach.Connect(host, port)
-		if _, berr := both.Connect(host, port); err == nil && berr == nil && g.Kinds&egress.HTTPS != 0 {
-			return nil
-		}
-	}
-	return api.Errorf(api.CodeInvalid, "the secret %s is for %s, which no https rule of the network reaches", s.Name, s.Rule).
-		WithHint(fmt.Sprintf("allow it: --allow %q", s.Rule))
 }
 
 // usedSecrets counts a request that went out with secrets. Each destination of

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/credential"
 )
 
@@ -475,6 +476,35 @@ func For(s api.Secret, agent string) bool {
 		ok, err := path.Match(p, agent)
 		return ok && err == nil
 	})
+}
+
+// Reached is nil if a network lets requests be made that a secret goes with.
+func Reached(reach egress.Snapshot, s api.Secret) error {
+	r, err := egress.ParseText(s.Rule)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	bound, err := credential.ParseRule(s.Rule)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	host, err := egress.ParseName(r.Host)
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", s.Name, err)
+	}
+	ports := r.Ports
+	if len(ports) == 0 {
+		ports = []uint16{443}
+	}
+	both := egress.NewSnapshot(bound)
+	for _, port := range ports {
+		g, err := reach.Connect(host, port)
+		if _, berr := both.Connect(host, port); err == nil && berr == nil && g.Kinds&egress.HTTPS != 0 {
+			return nil
+		}
+	}
+	return api.Errorf(api.CodeInvalid, "the secret %s is for %s, which no https rule of the network reaches", s.Name, s.Rule).
+		WithHint(fmt.Sprintf("allow it: --allow %q", s.Rule))
 }
 
 // Used counts a use.

@@ -320,6 +320,10 @@ func (f *fake) Volume(_ context.Context, c server.Caller, name string) (*api.Vol
 	return &api.Volume{Name: name}, f.note(c, "Volume", name)
 }
 
+func (f *fake) AllowEgress(_ context.Context, c server.Caller, ref string, rules []string) (*api.Sandbox, error) {
+	return &api.Sandbox{ID: ref}, f.note(c, "AllowEgress", ref, rules)
+}
+
 func (f *fake) Forward(_ context.Context, c server.Caller, ref string, port uint16) (*net.TCPConn, error) {
 	if err := f.note(c, "Forward", ref, port); err != nil {
 		return nil, err

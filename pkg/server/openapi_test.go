@@ -120,7 +120,7 @@ var wire = []reflect.Type{
 	reflect.TypeFor[api.StopRequest](), reflect.TypeFor[api.KillRequest](), reflect.TypeFor[api.Stats](), reflect.TypeFor[api.FileInfo](),
 	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.CommitRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
 	reflect.TypeFor[api.VolumeRequest](), reflect.TypeFor[api.Volume](), reflect.TypeFor[api.VolumeUse](), reflect.TypeFor[api.Share](), reflect.TypeFor[api.EgressParty](),
-	reflect.TypeFor[api.SecretPlace](), reflect.TypeFor[api.SecretRequest](), reflect.TypeFor[api.Secret](),
+	reflect.TypeFor[api.EgressRequest](), reflect.TypeFor[api.SecretPlace](), reflect.TypeFor[api.SecretRequest](), reflect.TypeFor[api.Secret](),
 	reflect.TypeFor[api.Exec](), reflect.TypeFor[api.Top](), reflect.TypeFor[api.Process](), reflect.TypeFor[api.Check](), reflect.TypeFor[api.Doctor](), reflect.TypeFor[api.Error](), reflect.TypeFor[api.Problem](), reflect.TypeFor[api.Rule](), reflect.TypeFor[api.Decision](), reflect.TypeFor[api.Agent](), reflect.TypeFor[api.Grant](), reflect.TypeFor[api.Revocation](), reflect.TypeFor[api.Expiry](), reflect.TypeFor[api.ExpireRequest](),
 	reflect.TypeFor[api.Diff](), reflect.TypeFor[api.Change](), reflect.TypeFor[api.DiskUsage](), reflect.TypeFor[api.DiskUse](), reflect.TypeFor[api.Disk](),
 	reflect.TypeFor[api.PruneRequest](), reflect.TypeFor[api.PruneResult](), reflect.TypeFor[api.Pruned](),
@@ -129,7 +129,7 @@ var wire = []reflect.Type{
 // requests are closed schemas, with what a client must send.
 var requests = map[string][]string{
 	"SpawnRequest": nil, "ExecRequest": {"command"}, "StopRequest": nil, "KillRequest": nil, "TagRequest": {"source"}, "CommitRequest": {"image"},
-	"Mount": {"target"}, "Limits": nil, "PruneRequest": nil, "VolumeRequest": {"name"}, "SecretPlace": {"kind"}, "SecretRequest": {"value", "rule"},
+	"Mount": {"target"}, "Limits": nil, "PruneRequest": nil, "VolumeRequest": {"name"}, "EgressRequest": {"allow"}, "SecretPlace": {"kind"}, "SecretRequest": {"value", "rule"},
 }
 
 func TestOpenAPISchemas(t *testing.T) {

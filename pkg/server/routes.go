@@ -47,6 +47,7 @@ var routes = []Route{
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Inside: true, Stream: true, Once: true, handle: (*Server).exec},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
 
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/egress", handle: (*Server).allowEgress},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/forward", Stream: true, handle: (*Server).forward},
 
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/files", Stream: true, handle: (*Server).readFile},

@@ -276,3 +276,14 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request, c Caller) erro
 	evidence, err := s.svc.Evidence(r.Context(), c, r.PathValue("ref"), fresh)
 	return answerList(w)(evidence, err)
 }
+
+func (s *Server) allowEgress(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.EgressRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.AllowEgress(r.Context(), c, r.PathValue("ref"), req.Allow))
+}

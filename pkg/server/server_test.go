@@ -175,6 +175,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/volumes", "", 200, call{"Volumes", nil}, `[{"name":"work"`},
 		{"POST", "/v1/volumes", `{"name":"work","agent":"a","size":"32M"}`, 201, call{"CreateVolume", []any{api.VolumeRequest{Name: "work", Agent: "a", Size: 32 << 20}}}, `"size":33554432`},
 		{"GET", "/v1/volumes/work", "", 200, call{"Volume", []any{"work"}}, `"name":"work"`},
+		{"POST", "/v1/sandboxes/a/egress", `{"allow":["a.example"]}`, 200, call{"AllowEgress", []any{"a", []string{"a.example"}}}, `"id":"a"`},
 		{"GET", "/v1/secrets", "", 200, call{"Secrets", nil}, `[{"name":"key"`},
 		{"PUT", "/v1/secrets/key", `{"value":"v","rule":"example.com"}`, 200, call{"SetSecret", []any{"key", api.SecretRequest{Value: "v", Rule: "example.com"}}}, `"rule":"example.com"`},
 		{"DELETE", "/v1/secrets/key", "", 204, call{"RemoveSecret", []any{"key"}}, ""},

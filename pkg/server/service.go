@@ -74,6 +74,9 @@ type Actions interface {
 
 	// Exec starts a command. The session outlives ctx; Session.Close ends it.
 	Exec(ctx context.Context, c Caller, ref string, req api.ExecRequest) (Session, error)
+	// AllowEgress has a running sandbox reach more than its request named, within
+	// what all others allow it.
+	AllowEgress(ctx context.Context, c Caller, ref string, rules []string) (*api.Sandbox, error)
 	// Forward connects to a server on a sandbox's own loopback.
 	Forward(ctx context.Context, c Caller, ref string, port uint16) (*net.TCPConn, error)
 	// Attach joins the main command. Session.Close ends only the attach.
