@@ -29,6 +29,7 @@ var routes = []struct{ name, method, path, body string }{
 	{"exec", "POST", "/exec", `{"command":["/bin/cat","/data/secret"]}`},
 	{"commit", "POST", "/commit", `{"image":"mine:1"}`},
 	{"attach", "POST", "/attach", ""},
+	{"allow", "POST", "/egress", `{"allow":["tcp evil.example:22"]}`},
 	{"forward", "POST", "/forward?port=80", ""},
 	{"read", "GET", "/files?path=/data/secret", ""},
 	{"write", "PUT", "/files?path=/tmp/x", "x"},

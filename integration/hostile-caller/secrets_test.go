@@ -31,6 +31,14 @@ func othersSecrets() []attempt {
 		use("secret-boxs", "have them go out with a secret of the box's that the ceiling does not have", "permission_denied", "boxs-key", nil),
 		use("secret-without-network", "name a secret without a network", "invalid_argument", "mine", obj{"network": "none", "egress": nil}),
 		use("secret-of-a-parent", "have by a child what its parent does not have", "permission_denied", "boxs-key", obj{"parent": "own"}),
+		{name: "egress-allow-beyond", tries: "widen an own sandbox's network beyond the ceiling", fails: "permission_denied", do: func(a *attacker) string {
+			r := a.ask("POST", "/v1/sandboxes", js(obj{"network": "policy", "egress": []string{"api.example.com"}, "name": "narrow"}))
+			defer a.ask("DELETE", "/v1/sandboxes/narrow?force=true", "")
+			if r.status >= 300 {
+				return r.way()
+			}
+			return a.ask("POST", "/v1/sandboxes/narrow/egress", `{"allow":["tcp evil.example:22"]}`).way()
+		}},
 		{name: "secret-read", tries: "read another user's secret back", fails: "405", do: func(a *attacker) string {
 			return fmt.Sprint(a.ask("GET", "/v1/secrets/victims-key", "").status)
 		}},
