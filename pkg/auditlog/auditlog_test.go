@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -94,7 +93,7 @@ func (b *box) AllowEgress(context.Context, peer.Cred, string, []string) (*api.Sa
 	return &api.Sandbox{}, b.done("allow")
 }
 
-func (b *box) Forward(context.Context, peer.Cred, string, uint16) (*net.TCPConn, error) {
+func (b *box) Forward(context.Context, peer.Cred, string, uint16) (server.Tunnel, error) {
 	return nil, b.done("forward")
 }
 

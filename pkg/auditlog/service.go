@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -144,7 +143,7 @@ func (s *service) AllowEgress(ctx context.Context, c peer.Cred, ref string, rule
 }
 
 // Forward implements server.Service. What goes over it is not looked at.
-func (s *service) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
+func (s *service) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (server.Tunnel, error) {
 	a := s.r.begin(ctx, c, "sandbox.forward", ref, "")
 	a.Asked = map[string]string{"port": strconv.Itoa(int(port))}
 	if err := a.queue(ctx); err != nil {

@@ -203,8 +203,8 @@ type Launcher struct {
 	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
-	// secretMu is held for reading from a secret's being read until a creel-egress
-	// has it, and for writing while those that have it are told of another.
+	// secretMu is held for reading from a policy's being read, secrets and all,
+	// until a creel-egress has it, and for writing while one that runs is changed.
 	secretMu sync.RWMutex
 
 	// imageMu is held for reading from an image's being found until a record

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/secrets"
+	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
@@ -407,8 +409,8 @@ func (l *Launcher) AllowEgress(ctx context.Context, c peer.Cred, ref string, rul
 		return nil, api.Errorf(api.CodeInvalid, "the TLS of sandbox %s is not opened up, since no rule asked for it when it was made", sb.id).
 			WithHint("leave methods and paths out, or make a new sandbox with --allow")
 	}
-	l.secretMu.RLock()
-	defer l.secretMu.RUnlock()
+	l.secretMu.Lock() // what is told last is what is on record
+	defer l.secretMu.Unlock()
 	if err := sb.widen(added); err != nil {
 		return nil, err
 	}
@@ -466,7 +468,7 @@ func (sb *sandbox) widen(added *egress.Policy) error {
 
 // Forward connects to a server on a sandbox's own loopback, by IPv4 or else IPv6.
 // The sandbox is not idle while the connection is there.
-func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (*net.TCPConn, error) {
+func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (server.Tunnel, error) {
 	sb, err := l.findLaunched(c, ref)
 	if err != nil {
 		return nil, err
@@ -485,7 +487,21 @@ func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port ui
 		return nil, api.Errorf(api.CodeUnavailable, "port %d of sandbox %s: %w", port, sb.id, err).
 			WithHint("have a server in it listen on 127.0.0.1, or on all addresses")
 	}
-	return conn, nil
+	sb.client(1)
+	return &tunnel{TCPConn: conn, sb: sb}, nil
+}
+
+// tunnel is a client of the sandbox until it is closed.
+type tunnel struct {
+	*net.TCPConn
+	sb   *sandbox
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (t *tunnel) Close() error {
+	t.once.Do(func() { t.sb.client(-1) })
+	return t.TCPConn.Close()
 }
 
 // secretsOf are the secrets that a request names, each of which its agent may use

@@ -324,7 +324,7 @@ func (f *fake) AllowEgress(_ context.Context, c server.Caller, ref string, rules
 	return &api.Sandbox{ID: ref}, f.note(c, "AllowEgress", ref, rules)
 }
 
-func (f *fake) Forward(_ context.Context, c server.Caller, ref string, port uint16) (*net.TCPConn, error) {
+func (f *fake) Forward(_ context.Context, c server.Caller, ref string, port uint16) (server.Tunnel, error) {
 	if err := f.note(c, "Forward", ref, port); err != nil {
 		return nil, err
 	}

@@ -78,7 +78,7 @@ type Actions interface {
 	// what all others allow it.
 	AllowEgress(ctx context.Context, c Caller, ref string, rules []string) (*api.Sandbox, error)
 	// Forward connects to a server on a sandbox's own loopback.
-	Forward(ctx context.Context, c Caller, ref string, port uint16) (*net.TCPConn, error)
+	Forward(ctx context.Context, c Caller, ref string, port uint16) (Tunnel, error)
 	// Attach joins the main command. Session.Close ends only the attach.
 	Attach(ctx context.Context, c Caller, ref string, opts AttachOptions) (Session, error)
 	// Logs gives the kept output to emit, oldest first: stream is 1 (stdout)
@@ -204,6 +204,12 @@ type AuditOptions struct {
 	// All gives every line, those of the log itself too, as they are in the
 	// files: a log that can be verified. For root, and without the others.
 	All bool
+}
+
+// Tunnel is a connection to a server in a sandbox.
+type Tunnel interface {
+	net.Conn
+	CloseWrite() error
 }
 
 // AttachOptions say what of the main command is wanted.

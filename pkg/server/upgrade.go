@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
@@ -182,17 +182,25 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, c Caller) error
 	return nil
 }
 
-// forwardIdle ends a connection over which nothing goes.
-const forwardIdle = time.Hour
+// A connection over which nothing goes ends: soon if its client has said that
+// nothing more comes, for it may have gone.
+const (
+	forwardIdle = time.Hour
+	forwardHalf = 2 * time.Minute
+)
 
 // both passes bytes on, each way until its end, and returns after both, or when
-// one breaks or nothing goes over either for forwardIdle.
-func both(client *fdconn.Conn, from *bufio.Reader, up *net.TCPConn) {
+// one breaks or nothing goes over either for too long.
+func both(client *fdconn.Conn, from *bufio.Reader, up Tunnel) {
 	var wg sync.WaitGroup
 	var once sync.Once
+	var half atomic.Bool
 	broken := func() { once.Do(func() { _, _ = up.Close(), client.Close() }) }
 	touch := func() {
 		at := time.Now().Add(forwardIdle)
+		if half.Load() {
+			at = time.Now().Add(forwardHalf)
+		}
 		_, _ = client.SetDeadline(at), up.SetDeadline(at)
 	}
 	one := func(dst io.Writer, src io.Reader, end func() error) {
@@ -219,7 +227,7 @@ func both(client *fdconn.Conn, from *bufio.Reader, up *net.TCPConn) {
 			}
 		})
 	}
-	one(up, from, up.CloseWrite)
+	one(up, from, func() error { half.Store(true); touch(); return up.CloseWrite() })
 	one(client, up, client.CloseWrite)
 	wg.Wait()
 }

@@ -377,7 +377,7 @@ func (d *Daemon) AllowEgress(_ context.Context, _ server.Caller, ref string, _ [
 }
 
 // Forward reaches nobody.
-func (d *Daemon) Forward(_ context.Context, _ server.Caller, ref string, _ uint16) (*net.TCPConn, error) {
+func (d *Daemon) Forward(_ context.Context, _ server.Caller, ref string, _ uint16) (server.Tunnel, error) {
 	if _, err := d.get(ref); err != nil {
 		return nil, err
 	}
