@@ -55,6 +55,8 @@ func TestOtherCallers(t *testing.T) {
 		{"POST", "/exec?", `{"command":["/bin/true"]}`}, // one shot: ask upgrades only what ends in exec
 		{"POST", "/commit", `{"image":"mine:1"}`},
 		{"POST", "/attach", ""},
+		{"POST", "/forward?port=80", ""},
+		{"POST", "/egress", `{"allow":["tcp evil.example:22"]}`},
 		{"GET", "/files?path=/etc/passwd", ""},
 		{"PUT", "/files?path=/tmp/x", "x"},
 		{"DELETE", "/files?path=/tmp/x", ""},
@@ -259,7 +261,7 @@ func ask(t *testing.T, l *lab.Lab, method, path, body string) (int, string) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	head := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: c\r\n", method, path)
-	if strings.HasSuffix(path, "/exec") || strings.HasSuffix(path, "/attach") {
+	if strings.HasSuffix(path, "/exec") || strings.HasSuffix(path, "/attach") || strings.Contains(path, "/forward?") {
 		head += "Connection: Upgrade\r\nUpgrade: creel-stream\r\n"
 	}
 	fmt.Fprintf(c, "%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", head, len(body), body)

@@ -328,7 +328,10 @@ func (f *fake) Forward(_ context.Context, c server.Caller, ref string, port uint
 	if err := f.note(c, "Forward", ref, port); err != nil {
 		return nil, err
 	}
-	return f.forward()
+	f.mu.Lock()
+	forward := f.forward
+	f.mu.Unlock()
+	return forward()
 }
 
 func (f *fake) SetSecret(_ context.Context, c server.Caller, name string, req api.SecretRequest) (*api.Secret, error) {

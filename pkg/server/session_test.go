@@ -440,13 +440,18 @@ func TestForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	d.svc.forward = func() (*net.TCPConn, error) {
+	forward := func(fn func() (*net.TCPConn, error)) {
+		d.svc.mu.Lock()
+		defer d.svc.mu.Unlock()
+		d.svc.forward = fn
+	}
+	forward(func() (*net.TCPConn, error) {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			return nil, err
 		}
 		return c.(*net.TCPConn), nil
-	}
+	})
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -478,7 +483,7 @@ func TestForward(t *testing.T) {
 	if !strings.HasPrefix(answer, "HTTP/1.1 101 ") || body != strings.ToUpper(text) {
 		t.Errorf("%q, and %d bytes", answer, len(body))
 	}
-	d.svc.forward = func() (*net.TCPConn, error) { return nil, api.Errorf(api.CodeUnavailable, "nobody listens") }
+	forward(func() (*net.TCPConn, error) { return nil, api.Errorf(api.CodeUnavailable, "nobody listens") })
 	for target, want := range map[string]string{
 		"/v1/sandboxes/a/forward?port=80": "HTTP/1.1 503 ", "/v1/sandboxes/a/forward?port=0": "HTTP/1.1 400 ", "/v1/sandboxes/a/forward": "HTTP/1.1 400 ", "/v1/sandboxes/a/forward?port=65536": "HTTP/1.1 400 ",
 	} {
