@@ -109,6 +109,18 @@ func TestSecret(t *testing.T) {
 			t.Errorf("%s is in %s", v, found)
 		}
 	}
+	if _, errOut, code := l.Creel("exec", id, "--", "/bin/true", "x="+token); code != 0 { // its own caller gives it away
+		t.Error(errOut)
+	}
+	awaitAudit(t, l, "the command without the secret", func(r map[string]any) bool {
+		if strings.Contains(fmt.Sprint(r["command"]), token) {
+			t.Errorf("the audit log has a secret: %v", r)
+		}
+		return strings.Contains(fmt.Sprint(r["command"]), "x=[secret forge]")
+	})
+	if out, _, _ := l.Creel("agent", "show", "default", "--json"); !strings.Contains(out, `"secrets"`) {
+		t.Errorf("what the agent used: %s", out)
+	}
 	out, errOut, code = l.Creel("secret", "ls", "--json")
 	if code != 0 || strings.Contains(out, "tok-") || !strings.Contains(out, `"uses":`) {
 		t.Errorf("%s%s", out, errOut)

@@ -154,6 +154,12 @@ func (r *Registry) Use(newID string, caller api.Caller, name string, now time.Ti
 		Sandboxes: max(u.Sandboxes, used.Sandboxes), Memory: max(u.Memory, used.Memory), CPUs: max(u.CPUs, used.CPUs),
 		Pids: max(u.Pids, used.Pids), Disk: max(u.Disk, used.Disk),
 	}
+	if len(u.Egress)+len(used.Egress) > 0 {
+		next.Used.Egress = join(u.Egress, used.Egress)
+	}
+	if len(u.Secrets)+len(used.Secrets) > 0 {
+		next.Used.Secrets = join(u.Secrets, used.Secrets)
+	}
 	return next, forget, nil
 }
 

@@ -58,7 +58,13 @@ func (r *Recorder) command(e *audit.Entry, argv []string) {
 		return
 	}
 	if r.commands == Full {
-		e.Command = argv
+		if r.hide == nil || e.Who == nil {
+			e.Command = argv
+			return
+		}
+		for _, a := range argv {
+			e.Command = append(e.Command, r.hide(e.Who.UID, a))
+		}
 		return
 	}
 	h := sha256.New()

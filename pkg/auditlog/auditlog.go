@@ -50,6 +50,7 @@ type Recorder struct {
 	slog     *slog.Logger
 	commands string
 	ceiling  func(peer.Cred) string
+	hide     func(uid uint32, text string) string
 
 	mu      sync.Mutex
 	readers map[uint32]int
@@ -60,6 +61,10 @@ type Recorder struct {
 func New(log Log, commands string, ceiling func(peer.Cred) string, logger *slog.Logger) *Recorder {
 	return &Recorder{log: log, slog: logger, commands: commands, ceiling: ceiling, readers: map[uint32]int{}}
 }
+
+// Hide has hide take the secrets that a caller set out of the commands that are
+// recorded of it. It is to be called before there are any.
+func (r *Recorder) Hide(hide func(uid uint32, text string) string) { r.hide = hide }
 
 // keepTime bounds how long an action that goes on anyway waits for its record.
 const keepTime = 2 * time.Second

@@ -44,6 +44,7 @@ func (d *daemon) audit(ctx context.Context) error {
 	}
 	d.onClose(l.Close)
 	d.records = auditlog.New(l, c.Commands, d.callers.Name, d.log)
+	d.records.Hide(d.secrets.Hide)
 	detail := map[string]string{"creel": api.BuildVersion, "key": d.key.ID(), "containerd": d.versions.Containerd, "crun": d.versions.Crun, "runc": d.versions.Runc, "kernel": d.versions.Kernel}
 	d.records.Fact("daemon.start", detail)
 	policy, err := d.policyDigests(d.cfg)

@@ -37,10 +37,14 @@ func (k *Keeper) TrustDir(caller uint32) string {
 
 // trusted has the caller's authorities be there, in use at the right time, and in
 // its trust store with roots. It gives the one to use, as of authority.Secret.
-func (p *process) trusted(roots string, now func() time.Time) ([]byte, error) {
+func (p *process) trusted(roots string, now func() time.Time) (_ []byte, err error) {
+	defer func() {
+		if err != nil {
+			p.trust = nil // what is in memory may not be in the files: they are read again
+		}
+	}()
 	t := p.trust
 	if t == nil {
-		var err error
 		if t, err = p.readTrust(now); err != nil {
 			return nil, err
 		}

@@ -447,7 +447,7 @@ func (sb *sandbox) countLocked() {
 func (l *Launcher) useAgentLocked(c peer.Cred, r api.SpawnRequest) (api.Agent, *api.Agent, error) {
 	own, _ := l.tally.Sums(c.UID)
 	used := api.Grant{
-		Profiles: []string{r.Profile}, Runtimes: []string{r.Runtime}, Images: []string{r.Image}, Socket: r.Socket,
+		Profiles: []string{r.Profile}, Runtimes: []string{r.Runtime}, Images: []string{r.Image}, Socket: r.Socket, Egress: r.Egress, Secrets: r.Secrets,
 		Sandboxes: own.Sandboxes, Memory: api.Size(own.Memory), CPUs: float64(own.CPUs) / 1e6, Pids: own.Pids, Disk: api.Size(own.Disk),
 	}
 	for _, m := range r.Mounts {

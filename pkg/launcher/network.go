@@ -154,9 +154,11 @@ func (l *Launcher) used(sb *sandbox, r link.Record) {
 			l.log.Error("what a sandbox has used of its network is not kept", slog.String("sandbox", sb.id), slog.Any("error", err))
 		}
 	case r.Kind == link.KindOver:
-		name := "egress_" + line(r.To)
+		if r.To != "bytes" && r.To != "connections" && r.To != "requests" {
+			return
+		}
 		sb.mu.Lock()
-		sb.hits[name] = 1
+		sb.hits["egress_"+r.To] = 1
 		sb.mu.Unlock()
 		sb.end(api.ReasonEgress, nil)
 	}

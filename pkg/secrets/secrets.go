@@ -507,6 +507,25 @@ func Reached(reach egress.Snapshot, s api.Secret) error {
 		WithHint(fmt.Sprintf("allow it: --allow %q", s.Rule))
 }
 
+// Hide is a text without the values of what a uid set itself. Those of others are
+// left: to see one go would tell that it was guessed.
+func (s *Store) Hide(uid uint32, text string) string {
+	if len(text) < credential.MinValue {
+		return text
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r, e := range s.all {
+		if e.Secret.Caller.UID != uid {
+			continue
+		}
+		if v, err := s.open(r, e); err == nil {
+			text = strings.ReplaceAll(text, v, "[secret "+r.Name+"]")
+		}
+	}
+	return text
+}
+
 // Used counts a use.
 func (s *Store) Used(r Ref, at time.Time) {
 	s.mu.Lock()
