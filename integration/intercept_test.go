@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -192,6 +193,26 @@ for at in (("127.0.0.1", 80), ("0.0.0.0", 22), ("::1", 443), ("127.0.0.1", 53)):
 	}
 }
 
+// awaitSpent waits until it is kept what some requests of TestBudget used.
+func awaitSpent(t *testing.T, l *lab.Lab, id, budget string, times int) {
+	t.Helper()
+	what, _, _ := strings.Cut(budget, ",")
+	want := int64(times)
+	if what == "bytes" {
+		want *= 300_000
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var spent map[string]int64
+		text, err := os.ReadFile(filepath.Join(l.Dir, "run", "sandboxes", id, "egress-spent"))
+		if err == nil && json.Unmarshal(text, &spent) == nil && spent[what] >= want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not kept within 20 s: %s, %v", text, err)
+		}
+	}
+}
+
 // TestBudget: what a sandbox may use of its network is counted over whatever is
 // killed, and ends it when it is used up, with a reason that says so.
 func TestBudget(t *testing.T) {
@@ -225,10 +246,10 @@ func TestBudget(t *testing.T) {
 			for i := range tt.works {
 				switch i {
 				case 1:
-					time.Sleep(1500 * time.Millisecond) // it was told
+					awaitSpent(t, l, id, tt.name, i)
 					l.KillProcess(lab.Egress, id)
 				case 2:
-					time.Sleep(1500 * time.Millisecond)
+					awaitSpent(t, l, id, tt.name, i)
 					l.Kill()
 					l.KillProcess(lab.Egress, id)
 					l.Start()

@@ -106,26 +106,38 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, start func(cont
 		return err
 	}
 	defer func() { _ = sess.Close() }()
+	fc, from, err := switchProtocols(w, r)
+	if err != nil || fc == nil {
+		return err
+	}
+	defer func() { _ = fc.Close() }()
+	// net/http cancels the request's context at the end of what it reads from,
+	// which is before what came with it has reached the command.
+	newSession(s, sess, fc, from).run(context.WithoutCancel(r.Context()))
+	return nil
+}
+
+// switchProtocols takes the connection out of HTTP, and tells the client so. It is
+// nil if the client has gone.
+func switchProtocols(w http.ResponseWriter, r *http.Request) (*fdconn.Conn, *bufio.Reader, error) {
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return fmt.Errorf("take over the connection: %w", err)
+		return nil, nil, fmt.Errorf("take over the connection: %w", err)
 	}
-	defer func() { _ = conn.Close() }()
 	if a, ok := w.(*answer); ok {
 		a.status = http.StatusSwitchingProtocols
 	}
 	fc, ok := conn.(*fdconn.Conn)
 	if !ok {
-		return fmt.Errorf("take over the connection: it is a %T", conn)
+		_ = conn.Close()
+		return nil, nil, fmt.Errorf("take over the connection: it is a %T", conn)
 	}
 	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + stream.Protocol + "\r\nConnection: Upgrade\r\n" + requestIDHeader + ": "
 	if _, err := fc.Write([]byte(head + RequestID(r.Context()) + "\r\n\r\n")); err != nil {
-		return nil //nolint:nilerr // the client has gone; closing the session is all there is to do
+		_ = fc.Close()
+		return nil, nil, nil //nolint:nilerr,nilnil // the client has gone; closing is all there is to do
 	}
-	// net/http cancels the request's context at the end of what it reads from,
-	// which is before what came with it has reached the command.
-	newSession(s, sess, fc, buf.Reader).run(context.WithoutCancel(r.Context()))
-	return nil
+	return fc, buf.Reader, nil
 }
 
 // forward connects the client with a server in the sandbox: after the upgrade
@@ -153,22 +165,11 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, c Caller) error
 		return err
 	}
 	defer func() { _ = up.Close() }()
-	conn, buf, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return fmt.Errorf("take over the connection: %w", err)
+	fc, from, err := switchProtocols(w, r)
+	if err != nil || fc == nil {
+		return err
 	}
-	defer func() { _ = conn.Close() }()
-	if a, ok := w.(*answer); ok {
-		a.status = http.StatusSwitchingProtocols
-	}
-	fc, ok := conn.(*fdconn.Conn)
-	if !ok {
-		return fmt.Errorf("take over the connection: it is a %T", conn)
-	}
-	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + stream.Protocol + "\r\nConnection: Upgrade\r\n" + requestIDHeader + ": "
-	if _, err := fc.Write([]byte(head + RequestID(r.Context()) + "\r\n\r\n")); err != nil {
-		return nil //nolint:nilerr // the client has gone
-	}
+	defer func() { _ = fc.Close() }()
 	stop := make(chan struct{})
 	go func() {
 		select {
@@ -178,7 +179,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, c Caller) error
 		}
 	}()
 	defer close(stop)
-	both(fc, buf.Reader, up)
+	both(fc, from, up)
 	return nil
 }
 

@@ -31,18 +31,8 @@ var _ proxy.Explicit = (*Web)(nil)
 // request for http:// is judged like one that is sent there. It returns when the
 // connection has ended.
 func (w *Web) ServeExplicit(ctx context.Context, c *net.TCPConn) error {
-	in := &conn{TCPConn: c, explicit: true, closed: make(chan struct{})}
-	in.ctx = ctx
-	if !w.conns.hand(in) {
-		return net.ErrClosed
-	}
-	select {
-	case <-in.closed:
-		return nil
-	case <-ctx.Done():
-		_ = in.Close()
-		return context.Cause(ctx)
-	}
+	in := &conn{TCPConn: c, explicit: true, ctx: ctx, closed: make(chan struct{})}
+	return w.handOver(ctx, in, in)
 }
 
 // proxied serves one request to the proxy.

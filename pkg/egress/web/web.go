@@ -153,6 +153,11 @@ func (w *Web) Serve(ctx context.Context, c *net.TCPConn, to proxy.Target, kinds 
 	default:
 		return &egress.RefusedError{By: "the protocol that is allowed there", What: "what was sent to " + to.String()}
 	}
+	return w.handOver(ctx, serve, in)
+}
+
+// handOver has a connection, with TLS around it or not, be served until it ends.
+func (w *Web) handOver(ctx context.Context, serve net.Conn, in *conn) error {
 	if !w.conns.hand(serve) {
 		return net.ErrClosed
 	}
