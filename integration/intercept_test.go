@@ -33,6 +33,8 @@ type site struct {
 	*http.ServeMux
 	Port  int
 	Roots string // a file, for egress.roots
+	// Certificate is what it shows, signed by itself.
+	Certificate tls.Certificate
 
 	mu   sync.Mutex
 	seen []*http.Request
@@ -52,7 +54,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{ServeMux: http.NewServeMux(), Roots: filepath.Join(t.TempDir(), "roots.pem")}
+	s := &site{ServeMux: http.NewServeMux(), Roots: filepath.Join(t.TempDir(), "roots.pem"), Certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
 	var text bytes.Buffer
 	if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
 		t.Fatal(err)
@@ -66,7 +68,7 @@ func newSite(t *testing.T) *site {
 	}
 	s.Port = l.Addr().(*net.TCPAddr).Port
 	srv := &http.Server{
-		ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
+		ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{s.Certificate}},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.mu.Lock()
 			s.seen = append(s.seen, r.Clone(t.Context()))

@@ -303,7 +303,7 @@ func TestOwnSocketHolds(t *testing.T) {
 	})
 	t.Run("routes", func(t *testing.T) {
 		for _, r := range []string{
-			"GET /v1/system/df", "POST /v1/system/prune", "GET /v1/audit", "GET /v1/audit/head", "GET /v1/key", "GET /v1/agents", "GET /v1/agents/default",
+			"GET /v1/system/df", "POST /v1/system/prune", "GET /v1/audit", "GET /v1/audit/head", "GET /v1/key", "GET /v1/trust-bundle", "GET /v1/agents", "GET /v1/agents/default",
 			"POST /v1/agents/default/revoke", "GET /v1/images", "GET /v1/images/base", "POST /v1/images", "DELETE /v1/images/base", "GET /v1/archives/base", "GET /v1/volumes",
 			"POST /v1/volumes", "DELETE /v1/volumes/mine", "GET /v1/events", "GET /v1/profiles", "GET /v1/doctor", "POST /v1/explain", "GET /v1/openapi.yaml",
 			"GET /v1/sandboxes/CHILD/files?path=/etc/passwd", "POST /v1/sandboxes/CHILD/attach", "POST /v1/sandboxes/CHILD/commit", "GET /v1/sandboxes/CHILD/evidence",

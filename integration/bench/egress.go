@@ -84,6 +84,7 @@ func newWire(ctx context.Context, b *bench) (w *wire, err error) {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", ""), Roots: root}, nil
 		},
+		Sign:   func(uint32, link.SignRequest) link.Signed { return link.Signed{Refused: true} },
 		Record: func(uint32, link.Record) {},
 	})
 	if err != nil {

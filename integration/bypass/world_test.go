@@ -326,6 +326,9 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example")}, nil
 		},
+		Sign: func(uint32, link.SignRequest) link.Signed {
+			return link.Signed{Refused: true, Error: "not in this world"}
+		},
 		Record: func(_ uint32, r link.Record) { w.mu.Lock(); defer w.mu.Unlock(); w.records = append(w.records, r) },
 	}); err != nil {
 		t.Fatal(err)

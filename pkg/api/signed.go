@@ -40,6 +40,15 @@ type EvidenceStatement struct {
 	Runtime string `json:"runtime"`
 }
 
+// TrustBundle is what sandboxes' X.509-SVIDs are verified with.
+type TrustBundle struct {
+	// TrustDomain is the SPIFFE trust domain, such as "box.example.com".
+	TrustDomain string `json:"trust_domain"`
+	// PEM are the certificates of its authorities. A copy is good for 90 days at
+	// least.
+	PEM string `json:"pem"`
+}
+
 // PublicKey is the key that the box signs with, for whoever verifies.
 type PublicKey struct {
 	// ID is the first 8 bytes of the SHA-256 of the 32-byte key, as 16

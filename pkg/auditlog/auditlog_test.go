@@ -270,7 +270,7 @@ func TestActions(t *testing.T) {
 func TestEveryActionIsKnown(t *testing.T) {
 	looks := []string{
 		"List", "Get", "Wait", "Logs", "ListDir", "StatFile", "Diff", "Stats", "Top", "Execs", "Events", "Images", "Image",
-		"Volumes", "Volume", "Secrets", "Profiles", "Profile", "CheckProfile", "DiskUsage", "Evidence", "PublicKey", "Doctor", "Version",
+		"Volumes", "Volume", "Secrets", "Profiles", "Profile", "CheckProfile", "DiskUsage", "Evidence", "PublicKey", "TrustBundle", "Doctor", "Version",
 		"Agents", "Agent", "Explain",
 	}
 	files, err := filepath.Glob("*.go")

@@ -25,6 +25,7 @@ var recorded = map[string]bool{
 	"egress.allowed":   true, // each destination of a sandbox once
 	"egress.denied":    true,
 	"secret.used":      true, // by a sandbox for each destination once
+	"identity.issued":  true, // to a sandbox, the first time
 	events.TypeDropped: true,
 }
 

@@ -135,6 +135,15 @@ func (c *Client) PublicKey(ctx context.Context) (*api.PublicKey, error) {
 	return &out, nil
 }
 
+// TrustBundle returns what sandboxes' SVIDs are verified with.
+func (c *Client) TrustBundle(ctx context.Context) (*api.TrustBundle, error) {
+	var out api.TrustBundle
+	if err := c.call(ctx, request{method: http.MethodGet, path: route("trust-bundle")}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Doctor returns what the daemon sees of its host. user (a name or uid) and
 // dir, where not empty, ask about that user and that directory as well.
 func (c *Client) Doctor(ctx context.Context, user, dir string) (*api.Doctor, error) {

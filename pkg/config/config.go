@@ -51,6 +51,7 @@ type Config struct {
 	Mounts         Mounts     `toml:"mounts"`
 	Server         Server     `toml:"server"`
 	Egress         Egress     `toml:"egress"`
+	Identity       Identity   `toml:"identity"`
 	Log            Log        `toml:"log"`
 	// Share are grants of directories to several agents.
 	Share []share.Grant `toml:"share"`
@@ -174,6 +175,13 @@ type Egress struct {
 	// Roots is a file of certificates, as PEM, that servers are verified by
 	// besides the host's.
 	Roots string `toml:"roots"`
+}
+
+// Identity is of what sandboxes prove who they are by.
+type Identity struct {
+	// TrustDomain is the SPIFFE trust domain; empty for the one that there is, or
+	// the host's name.
+	TrustDomain string `toml:"trust_domain"`
 }
 
 // Log says what the daemon logs and how.

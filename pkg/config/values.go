@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // position is a place in a file, from 1; the zero value is none.
@@ -191,6 +192,11 @@ func checkNames(cfg *Config, bad func(key, format string, args ...any)) {
 	for key, v := range map[string]string{"socket": cfg.Socket, "containerd.address": cfg.Containerd.Address} {
 		if len(v) > 100 {
 			bad(key, "%d bytes are too long for a socket; at most 100", len(v))
+		}
+	}
+	if d := cfg.Identity.TrustDomain; d != "" {
+		if td, err := spiffeid.TrustDomainFromString(d); err != nil || td.Name() != d {
+			bad("identity.trust_domain", "%q is not a SPIFFE trust domain: a name of a-z, 0-9, \".\", \"-\" and \"_\", such as \"box.example.com\"", d)
 		}
 	}
 	if !nameRE.MatchString(cfg.DefaultProfile) {

@@ -40,6 +40,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/secrets"
 	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/svid"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/verify"
 	"github.com/creel-sandbox/creel/profiles"
@@ -57,29 +58,30 @@ type daemon struct {
 	log     *slog.Logger
 	closers []func() error
 
-	socket   *server.Socket
-	rt       *runtime.Client
-	blind    bool // rt does not see the daemon's mounts
-	versions runtime.Versions
-	store    *store.Store
-	key      *boxkey.Key
-	secrets  *secrets.Store
-	records  *auditlog.Recorder
-	ids      *idmap.Pool
-	cgroups  *cgroup.Host
-	bus      *events.Bus
-	policy   admission.Policy
-	filters  map[string]seccomp.Filter
-	seccomp  map[string]*seccomp.Profile
-	hostNS   map[string]uint64
-	callers  *policy.Rules
-	reloads  reloads
-	peers    *unixpeers.Guard
-	egress   *egressproc.Keeper // nil where this host cannot
-	noEgress error
-	reaching atomic.Pointer[launcher.Launcher] // launcher, for creel-egress
-	noPeers  error                             // why peers is nil
-	launcher *launcher.Launcher
+	socket     *server.Socket
+	rt         *runtime.Client
+	blind      bool // rt does not see the daemon's mounts
+	versions   runtime.Versions
+	store      *store.Store
+	key        *boxkey.Key
+	secrets    *secrets.Store
+	identities *svid.Authority
+	records    *auditlog.Recorder
+	ids        *idmap.Pool
+	cgroups    *cgroup.Host
+	bus        *events.Bus
+	policy     admission.Policy
+	filters    map[string]seccomp.Filter
+	seccomp    map[string]*seccomp.Profile
+	hostNS     map[string]uint64
+	callers    *policy.Rules
+	reloads    reloads
+	peers      *unixpeers.Guard
+	egress     *egressproc.Keeper // nil where this host cannot
+	noEgress   error
+	reaching   atomic.Pointer[launcher.Launcher] // launcher, for creel-egress
+	noPeers    error                             // why peers is nil
+	launcher   *launcher.Launcher
 }
 
 // Run is creeld: it returns when ctx ends, with every sandbox still running
@@ -328,7 +330,7 @@ func (d *daemon) state(ctx context.Context) (err error) {
 	}
 	d.onClose(d.store.Close)
 	var made bool
-	if err := d.openSecrets(); err != nil {
+	if err := errors.Join(d.openSecrets(), d.openIdentities()); err != nil {
 		return err
 	}
 	if d.key, made, err = boxkey.Load(filepath.Join(d.cfg.StateDir, keyFile)); err != nil {
@@ -391,7 +393,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,
 		Log:      d.log,
-		NoEgress: d.noEgress, Secrets: d.secrets,
+		NoEgress: d.noEgress, Secrets: d.secrets, Identities: d.identities,
 	}
 	if d.egress != nil {
 		o.Egress = d.egress

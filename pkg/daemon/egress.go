@@ -38,7 +38,7 @@ func (d *daemon) startEgress(ctx context.Context) error {
 	}
 	k, err := egressproc.New(egressproc.Options{
 		Program: filepath.Join(d.cfg.BinDir, "creel-egress"), Dir: d.egressDir(), TrustDir: d.trustDir(), IDs: d.ids, Host: d.hostNetwork, Log: d.log,
-		Record: d.decided,
+		Record: d.decided, Sign: d.identify,
 	})
 	if err != nil {
 		return err
@@ -55,6 +55,14 @@ func (d *daemon) decided(caller uint32, r link.Record) {
 	if l := d.reaching.Load(); l != nil {
 		l.Decided(caller, r)
 	}
+}
+
+// identify is asked who a sandbox is. Who asks too early asks again.
+func (d *daemon) identify(caller uint32, r link.SignRequest) link.Signed {
+	if l := d.reaching.Load(); l != nil {
+		return l.Identify(caller, r)
+	}
+	return link.Signed{Error: "creeld is starting"}
 }
 
 // hostNetwork is what creel-egress has to know of the host.

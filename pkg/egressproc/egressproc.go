@@ -50,7 +50,10 @@ type Options struct {
 	// Record is told what the process of a caller decided. It is called by one
 	// goroutine for each. A process can say anything of any sandbox.
 	Record func(caller uint32, r link.Record)
-	Log    *slog.Logger
+	// Sign has who a sandbox is be signed, for the process of a caller, which can
+	// ask for any.
+	Sign func(caller uint32, r link.SignRequest) link.Signed
+	Log  *slog.Logger
 }
 
 // Sandbox is one that is to be served.
@@ -78,7 +81,7 @@ type Keeper struct {
 
 // New makes a Keeper. Adopt is to be called before Add.
 func New(o Options) (*Keeper, error) {
-	if o.Program == "" || o.Dir == "" || o.TrustDir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Log == nil {
+	if o.Program == "" || o.Dir == "" || o.TrustDir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Sign == nil || o.Log == nil {
 		return nil, errors.New("a keeper of creel-egress without all of its options")
 	}
 	f, err := os.Open(o.Program)

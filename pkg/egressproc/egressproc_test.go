@@ -27,6 +27,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
 	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/steer"
+	"github.com/creel-sandbox/creel/pkg/svid"
 	"github.com/creel-sandbox/creel/pkg/thread"
 )
 
@@ -116,6 +117,7 @@ func (b *box) start() {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", "")}, nil
 		},
+		Sign:   b.sign,
 		Record: func(_ uint32, r link.Record) { b.mu.Lock(); defer b.mu.Unlock(); b.records = append(b.records, r) },
 	})
 	if err != nil {
@@ -125,6 +127,23 @@ func (b *box) start() {
 		b.t.Fatal(err)
 	}
 	b.k = k
+}
+
+// sign is what a daemon does: it knows whose process asks, and of which sandbox.
+func (b *box) sign(whose uint32, r link.SignRequest) link.Signed {
+	if whose != caller {
+		return link.Signed{Refused: true, Error: "not yours"}
+	}
+	a, err := svid.Open(b.dir+"-svid", "box.example.com", "", time.Now)
+	if err != nil {
+		return link.Signed{Error: err.Error()}
+	}
+	defer a.Close()
+	s, err := a.Sign("spiffe://box.example.com/"+r.ID, r.Key)
+	if err != nil {
+		return link.Signed{Error: err.Error()}
+	}
+	return link.Signed{SPIFFEID: s.ID, Certificate: s.Certificate, Bundle: s.Bundle}
 }
 
 func (b *box) namespace() *netns.NS {

@@ -147,6 +147,9 @@ func (p *process) introduceLocked(ctx context.Context) error {
 	if c := p.running.control(p.uid); !c.OK {
 		return fmt.Errorf("creel-egress is not confined: want %s, is %s", c.Expected, c.Observed)
 	}
+	if err := p.signLocked(ctx); err != nil {
+		return err
+	}
 	for _, id := range slices.Sorted(maps.Keys(p.sandboxes)) {
 		if err := p.addLocked(ctx, id); err != nil {
 			return fmt.Errorf("sandbox %s: %w", id, err)
@@ -208,58 +211,6 @@ func (p *process) addLocked(ctx context.Context, id string) error {
 	return nil
 }
 
-// listenLocked takes the process's records from now on; their end is its.
-func (p *process) listenLocked(ctx context.Context) error {
-	c, _, err := p.dial(ctx)
-	if err != nil {
-		return err
-	}
-	if err := c.Send(link.Order{Op: link.Log}); err != nil {
-		return errors.Join(err, c.Close())
-	}
-	mine := p.running
-	mine.log = c
-	p.told.Go(func() {
-		for {
-			var r link.Record
-			files, err := c.Receive(&r)
-			closeAll(files)
-			if err != nil {
-				break
-			}
-			p.heard(&r)
-			p.k.opts.Record(p.caller, r)
-		}
-		p.lost(mine)
-	})
-	return nil
-}
-
-// heard notes a name that now has the next address.
-func (p *process) heard(r *link.Record) {
-	if r.Name == "" && r.Kind != link.KindSpent {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := p.sandboxes[r.ID]
-	if r.Kind == link.KindSpent && r.Spent != nil && s != nil {
-		s.spent = most(s.spent, *r.Spent)
-		*r.Spent = s.spent
-		return
-	}
-	if n, err := egress.ParseName(string(r.Name)); s == nil || err != nil || n != r.Name || slices.Contains(s.names, n) || len(s.names) >= s.mostNames() {
-		r.Name = ""
-		return
-	}
-	s.names = append(s.names, r.Name)
-}
-
-// most takes back nothing that was used, whatever a process says.
-func most(a, b link.Spent) link.Spent {
-	return link.Spent{Bytes: max(a.Bytes, b.Bytes), Connections: max(a.Connections, b.Connections), Requests: max(a.Requests, b.Requests)}
-}
-
 func (s *served) mostNames() int {
 	if s.policy == nil {
 		return 0
@@ -284,9 +235,7 @@ func (p *process) loseLocked() {
 		return
 	}
 	_ = p.conn.Close()
-	if p.running.log != nil {
-		_ = p.running.log.Close()
-	}
+	p.running.hangUp()
 	if err := p.running.kill(); err != nil {
 		p.log().Error("creel-egress cannot be ended", slog.Int("pid", p.running.pid), slog.Any("error", err))
 	}
@@ -509,7 +458,7 @@ func (p *process) adopt(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return p.listenLocked(ctx)
+	return errors.Join(p.listenLocked(ctx), p.signLocked(ctx))
 }
 
 // takeBackLocked has the process hand over a sandbox's sockets and its names.
@@ -567,9 +516,7 @@ func (p *process) letGo() {
 	p.mu.Lock()
 	if p.running != nil {
 		_ = p.conn.Close()
-		if p.running.log != nil {
-			_ = p.running.log.Close()
-		}
+		p.running.hangUp()
 		p.running.close()
 		p.running, p.conn = nil, nil
 	}

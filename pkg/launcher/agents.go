@@ -2,12 +2,18 @@ package launcher
 
 import (
 	"context"
+	"errors"
+	"os/user"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/svid"
 )
 
 // ListAgents are the caller's, an operator's everybody's.
@@ -113,4 +119,46 @@ func (l *Launcher) changeAgent(c peer.Cred, ref string, change func(api.Agent) (
 	}
 	l.Agents.Put(a)
 	return a, nil
+}
+
+// identityOf is the SPIFFE ID of a sandbox: its caller's name, or uid where the
+// host has none that can be part of one, its agent and its own id. A user's name
+// of digits alone is not taken for one, so that it is nobody else's uid.
+func (l *Launcher) identityOf(s *api.Sandbox) (string, error) {
+	uid := strconv.FormatUint(uint64(s.Caller.UID), 10)
+	if u, err := user.LookupId(uid); err == nil && strings.Trim(u.Username, "0123456789") != "" {
+		if id, err := l.Identities.ID("caller", u.Username, "agent", s.Agent, s.ID); err == nil {
+			return id, nil
+		}
+	}
+	return l.Identities.ID("caller", uid, "agent", s.Agent, s.ID)
+}
+
+// Identify signs who a sandbox is, as the process of a caller asks, for as long as
+// it runs and its agent may.
+func (l *Launcher) Identify(caller uint32, r link.SignRequest) link.Signed {
+	l.mu.Lock()
+	sb := l.sandboxes[r.ID]
+	l.mu.Unlock()
+	if sb == nil || sb.fixed.Sandbox.Caller.UID != caller {
+		return link.Signed{Refused: true, Error: "no such sandbox"}
+	}
+	rec := sb.record()
+	if ended(rec.Sandbox.State) {
+		return link.Signed{Refused: true, Error: "the sandbox has ended"}
+	}
+	if err := l.Agents.Check(caller, rec.Sandbox.Agent, time.Now()); err != nil {
+		return link.Signed{Refused: true, Error: err.Error()}
+	}
+	signed, err := l.Identities.Sign(rec.Sandbox.Identity, r.Key)
+	switch {
+	case errors.Is(err, svid.ErrDomain):
+		return link.Signed{Refused: true, Error: "the sandbox is of another trust domain than " + l.Identities.Domain() + "; make another"}
+	case err != nil:
+		return link.Signed{Error: err.Error()}
+	}
+	if sb.firstTime("identity.issued") {
+		l.publish("identity.issued", sb.identity(), "spiffe_id", signed.ID)
+	}
+	return link.Signed{SPIFFEID: signed.ID, Certificate: signed.Certificate, Bundle: signed.Bundle}
 }

@@ -12,10 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/mount"
 	"github.com/creel-sandbox/creel/pkg/steer"
+	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/undo"
+	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/weaken"
 )
 
@@ -185,6 +188,41 @@ func copyInit(src, dst string) (err error) {
 	}
 	if err := out.Chmod(initMode); err != nil {
 		return fmt.Errorf("creel-init: %w", err)
+	}
+	return nil
+}
+
+// guardPeers has the kernel refuse connections of Unix sockets between the
+// sandbox's network namespace and any other, before there is a process in it.
+func (s *launch) guardPeers() error {
+	if s.l.Peers == nil {
+		return nil
+	}
+	s.sb.amend(func(r *store.Record) { r.UnixPeers = true })
+	if failpoint.On("layer.unix_peers") {
+		return nil
+	}
+	return s.l.Peers.Add(s.ns.Cookie(), s.id)
+}
+
+func (l *Launcher) unguardPeers(id string) error {
+	if l.Peers == nil {
+		return nil
+	}
+	return l.Peers.Delete(id)
+}
+
+// peersControl reads back that the kernel guards the sandbox. On a host that
+// cannot there is no such control, unless the sandbox was promised it.
+func (sb *sandbox) peersControl(cookie uint64) []api.Control {
+	sb.mu.Lock()
+	guarded := sb.rec.UnixPeers
+	sb.mu.Unlock()
+	switch {
+	case sb.l.Peers != nil:
+		return []api.Control{sb.l.Peers.Check(cookie, sb.id)}
+	case guarded:
+		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
+	"github.com/creel-sandbox/creel/pkg/svid"
 	"github.com/creel-sandbox/creel/pkg/unixpeers"
 	"github.com/creel-sandbox/creel/pkg/volume"
 )
@@ -144,6 +145,8 @@ type Options struct {
 	NoEgress error
 	// Secrets are the credentials that go out with requests.
 	Secrets *secrets.Store
+	// Identities signs who sandboxes are.
+	Identities *svid.Authority
 	// BlindRuntime says that containerd is not the daemon's own and not in its
 	// mount namespace: nothing the daemon mounts is seen by shims.
 	BlindRuntime bool

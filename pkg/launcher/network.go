@@ -33,7 +33,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/truststore"
-	"github.com/creel-sandbox/creel/pkg/unixpeers"
 )
 
 // Bounds of what one sandbox does by its network.
@@ -67,6 +66,9 @@ func (sb *sandbox) env(add map[string]string, tty bool) map[string]string {
 	env := map[string]string{}
 	if opened(&sb.fixed.Sandbox) {
 		env = truststore.Env(spec.TrustDir)
+	}
+	if reaches(&sb.fixed.Sandbox) {
+		env["SPIFFE_ENDPOINT_SOCKET"] = fmt.Sprintf("tcp://127.0.0.1:%d", steer.WorkloadPort)
 	}
 	for _, ref := range sb.fixed.Secrets {
 		if name, placeholder := sb.l.Secrets.Env(ref, sb.id); name != "" {
@@ -182,7 +184,11 @@ func (s *launch) makeNetwork(ctx context.Context) (err error) {
 	if err := errors.Join(steer.Steer(ctx, s.ns, s.l.steerDir(), s.id, sockets), failpoint.Hit("launch.steer")); err != nil {
 		return errors.Join(err, sockets.Close())
 	}
-	s.sb.amend(func(r *store.Record) { r.Range6 = synthetic.NewRange6().String() })
+	who, err := s.l.identityOf(&s.sb.fixed.Sandbox)
+	if err != nil {
+		return errors.Join(err, sockets.Close())
+	}
+	s.sb.amend(func(r *store.Record) { r.Range6, r.Sandbox.Identity = synthetic.NewRange6().String(), who })
 	if err := os.WriteFile(s.l.resolvConf(s.id), resolvConf(), 0o444); err != nil {
 		return errors.Join(err, sockets.Close())
 	}
@@ -337,19 +343,6 @@ func (l *Launcher) egressIDs() ([]string, error) {
 	return ids, err
 }
 
-// guardPeers has the kernel refuse connections of Unix sockets between the
-// sandbox's network namespace and any other, before there is a process in it.
-func (s *launch) guardPeers() error {
-	if s.l.Peers == nil {
-		return nil
-	}
-	s.sb.amend(func(r *store.Record) { r.UnixPeers = true })
-	if failpoint.On("layer.unix_peers") {
-		return nil
-	}
-	return s.l.Peers.Add(s.ns.Cookie(), s.id)
-}
-
 // socketsAgain is guardPeers, listen and what makeNetwork does, for a running sandbox. A daemon may have
 // started it that had no such guard; what it connected to before stays connected,
 // so its record does not say that it was guarded.
@@ -368,28 +361,6 @@ func (sb *sandbox) socketsAgain(ctx context.Context) error {
 		}
 	}
 	return errors.Join(sb.listen(ns), sb.egressAgain(ctx, ns))
-}
-
-func (l *Launcher) unguardPeers(id string) error {
-	if l.Peers == nil {
-		return nil
-	}
-	return l.Peers.Delete(id)
-}
-
-// peersControl reads back that the kernel guards the sandbox. On a host that
-// cannot there is no such control, unless the sandbox was promised it.
-func (sb *sandbox) peersControl(cookie uint64) []api.Control {
-	sb.mu.Lock()
-	guarded := sb.rec.UnixPeers
-	sb.mu.Unlock()
-	switch {
-	case sb.l.Peers != nil:
-		return []api.Control{sb.l.Peers.Check(cookie, sb.id)}
-	case guarded:
-		return []api.Control{{Name: unixpeers.Control, Expected: "can be read back", Observed: sb.l.NoPeers.Error()}}
-	}
-	return nil
 }
 
 // AllowEgress has a sandbox that runs reach more than its request named. That is

@@ -162,6 +162,13 @@ func (s *Server) publicKey(w http.ResponseWriter, r *http.Request, c Caller) err
 	return answerOne(w)(s.svc.PublicKey(r.Context(), c))
 }
 
+func (s *Server) trustBundle(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.TrustBundle(r.Context(), c))
+}
+
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
 	user, dir := q.str("user"), q.str("dir")

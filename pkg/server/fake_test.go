@@ -414,6 +414,10 @@ func (f *fake) AuditHead(_ context.Context, c server.Caller) (*api.AuditHead, er
 	return &api.AuditHead{}, f.note(c, "AuditHead")
 }
 
+func (f *fake) TrustBundle(_ context.Context, c server.Caller) (*api.TrustBundle, error) {
+	return &api.TrustBundle{}, f.note(c, "TrustBundle")
+}
+
 func (f *fake) PublicKey(_ context.Context, c server.Caller) (*api.PublicKey, error) {
 	return &api.PublicKey{}, f.note(c, "PublicKey")
 }

@@ -92,6 +92,7 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/audit", Stream: true, handle: (*Server).auditLog},
 	{Method: "GET", Pattern: "/v1/audit/head", handle: (*Server).auditHead},
 	{Method: "GET", Pattern: "/v1/key", handle: (*Server).publicKey},
+	{Method: "GET", Pattern: "/v1/trust-bundle", handle: (*Server).trustBundle},
 	{Method: "GET", Pattern: "/v1/doctor", handle: (*Server).doctor},
 	{Method: "GET", Pattern: "/v1/version", Inside: true, Anyone: true, handle: (*Server).version},
 	{Method: "GET", Pattern: "/v1/openapi.yaml", handle: (*Server).openapi},

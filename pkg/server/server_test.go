@@ -187,6 +187,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/audit?caller=-1", "", 400, call{}, "caller"},
 		{"GET", "/v1/audit/head", "", 200, call{"AuditHead", nil}, "line"},
 		{"GET", "/v1/key", "", 200, call{"PublicKey", nil}, "pem"},
+		{"GET", "/v1/trust-bundle", "", 200, call{"TrustBundle", nil}, "trust_domain"},
 		{"GET", "/v1/doctor?user=alice&dir=/w", "", 200, call{"Doctor", []any{"alice", "/w"}}, "checks"},
 		{"GET", "/v1/version", "", 200, call{}, `"api":"v1"`},
 		{"GET", "/v1/openapi.yaml", "", 200, call{}, "openapi: "},

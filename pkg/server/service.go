@@ -169,6 +169,8 @@ type Actions interface {
 	Evidence(ctx context.Context, c Caller, ref string, fresh bool) ([]api.Evidence, error)
 	// PublicKey is what evidence and the audit log are verified with.
 	PublicKey(ctx context.Context, c Caller) (*api.PublicKey, error)
+	// TrustBundle is what sandboxes' SVIDs are verified with.
+	TrustBundle(ctx context.Context, c Caller) (*api.TrustBundle, error)
 	// Doctor checks the host. user (a name or uid) and dir, where not empty,
 	// ask about that user and that directory.
 	Doctor(ctx context.Context, c Caller, user, dir string) (*api.Doctor, error)

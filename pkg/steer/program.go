@@ -38,6 +38,11 @@ const (
 // listens there: programs that want one are given http://127.0.0.1:3128.
 const ProxyPort = 3128
 
+// WorkloadPort is the port of 127.0.0.1 at which the TCP socket serves the
+// sandbox's identity, whoever listens there: programs are told of it by
+// SPIFFE_ENDPOINT_SOCKET.
+const WorkloadPort = 3129
+
 // What the program returns (enum sk_action).
 const (
 	skDrop = 0
@@ -71,8 +76,9 @@ func program(id string, m *ebpf.Map) *ebpf.ProgramSpec {
 		asm.LoadMem(asm.R2, ctx, offProtocol, asm.Word),
 		asm.JNE.Imm(asm.R2, unix.IPPROTO_TCP, "pass"),
 		asm.LoadMem(asm.R2, ctx, offLocalPort, asm.Word),
+		asm.JEq.Imm(asm.R2, WorkloadPort, "ours"),
 		asm.JNE.Imm(asm.R2, ProxyPort, "pass"),
-		asm.Mov.Imm(key, 0),
+		asm.Mov.Imm(key, 0).WithSymbol("ours"),
 		asm.Ja.Label("choose"),
 		asm.Mov.Imm(key, 0).WithSymbol("not loopback 4"),
 		asm.Ja.Label("protocol"),

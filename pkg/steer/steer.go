@@ -6,6 +6,7 @@
 // (sk_lookup, Linux 5.9; Documentation/bpf/prog_sk_lookup.rst). It chooses:
 //
 //	TCP to 127.0.0.1:3128       the TCP socket, which is a proxy there
+//	TCP to 127.0.0.1:3129       the TCP socket, which serves the identity there
 //	to 127.0.0.0/8 and ::1      the sandbox's own servers, as on any host
 //	TCP to any other address    the TCP socket of the family
 //	UDP to port 53 elsewhere    the UDP socket of the family

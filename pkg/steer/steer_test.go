@@ -232,6 +232,35 @@ func TestLoopbackIsTheAgents(t *testing.T) {
 	nobody(t, s)
 }
 
+// TestWorkloadPort: so is the port of the sandbox's identity.
+func TestWorkloadPort(t *testing.T) {
+	ns, s, _ := steered(t)
+	in(t, ns, func() error {
+		l, err := net.Listen("tcp4", fmt.Sprintf(":%d", steer.WorkloadPort))
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		fd, err := dial("127.0.0.1:3129")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if got := served(t, s.TCP4); got != "127.0.0.1:3129" {
+			t.Errorf("came to %s", got)
+		}
+		return nil
+	})
+	in(t, ns, func() error {
+		for _, to := range []string{"127.0.0.1:3130", "[::1]:3129", "127.0.0.2:3129"} {
+			if fd, err := dial(to); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: %d, %v", to, fd, err)
+			}
+		}
+		return nil
+	})
+}
+
 // TestProxyPort: the proxy's port of 127.0.0.1 is the TCP socket, whoever listens
 // there, and no other port, address or protocol of loopback is.
 func TestProxyPort(t *testing.T) {

@@ -457,6 +457,11 @@ func (d *Daemon) Evidence(_ context.Context, _ server.Caller, ref string, fresh 
 // testKey signs what the fake box signs.
 var testKey = boxkey.New([32]byte{9})
 
+// TrustBundle is a text that is none.
+func (d *Daemon) TrustBundle(context.Context, server.Caller) (*api.TrustBundle, error) {
+	return &api.TrustBundle{TrustDomain: "box.example.com", PEM: "-----BEGIN CERTIFICATE-----\n"}, nil
+}
+
 // PublicKey is that of a fixed key.
 func (d *Daemon) PublicKey(context.Context, server.Caller) (*api.PublicKey, error) {
 	return &api.PublicKey{ID: testKey.ID(), PEM: string(testKey.Public().PEM())}, nil

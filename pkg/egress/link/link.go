@@ -32,7 +32,7 @@ import (
 
 // Version is of all of this package. One end does not use another's of another
 // version.
-const Version = 2
+const Version = 3
 
 // FD is the descriptor at which the process finds its socket, bound and not
 // listening.
@@ -47,6 +47,7 @@ const (
 	List    = "list"    // the ids of all
 	Sockets = "sockets" // back, of one; with the names that it has
 	Log     = "log"     // from here on the process sends Records, and takes no orders
+	Sign    = "sign"    // from here on the process sends SignRequests, each of which has its Signed
 )
 
 // BuildOf is the digest of a program, which names a build of it.
@@ -172,6 +173,27 @@ type Record struct {
 	Lost uint64 `json:"lost,omitempty"`
 }
 
+// SignRequest asks for the identity of a sandbox.
+type SignRequest struct {
+	Seq uint64 `json:"seq"` // of its answer, too
+	ID  string `json:"id"`  // of the sandbox
+	// Key is a public key, as a SubjectPublicKeyInfo in DER.
+	Key []byte `json:"key"`
+}
+
+// Signed is the answer: an SVID, or why there is none.
+type Signed struct {
+	Seq   uint64 `json:"seq"`
+	Error string `json:"error,omitempty"`
+	// Refused says that there will be none.
+	Refused bool `json:"refused,omitempty"`
+	// SPIFFEID is what Certificate has, in DER, and Bundle the authorities of its
+	// trust domain.
+	SPIFFEID    string   `json:"spiffe_id,omitempty"`
+	Certificate []byte   `json:"certificate,omitempty"`
+	Bundle      [][]byte `json:"bundle,omitempty"`
+}
+
 // Bounds.
 const (
 	maxMessage  = 64 << 10 // bytes
@@ -189,7 +211,7 @@ var (
 	ErrDocument = errors.New("a document that cannot be used")
 )
 
-// Conn is one end. It is not safe for concurrent use.
+// Conn is one end. One may send while another receives, and no more.
 type Conn struct{ c *net.UnixConn }
 
 // NewConn is of a connection of sequenced packets.

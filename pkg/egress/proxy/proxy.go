@@ -36,6 +36,12 @@ type Explicit interface {
 	ServeExplicit(ctx context.Context, c *net.TCPConn) error
 }
 
+// Workload serves the connections of clients that ask who the sandbox is. It closes
+// c.
+type Workload interface {
+	ServeWorkload(ctx context.Context, c *net.TCPConn) error
+}
+
 // DNS serves the connections to the sandbox's resolver. It does not close them.
 type DNS interface {
 	ServeTCP(ctx context.Context, c net.Conn) error
@@ -47,6 +53,8 @@ type Options struct {
 	Web     Web
 	// Explicit gets the connections to ExplicitAddr.
 	Explicit Explicit
+	// Workload gets the connections to WorkloadAddr.
+	Workload Workload
 	// DNS gets the connections to port 53 of every address that stands for no
 	// name, and that the policy does not allow: as it gets all datagrams.
 	DNS   DNS
@@ -115,6 +123,9 @@ const dnsPort = 53
 // from which package steer has them come here.
 var ExplicitAddr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 3128)
 
+// WorkloadAddr is where a connection is to the Workload API.
+var WorkloadAddr = netip.AddrPortFrom(ExplicitAddr.Addr(), 3129)
+
 // helloTimeout is how long a ClientHello may take.
 const helloTimeout = 10 * time.Second
 
@@ -126,7 +137,7 @@ type Proxy struct {
 
 // New makes a proxy.
 func New(o Options) (*Proxy, error) {
-	if o.Outside == nil || o.Web == nil || o.Explicit == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Opened == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
+	if o.Outside == nil || o.Web == nil || o.Explicit == nil || o.Workload == nil || o.DNS == nil || o.Names == nil || o.Policy == nil || o.Bytes == nil || o.Opened == nil || o.Record == nil || o.Connections < 1 || o.Idle <= 0 {
 		return nil, errors.New("a proxy without all of its options")
 	}
 	return &Proxy{o, make(chan struct{}, o.Connections)}, nil
@@ -159,8 +170,12 @@ func (p *Proxy) Handle(ctx context.Context, c *net.TCPConn) {
 	if out.To, out.Err = p.target(c); out.Err != nil {
 		return
 	}
-	if netip.AddrPortFrom(out.To.Addr, out.To.Port) == ExplicitAddr {
+	switch netip.AddrPortFrom(out.To.Addr, out.To.Port) {
+	case ExplicitAddr:
 		out.Err, told = p.opts.Explicit.ServeExplicit(ctx, c), true
+		return
+	case WorkloadAddr:
+		out.Err, told = p.opts.Workload.ServeWorkload(ctx, c), true
 		return
 	}
 	out.Err = p.serve(ctx, c, &out)

@@ -81,6 +81,11 @@ func (*world) Own() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseA
 
 func (*world) ServeExplicit(_ context.Context, c *net.TCPConn) error { return c.Close() }
 
+func (w *world) ServeWorkload(_ context.Context, c *net.TCPConn) error {
+	w.asWeb <- "who " + c.LocalAddr().String()
+	return c.Close()
+}
+
 func (w *world) Serve(_ context.Context, c *net.TCPConn, to proxy.Target, kinds egress.Kinds) error {
 	w.asWeb <- fmt.Sprint(to, " ", kinds)
 	return c.Close()
@@ -105,7 +110,7 @@ func newWorld(t *testing.T, change func(*proxy.Options), rules ...egress.Rule) *
 	}
 	w.allow(rules...)
 	w.opts = proxy.Options{
-		Outside: w, Web: w, Explicit: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Opened: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
+		Outside: w, Web: w, Explicit: w, Workload: w, DNS: w, Names: names, Bytes: relay.NewBudget(1 << 30), Opened: relay.NewBudget(1 << 30), Connections: 10, Idle: time.Minute,
 		Policy: func() credential.Policy {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -19,6 +19,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
 	"github.com/creel-sandbox/creel/pkg/egress/web"
+	"github.com/creel-sandbox/creel/pkg/egress/workload"
 )
 
 // connIdle ends a connection over which nothing goes.
@@ -37,6 +38,7 @@ type sandbox struct {
 	dns   *nameserver.Server
 	web   *web.Web
 	proxy *proxy.Proxy
+	who   *workload.Server
 
 	// budget is what is left of first, which is what was left of all after before,
 	// which processes before this one used.
@@ -98,14 +100,15 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 	}); err != nil {
 		return nil, err
 	}
+	s.who = workload.New(func(ctx context.Context, key []byte) (*workload.Signed, error) { return p.signer.sign(ctx, id, key) })
 	if s.proxy, err = proxy.New(proxy.Options{
-		Outside: p.outside, Web: s.web, Explicit: s.web, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
+		Outside: p.outside, Web: s.web, Explicit: s.web, Workload: s.who, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
 		Connections: pol.Limits.Connections, Idle: connIdle, Record: func(o proxy.Outcome) { p.log.connection(id, o) },
 	}); err != nil {
-		return nil, errors.Join(err, s.web.Close())
+		return nil, errors.Join(err, s.web.Close(), s.who.Close())
 	}
 	if err := s.serve(files); err != nil {
-		return nil, errors.Join(err, s.web.Close())
+		return nil, errors.Join(err, s.web.Close(), s.who.Close())
 	}
 	if pol.Limits.Budget != (link.Spent{}) {
 		s.wg.Go(func() { p.tell(s) })
@@ -296,6 +299,6 @@ func (s *sandbox) change(pol *link.Policy) error {
 // stop ends all that goes on, and waits for it.
 func (s *sandbox) stop() {
 	s.cancel()
-	_, _ = s.closeSockets(), s.web.Close()
+	_ = errors.Join(s.closeSockets(), s.web.Close(), s.who.Close())
 	s.wg.Wait()
 }

@@ -37,6 +37,7 @@ type Process struct {
 	authority atomic.Pointer[authority.Authority]
 	roots     atomic.Pointer[x509.CertPool]
 	log       *records
+	signer    *signer
 
 	mu        sync.Mutex
 	known     bool // what the host is
@@ -47,7 +48,7 @@ type Process struct {
 
 // New makes a process that serves nothing yet. build is link.BuildOf its program.
 func New(build string) *Process {
-	return &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
+	return &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), signer: newSigner(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
 }
 
 // Run takes orders from who connects to l, until l is closed, or until there is
@@ -141,6 +142,11 @@ func (p *Process) obey(ctx context.Context, uc *net.UnixConn) {
 		if o.Op == link.Log {
 			closeAll(files)
 			p.log.send(ctx, c)
+			return
+		}
+		if o.Op == link.Sign {
+			closeAll(files)
+			p.signer.use(c)
 			return
 		}
 		a, back := p.do(o, files)

@@ -5,11 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/handed"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 )
 
@@ -18,22 +18,12 @@ type connKey struct{}
 
 // conn is an agent's connection.
 type conn struct {
-	*net.TCPConn
+	*handed.Conn
 	to   proxy.Target
 	kind egress.Kinds // HTTP or HTTPS
 
 	explicit bool            // its client speaks to a proxy
 	ctx      context.Context // of its Serve, if explicit
-
-	once   sync.Once
-	closed chan struct{}
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	err := c.TCPConn.Close()
-	c.once.Do(func() { close(c.closed) })
-	return err
 }
 
 // whose is the connection that net/http serves, with TLS around it or not.

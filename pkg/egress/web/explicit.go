@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
+	"github.com/creel-sandbox/creel/pkg/egress/handed"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 )
 
@@ -31,8 +32,8 @@ var _ proxy.Explicit = (*Web)(nil)
 // request for http:// is judged like one that is sent there. It returns when the
 // connection has ended.
 func (w *Web) ServeExplicit(ctx context.Context, c *net.TCPConn) error {
-	in := &conn{TCPConn: c, explicit: true, ctx: ctx, closed: make(chan struct{})}
-	return w.handOver(ctx, in, in)
+	in := &conn{Conn: handed.NewConn(c), explicit: true, ctx: ctx}
+	return w.conns.Serve(ctx, in, in.Conn)
 }
 
 // proxied serves one request to the proxy.
@@ -58,7 +59,7 @@ func (w *Web) proxied(out http.ResponseWriter, r *http.Request, c *conn) {
 	// From here on it is as if it had come by a connection to there. For the host
 	// in the header net/http has put the one in the target, as it is to be.
 	r.RequestURI = r.URL.RequestURI()
-	to := &conn{TCPConn: c.TCPConn, to: d.To, kind: egress.HTTP}
+	to := &conn{Conn: c.Conn, to: d.To, kind: egress.HTTP}
 	w.judge(out, r.WithContext(context.WithValue(r.Context(), connKey{}, to)), to)
 }
 

@@ -24,12 +24,12 @@ import (
 	"net/http/httputil"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/authority"
 	"github.com/creel-sandbox/creel/pkg/egress/credential"
+	"github.com/creel-sandbox/creel/pkg/egress/handed"
 	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 	"github.com/creel-sandbox/creel/pkg/egress/relay"
 )
@@ -92,7 +92,7 @@ type Web struct {
 	http  *http.Server
 	up    *http.Transport
 	proxy *httputil.ReverseProxy
-	conns *handed
+	conns *handed.Listener
 }
 
 var _ proxy.Web = (*Web)(nil)
@@ -102,7 +102,7 @@ func New(o Options) (*Web, error) {
 	if o.Dialer.Outside == nil || o.Authority == nil || o.Policy == nil || o.Bytes == nil || o.Requests == nil || o.Tunnels == nil || o.Record == nil {
 		return nil, errors.New("a web proxy without all of its options")
 	}
-	w := &Web{opts: o, conns: newHanded()}
+	w := &Web{opts: o, conns: handed.New()}
 	quiet := log.New(discard{}, "", 0) // what agents do wrong is theirs to know
 	w.up = &http.Transport{
 		Proxy: nil, DialContext: w.dial, DisableCompression: true, ForceAttemptHTTP2: true,
@@ -143,7 +143,7 @@ func (w *Web) Serve(ctx context.Context, c *net.TCPConn, to proxy.Target, kinds 
 	}
 	_ = c.SetReadDeadline(time.Time{})
 	const handshake = 22 // a TLS record's type
-	in := &conn{TCPConn: c, to: to, kind: egress.HTTP, closed: make(chan struct{})}
+	in := &conn{Conn: handed.NewConn(c), to: to, kind: egress.HTTP}
 	var serve net.Conn = in
 	switch {
 	case first == handshake && kinds&egress.HTTPS != 0:
@@ -153,21 +153,7 @@ func (w *Web) Serve(ctx context.Context, c *net.TCPConn, to proxy.Target, kinds 
 	default:
 		return &egress.RefusedError{By: "the protocol that is allowed there", What: "what was sent to " + to.String()}
 	}
-	return w.handOver(ctx, serve, in)
-}
-
-// handOver has a connection, with TLS around it or not, be served until it ends.
-func (w *Web) handOver(ctx context.Context, serve net.Conn, in *conn) error {
-	if !w.conns.hand(serve) {
-		return net.ErrClosed
-	}
-	select {
-	case <-in.closed:
-		return nil
-	case <-ctx.Done():
-		_ = in.Close()
-		return context.Cause(ctx)
-	}
+	return w.conns.Serve(ctx, serve, in.Conn)
 }
 
 // inside is what agents are spoken to with. That h2 is among its protocols has
@@ -392,37 +378,3 @@ func (c *counted) Write(b []byte) (int, error) {
 type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
-
-// handed is a listener whose connections come from elsewhere.
-type handed struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newHanded() *handed { return &handed{conns: make(chan net.Conn), done: make(chan struct{})} }
-
-func (h *handed) hand(c net.Conn) bool {
-	select {
-	case h.conns <- c:
-		return true
-	case <-h.done:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (h *handed) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (h *handed) Close() error { h.once.Do(func() { close(h.done) }); return nil }
-
-// Addr implements net.Listener.
-func (*handed) Addr() net.Addr { return &net.TCPAddr{} }
