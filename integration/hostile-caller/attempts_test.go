@@ -22,6 +22,7 @@ func attempts() []attempt {
 		{"Another's sandbox", othersSandbox()},
 		{"By a child", children()},
 		{"By a sandbox's own socket", ownSockets()},
+		{"Another's approvals", othersApprovals()},
 		{"Another's agents, homes and records", othersAgents()},
 		{"Secrets", othersSecrets()},
 		{"Images and volumes", imagesAndVolumes()},

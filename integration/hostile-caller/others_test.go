@@ -108,6 +108,34 @@ func othersSandbox() []attempt {
 	)
 }
 
+// othersApprovals are what others' sandboxes may be let, and who may let it.
+func othersApprovals() []attempt {
+	decide := func(name, tries, fails, body string, id func(a *attacker) string) attempt {
+		return attempt{name: name, tries: tries, fails: fails, do: func(a *attacker) string {
+			return a.ask("POST", "/v1/approvals/"+id(a), body).way()
+		}}
+	}
+	victims := func(a *attacker) string { return a.VictimSandbox + ".1" }
+	roots := func(a *attacker) string { return a.RootSandbox + ".1" }
+	const agent = `{"allow":true,"for":"agent"}`
+	return []attempt{
+		{name: "approval-others-list", tries: "list what another user's sandbox was refused", fails: "not_found", do: func(a *attacker) string {
+			return a.ask("GET", "/v1/approvals?all=true&sandbox="+a.VictimSandbox, "").way()
+		}},
+		{name: "approval-all-listed", tries: "find others' sandboxes among all that wait", fails: "not shown", do: func(a *attacker) string {
+			return a.hides(a.ask("GET", "/v1/approvals?all=true", ""))
+		}},
+		decide("approval-others-allow", "let another user's agent reach more", "not_found", agent, victims),
+		decide("approval-others-deny", "deny what another user's sandbox asks for", "not_found", `{"allow":false}`, victims),
+		decide("approval-root-allow", "let root's sandbox reach more", "not_found", agent, roots),
+		decide("approval-none", "let what was never refused", "not_found", agent, func(*attacker) string { return "aaaaaaaaaaaaaaaa.1" }),
+		decide("approval-form", "let for ever", "invalid_argument", `{"allow":true,"for":"ever"}`, victims),
+		{name: "approval-forget", tries: "take back what another user's agent was let", fails: "not_found", do: func(a *attacker) string {
+			return a.ask("POST", "/v1/agents/victims-agent/forget-egress", `{}`).way()
+		}},
+	}
+}
+
 // othersAgents are whom sandboxes of others belong to, and the record of what
 // they did.
 func othersAgents() []attempt {

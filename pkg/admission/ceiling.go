@@ -36,6 +36,9 @@ type Ceiling struct {
 	Socket bool
 	// Egress are rules of what sandboxes may reach, see egress.ParseText.
 	Egress []string
+	// Ask are those that somebody may let besides, and Approve who may.
+	Ask     []string
+	Approve string
 	// Secrets are "own" (all that the caller set) and patterns of names of the
 	// box's.
 	Secrets []string

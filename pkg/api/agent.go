@@ -23,6 +23,9 @@ type Agent struct {
 	// each kind, and the most that its caller's sandboxes had together when it
 	// made one.
 	Used Grant `json:"used"`
+	// Egress are rules that were let for it (creel egress approve --agent): its
+	// sandboxes with a network have them, as far as their ceiling has them asked for.
+	Egress []string `json:"egress,omitempty"`
 	// Spawns is how many sandboxes were begun for it.
 	Spawns int64 `json:"spawns"`
 	// Sandboxes is how many of them have not ended.

@@ -93,6 +93,14 @@ func (b *box) AllowEgress(context.Context, peer.Cred, string, []string) (*api.Sa
 	return &api.Sandbox{}, b.done("allow")
 }
 
+func (b *box) DecideApproval(context.Context, peer.Cred, string, api.ApprovalDecision) (*api.Approval, error) {
+	return &api.Approval{}, b.done("decide")
+}
+
+func (b *box) ForgetEgress(context.Context, peer.Cred, string, []string) (*api.Agent, error) {
+	return &api.Agent{}, b.done("forget")
+}
+
 func (b *box) Forward(context.Context, peer.Cred, string, uint16) (server.Tunnel, error) {
 	return nil, b.done("forward")
 }
@@ -171,6 +179,14 @@ var calls = []struct {
 	}},
 	{"allow", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.AllowEgress(ctx, c, "b", []string{"a.example"})
+		return err
+	}},
+	{"decide", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.DecideApproval(ctx, c, "b.1", api.ApprovalDecision{Allow: true, For: api.ForOnce})
+		return err
+	}},
+	{"forget", false, func(ctx context.Context, s server.Service, c peer.Cred) error {
+		_, err := s.ForgetEgress(ctx, c, "a", nil)
 		return err
 	}},
 	{"forward", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
@@ -270,7 +286,7 @@ func TestActions(t *testing.T) {
 func TestEveryActionIsKnown(t *testing.T) {
 	looks := []string{
 		"List", "Get", "Wait", "Logs", "ListDir", "StatFile", "Diff", "Stats", "Top", "Execs", "Events", "Images", "Image",
-		"Volumes", "Volume", "Secrets", "Profiles", "Profile", "CheckProfile", "DiskUsage", "Evidence", "PublicKey", "TrustBundle", "Doctor", "Version",
+		"Volumes", "Volume", "Secrets", "Profiles", "Profile", "CheckProfile", "DiskUsage", "Evidence", "PublicKey", "TrustBundle", "Approvals", "Doctor", "Version",
 		"Agents", "Agent", "Explain",
 	}
 	files, err := filepath.Glob("*.go")

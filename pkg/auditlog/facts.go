@@ -20,13 +20,16 @@ const eventOp = "event-"
 var recorded = map[string]bool{
 	"sandbox.stopped": true, "sandbox.failed": true, "sandbox.adopted": true, "sandbox.oom": true,
 	"sandbox.paused": true, "sandbox.resumed": true, "exec.ended": true, "evidence.drift": true, "evidence.restored": true,
-	"sandbox.removed":  true, // by retention as well, with its evidence and its output
-	"volume.created":   true, // by a launch as well, which wants a home
-	"egress.allowed":   true, // each destination of a sandbox once
-	"egress.denied":    true,
-	"secret.used":      true, // by a sandbox for each destination once
-	"identity.issued":  true, // to a sandbox, the first time
-	events.TypeDropped: true,
+	"sandbox.removed":    true, // by retention as well, with its evidence and its output
+	"volume.created":     true, // by a launch as well, which wants a home
+	"egress.allowed":     true, // each destination of a sandbox once
+	"egress.denied":      true,
+	"secret.used":        true, // by a sandbox for each destination once
+	"approval.requested": true, // what a sandbox was refused and somebody may let, once
+	"approval.used":      true, // what was let once
+	"approval.expired":   true, // what nobody answered
+	"identity.issued":    true, // to a sandbox, the first time
+	events.TypeDropped:   true,
 }
 
 // Fact records what nobody asked for.

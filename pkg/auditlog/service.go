@@ -15,6 +15,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/approval"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/server"
 )
@@ -140,6 +141,31 @@ func (s *service) AllowEgress(ctx context.Context, c peer.Cred, ref string, rule
 		return err
 	})
 	return sb, err
+}
+
+// DecideApproval implements server.Service.
+func (s *service) DecideApproval(ctx context.Context, c peer.Cred, id string, d api.ApprovalDecision) (out *api.Approval, err error) {
+	ref, _ := approval.Number(id)
+	a := s.r.begin(ctx, c, "approval.decide", ref, id)
+	a.Asked = asked(d)
+	err = s.working(ctx, a, func() error {
+		out, err = s.Actions.DecideApproval(ctx, c, id, d)
+		if out != nil {
+			a.Detail = map[string]string{"to": out.To, "rule": out.Rule, "for": string(out.For)}
+		}
+		return err
+	})
+	return out, err
+}
+
+// ForgetEgress implements server.Service.
+func (s *service) ForgetEgress(ctx context.Context, c peer.Cred, ref string, rules []string) (*api.Agent, error) {
+	a := s.r.begin(ctx, c, "agent.forget_egress", "", ref)
+	a.Asked = asked(api.ForgetRequest{Rules: rules})
+	a.keep(ctx)
+	agent, err := s.Actions.ForgetEgress(ctx, c, ref, rules)
+	a.agent(agent)
+	return agent, a.done(err)
 }
 
 // Forward implements server.Service. What goes over it is not looked at.

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ func egressCommand(a *app) *cobra.Command {
 		Use: "egress", Short: "What sandboxes reach, and why not more", Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(egressLogCommand(a), egressExplainCommand(a), egressPendingCommand(a), egressAllowCommand(a), presetCommand(a))
+	cmd.AddCommand(egressLogCommand(a), egressExplainCommand(a), egressPendingCommand(a), egressApproveCommand(a), egressDenyCommand(a), egressForgetCommand(a), egressAllowCommand(a), presetCommand(a))
 	return cmd
 }
 
@@ -129,122 +128,6 @@ its parent allow: nobody can widen another's. Connections that are open go on.`,
 			return err
 		},
 	}
-}
-
-// refused is a destination that a sandbox was refused, and what could be done.
-type refused struct {
-	Sandbox string `json:"sandbox"`
-	To      string `json:"to"`
-	What    string `json:"what"`
-	By      string `json:"by,omitempty"`
-	// Rule would let it, where there is a name.
-	Rule string `json:"rule,omitempty"`
-}
-
-func egressPendingCommand(a *app) *cobra.Command {
-	o := client.AuditOptions{Kind: "fact", Action: "egress.denied"}
-	cmd := &cobra.Command{
-		Use: "pending [--since TIME] [SANDBOX]", Short: "List what sandboxes were refused, each once, and the rule that lets it",
-		Long: `List what your running sandboxes were refused, or one of them, each destination
-once, who refused it, and the rule for creel egress allow. What is allowed by now
-is left out. Nothing has to be answered: what nobody allows stays refused.`,
-		Args: args(0, 1),
-		RunE: func(cmd *cobra.Command, refs []string) error {
-			return a.pending(cmd.Context(), o, refs)
-		},
-	}
-	cmd.Flags().StringVar(&o.Since, "since", "", "leave out what is older: a time, or how long ago")
-	return cmd
-}
-
-func (a *app) pending(ctx context.Context, o client.AuditOptions, refs []string) error {
-	boxes := map[string]*api.Sandbox{}
-	if len(refs) > 0 {
-		sb, err := a.client().Inspect(ctx, refs[0])
-		if err != nil {
-			return err
-		}
-		boxes[sb.ID], o.Sandbox = sb, sb.ID
-	} else {
-		list, err := a.client().List(ctx, client.ListOptions{})
-		if err != nil {
-			return err
-		}
-		for i := range list {
-			boxes[list[i].ID] = &list[i]
-		}
-	}
-	out := []refused{}
-	err := a.client().AuditLog(ctx, o, func(line []byte) error {
-		var r struct {
-			Sandbox string            `json:"sandbox"`
-			Detail  map[string]string `json:"detail"`
-		}
-		if err := json.Unmarshal(line, &r); err != nil {
-			return fmt.Errorf("the daemon sent a line that is no record: %w", err)
-		}
-		sb := boxes[r.Sandbox]
-		if sb == nil {
-			return nil
-		}
-		one := refused{Sandbox: sb.Name, To: r.Detail["to"], What: r.Detail["what"], By: r.Detail["by"], Rule: ruleOf(r.Detail["to"])}
-		if one.Rule != "" && allowedNow(sb, one.Rule) {
-			return nil
-		}
-		out = append(out, one)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if a.json {
-		return a.writeJSON(out)
-	}
-	var t table
-	t.header("SANDBOX", "TO", "WHAT", "REFUSED BY", "RULE")
-	for _, r := range out {
-		rule := r.Rule
-		if rule != "" {
-			rule = fmt.Sprintf("%q", rule)
-		}
-		t.row(r.Sandbox, r.To, r.What, r.By, rule)
-	}
-	return a.writeTable(&t)
-}
-
-// ruleOf is a rule that lets a destination, a name or "HOST:PORT"; none for an
-// address, which is to be thought about.
-func ruleOf(to string) string {
-	host, port, found := strings.Cut(to, ":")
-	if _, err := egress.ParseName(host); err != nil {
-		return ""
-	}
-	text := host
-	switch {
-	case found && port == "80":
-		text = "http " + host
-	case found && port != "443":
-		text = "tcp " + to
-	}
-	if _, problems := egress.ParseLines("", "rule", []string{text}); len(problems) > 0 {
-		return ""
-	}
-	return text
-}
-
-// allowedNow says whether all who have a say let a rule by now.
-func allowedNow(sb *api.Sandbox, rule string) bool {
-	want, problems := egress.ParseLines("", "rule", []string{rule})
-	if len(problems) > 0 || len(sb.Egress) == 0 {
-		return false
-	}
-	for _, party := range sb.Egress {
-		pol, problems := egress.ParseLines(party.By, "egress", party.Rules)
-		if len(problems) > 0 || len(want.Beyond(pol)) > 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // question is what might be reached.

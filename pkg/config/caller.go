@@ -41,6 +41,10 @@ type Caller struct {
 	Socket bool `toml:"socket"`
 	// Egress is what sandboxes may reach; nothing when empty.
 	Egress []string `toml:"egress"`
+	// Ask is what they may reach once somebody let it, and Approve who may:
+	// "caller" or "operator".
+	Ask     []string `toml:"ask"`
+	Approve string   `toml:"approve"`
 	// Secrets are "own" (all that the caller set) and patterns of names of the
 	// box's.
 	Secrets []string `toml:"secrets"`
@@ -52,7 +56,7 @@ func DefaultCaller() Caller {
 		Match: "socket_group", Profiles: []string{"default", "strict"}, Images: []string{"box", "own"},
 		Mounts: []string{"own", "*:ro"}, Runtimes: []string{"crun", "runc"},
 		Sandboxes: 32, Memory: 64 << 30, CPUs: 64, Pids: 16384, Disk: 32 << 30,
-		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128, Egress: []string{}, Secrets: []string{"own"},
+		SpawnRate: 240, ExecRate: 6000, ImageBytes: 32 << 30, Connections: 128, Egress: []string{}, Ask: []string{}, Approve: "operator", Secrets: []string{"own"},
 	}
 }
 
@@ -139,9 +143,14 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 			bad("runtimes", "%q is not a runtime; there are crun and runc", r)
 		}
 	}
-	_, problems := egress.ParseLines("", "egress", c.Egress)
-	for _, p := range problems {
-		bad("egress", "%q (%s): want %s", p.Value, p.Field, p.Want)
+	for key, rules := range map[string][]string{"egress": c.Egress, "ask": c.Ask} {
+		_, problems := egress.ParseLines("", key, rules)
+		for _, p := range problems {
+			bad(key, "%q (%s): want %s", p.Value, p.Field, p.Want)
+		}
+	}
+	if c.Approve != "caller" && c.Approve != "operator" {
+		bad("approve", `%q is not "caller" or "operator"`, c.Approve)
 	}
 	for _, n := range []struct {
 		key   string

@@ -175,6 +175,8 @@ type Egress struct {
 	// Roots is a file of certificates, as PEM, that servers are verified by
 	// besides the host's.
 	Roots string `toml:"roots"`
+	// AskTTL is how long an approval waits.
+	AskTTL api.Duration `toml:"ask_ttl"`
 }
 
 // Identity is of what sandboxes prove who they are by.
@@ -202,6 +204,7 @@ func Defaults() Config {
 		Host:     Host{Memory: 128 << 20, Pids: 1024, MemoryPressure: 20, IOPressure: 90},
 		Exec:     Exec{MaxPerSandbox: 64},
 		Logs:     Logs{MaxBytes: 64 << 20},
+		Egress:   Egress{AskTTL: api.Duration(time.Hour)},
 		Evidence: Evidence{Interval: api.Duration(10 * time.Minute)},
 		Audit:    Audit{FileSize: 16 << 20, Keep: 64, Commands: "full", Report: api.Duration(24 * time.Hour)},
 		Retention: Retention{

@@ -288,6 +288,7 @@ func checkNumbers(cfg *Config, bad func(key, format string, args ...any)) {
 		v, lo, hi time.Duration
 	}{
 		{"evidence.interval", cfg.Evidence.Interval.D(), time.Second, 24 * time.Hour},
+		{"egress.ask_ttl", cfg.Egress.AskTTL.D(), time.Second, 30 * 24 * time.Hour},
 		{"audit.report", cfg.Audit.Report.D(), 0, 365 * 24 * time.Hour},
 		{"retention.age", cfg.Retention.Age.D(), 0, 10 * 365 * 24 * time.Hour},
 		{"server.header_timeout", cfg.Server.HeaderTimeout.D(), time.Second, time.Minute},

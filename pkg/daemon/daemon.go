@@ -393,7 +393,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 		// More at one time than processors only makes each of them slower.
 		Launches: 2*goruntime.NumCPU() + 2,
 		Log:      d.log,
-		NoEgress: d.noEgress, Secrets: d.secrets, Identities: d.identities,
+		NoEgress: d.noEgress, Secrets: d.secrets, Identities: d.identities, AskTTL: d.cfg.Egress.AskTTL.D(),
 	}
 	if d.egress != nil {
 		o.Egress = d.egress

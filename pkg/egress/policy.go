@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/egress/destination"
@@ -37,10 +38,50 @@ func Parse(by, at string, rules []Rule) (*Policy, []api.Problem) {
 
 // Snapshot is all that decides for one sandbox at one time. It does not change.
 // One without a policy, the zero Snapshot, allows nothing.
-type Snapshot struct{ policies []*Policy }
+type Snapshot struct {
+	policies []*Policy
+	once     []*Once
+}
 
 // NewSnapshot is of the policies of all who have a say.
-func NewSnapshot(all ...*Policy) Snapshot { return Snapshot{slices.Clone(all)} }
+func NewSnapshot(all ...*Policy) Snapshot { return Snapshot{policies: slices.Clone(all)} }
+
+// WithOnce is the snapshot with what it lets one time each.
+func (s Snapshot) WithOnce(once ...*Once) Snapshot {
+	s.once = slices.Clone(once)
+	return s
+}
+
+// Once lets one connection or request through that a Snapshot refuses. Use
+// NewOnce.
+type Once struct {
+	with Snapshot
+	used *atomic.Bool
+	told func()
+}
+
+// NewOnce lets what policies allow, unless used is set; it is, and told is called,
+// when something is let through.
+func NewOnce(used *atomic.Bool, told func(), all ...*Policy) *Once {
+	return &Once{with: NewSnapshot(all...), used: used, told: told}
+}
+
+// orOnce has what a snapshot refuses be asked of those that let it one time.
+func (s Snapshot) orOnce(g Grant, err error, ask func(Snapshot) (Grant, error)) (Grant, error) {
+	if err == nil {
+		return g, nil
+	}
+	for _, o := range s.once {
+		if o.used.Load() {
+			continue
+		}
+		if lets, no := ask(o.with); no == nil {
+			lets.once = o
+			return lets, nil
+		}
+	}
+	return g, err
+}
 
 // RefusedError says which party's rules do not allow something. Its text is
 // for the agent, and tells nothing that the agent did not ask for.
@@ -67,6 +108,21 @@ type Grant struct {
 	// that the name is the agent's choice, and can say something to who owns
 	// the domain.
 	Wildcard bool
+
+	once *Once
+}
+
+// Take says whether what was granted may be done now: once, if it was granted
+// once. It is to be called just before.
+func (g Grant) Take() bool {
+	if g.once == nil {
+		return true
+	}
+	if !g.once.used.CompareAndSwap(false, true) {
+		return false
+	}
+	g.once.told()
+	return true
 }
 
 // each asks every party for its rules that match, and refuses where one has
@@ -105,7 +161,7 @@ func (s Snapshot) Resolves(host Name) (Grant, error) {
 		g.Wildcard = g.Wildcard || !slices.ContainsFunc(found, func(r *rule) bool { return !r.host.wildcard })
 	})
 	if err != nil {
-		return Grant{}, err
+		return s.orOnce(Grant{}, err, func(o Snapshot) (Grant, error) { return o.Resolves(host) })
 	}
 	return g, nil
 }
@@ -134,11 +190,11 @@ func (s Snapshot) connect(what string, host Name, ask func(*rule) bool) (Grant, 
 		}
 		g.Kinds &= kinds
 	})
-	if err != nil {
-		return Grant{}, err
+	if err == nil && g.Kinds == 0 {
+		err = &RefusedError{By: "policies that agree on no protocol", What: what, Near: g.Rules}
 	}
-	if g.Kinds == 0 {
-		return Grant{}, &RefusedError{By: "policies that agree on no protocol", What: what, Near: g.Rules}
+	if err != nil {
+		return s.orOnce(Grant{}, err, func(o Snapshot) (Grant, error) { return o.connect(what, host, ask) })
 	}
 	return g, nil
 }
@@ -182,7 +238,7 @@ func (s Snapshot) Request(kind Kinds, host Name, port uint16, method string, pat
 		return r.connects(host, port) && r.kinds()&kind != 0 && r.requests(method, path)
 	}, func(found []*rule) { g.Rules = append(g.Rules, found[0].text) })
 	if err != nil {
-		return Grant{}, err
+		return s.orOnce(Grant{}, err, func(o Snapshot) (Grant, error) { return o.Request(kind, host, port, method, path) })
 	}
 	return g, nil
 }

@@ -193,7 +193,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 	if err != nil {
 		return err
 	}
-	reach, err := s.l.egressOf(s.caller, s.Admitted, parent)
+	reach, approvals, err := s.l.egressOf(s.caller, s.Admitted, parent)
 	if err != nil {
 		return err
 	}
@@ -214,6 +214,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		Volumes:     volumes,
 		Groups:      parent.groups(s.caller.Groups),
 		Secrets:     refs,
+		Approvals:   approvals,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Parent: r.Parent, Profile: r.Profile,
 			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Secrets: r.Secrets, Logs: r.Logs,

@@ -2,7 +2,7 @@
 // read from start to end (Launch, in launch.go), and it owns what lives after.
 //
 //	launch.go     request -> proven, running sandbox
-//	mounts.go     the caller's directories and volumes, and who may write them
+//	mounts.go     the caller's directories and volumes, who may write them, and the spec
 //	effects.go    what a launch leaves in the kernel and on disk, and its undo
 //	network.go    what a sandbox reaches, and who sees to that
 //	prove.go      the expectations that pkg/verify reads back
@@ -11,7 +11,8 @@
 //	end.go        how sandboxes end and are cleaned up
 //	reconcile.go  finding everything again after a crash
 //	watch.go      deadlines, idleness, output rates, drift, limits that were hit
-//	agents.go     whom sandboxes belong to
+//	agents.go     whom sandboxes belong to, and what they prove it by
+//	approvals.go  what a sandbox may reach besides, as somebody lets it
 //	children.go   sandboxes that are others' children, and sockets to make them by
 //	files.go      files in and out of a sandbox, and what it changed: listed, or made an image
 //	disk.go       what is kept on disk, and for how long
@@ -145,6 +146,8 @@ type Options struct {
 	NoEgress error
 	// Secrets are the credentials that go out with requests.
 	Secrets *secrets.Store
+	// AskTTL is how long what a sandbox was refused waits for an approval.
+	AskTTL time.Duration
 	// Identities signs who sandboxes are.
 	Identities *svid.Authority
 	// BlindRuntime says that containerd is not the daemon's own and not in its

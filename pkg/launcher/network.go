@@ -20,6 +20,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/approval"
 	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/egress/synthetic"
@@ -81,32 +82,38 @@ func (sb *sandbox) env(add map[string]string, tty bool) map[string]string {
 }
 
 // egressOf are all who have a say in what a sandbox reaches: its profile and
-// request, the ceiling of its caller, and those of its parent.
-func (l *Launcher) egressOf(c peer.Cred, a *admission.Admitted, parent *sandbox) ([]api.EgressParty, error) {
+// request, the ceiling of its caller, and those of its parent; with what was let
+// for its agent, and who may let more.
+func (l *Launcher) egressOf(c peer.Cred, a *admission.Admitted, parent *sandbox) (_ []api.EgressParty, st approval.State, err error) {
 	if a.Request.Network != admission.PolicyNetwork {
-		return nil, nil
+		return nil, st, nil
 	}
 	parties := slices.Clone(a.Egress)
+	st.Request = 1 + slices.IndexFunc(parties, func(p api.EgressParty) bool { return p.By == requestParty })
 	if ceiling := l.Callers.Ceiling(c); ceiling != nil {
 		parties = append(parties, ceiling.Party())
+		st.Ceiling, st.Ask, st.By = len(parties), ceiling.Ask, ceiling.Approve
 	} else if !l.Callers.Operator(c) {
-		return nil, api.Errorf(api.CodeDenied, "uid %d has no ceiling any more", c.UID)
+		return nil, st, api.Errorf(api.CodeDenied, "uid %d has no ceiling any more", c.UID)
+	}
+	if agent, err := l.Agents.Find(c.UID, false, a.Request.Agent); err == nil {
+		parties = st.Agent(parties, agent.Egress)
 	}
 	if parent != nil {
 		parties = append(parties, parent.fixed.Sandbox.Egress...)
 	}
 	if len(parties) == 0 {
-		return nil, api.Errorf(api.CodeInvalid, "network policy without rules: nothing could be reached").
+		return nil, st, api.Errorf(api.CodeInvalid, "network policy without rules: nothing could be reached").
 			WithHint("name what may be reached, as with --allow api.example.com")
 	}
-	return parties, nil
+	return parties, st, nil
 }
 
 // egressPolicy is what a sandbox is served by.
 func (l *Launcher) egressPolicy(r *store.Record) link.Policy {
 	range6, _ := netip.ParsePrefix(r.Range6) // one that is none is refused
 	pol := link.Policy{
-		Parties: r.Sandbox.Egress, Range6: range6,
+		Parties: r.Sandbox.Egress, Range6: range6, Once: r.Approvals.Once(r.Sandbox.Egress),
 		Limits: link.Limits{Connections: egressConnections, Names: egressNames, Budget: budgetOf(r), Spent: l.spent(r.Sandbox.ID)},
 	}
 	for _, ref := range r.Secrets {
@@ -273,8 +280,12 @@ func (l *Launcher) Decided(caller uint32, r link.Record) {
 	if sb == nil || sb.fixed.Sandbox.Caller.UID != caller {
 		return // what is said of another caller's comes from a process that was taken over
 	}
-	if r.Kind == link.KindSpent || r.Kind == link.KindOver {
+	switch r.Kind {
+	case link.KindSpent, link.KindOver:
 		l.used(sb, r)
+		return
+	case link.KindOnce:
+		l.usedOnce(sb, r.To)
 		return
 	}
 	if r.To == "" {
@@ -283,6 +294,9 @@ func (l *Launcher) Decided(caller uint32, r link.Record) {
 	l.usedSecrets(sb, r)
 	if r.Allowed && r.Kind == link.KindName {
 		return // it was looked up; whether it was reached is told by itself
+	}
+	if !r.Allowed && r.By != "" {
+		sb.ask(r)
 	}
 	kind, to := "egress.denied", line(r.To)
 	if r.Allowed {
@@ -363,82 +377,6 @@ func (sb *sandbox) socketsAgain(ctx context.Context) error {
 	return errors.Join(sb.listen(ns), sb.egressAgain(ctx, ns))
 }
 
-// AllowEgress has a sandbox that runs reach more than its request named. That is
-// its caller's own to say: what profile, ceiling and parent do not allow stays
-// refused, and a rule of which they do not have all is an error. What a child was
-// given stays as it was.
-func (l *Launcher) AllowEgress(ctx context.Context, c peer.Cred, ref string, rules []string) (*api.Sandbox, error) {
-	sb, err := l.findLaunched(c, ref)
-	if err != nil {
-		return nil, err
-	}
-	added, problems := egress.ParseLines(requestParty, "allow", rules)
-	if added == nil || len(rules) == 0 {
-		e := api.Errorf(api.CodeInvalid, "the rules are not valid")
-		e.Problems = problems
-		return nil, e
-	}
-	if added.Reads() && !opened(&sb.fixed.Sandbox) {
-		return nil, api.Errorf(api.CodeInvalid, "the TLS of sandbox %s is not opened up, since no rule asked for it when it was made", sb.id).
-			WithHint("leave methods and paths out, or make a new sandbox with --allow")
-	}
-	l.secretMu.Lock() // what is told last is what is on record
-	defer l.secretMu.Unlock()
-	if err := sb.widen(added); err != nil {
-		return nil, err
-	}
-	if l.Egress == nil {
-		return nil, fmt.Errorf("its network: %w", l.NoEgress)
-	}
-	if err := l.Egress.Resume(ctx, sb.id, l.egressPolicy(sb.record())); err != nil {
-		return nil, err
-	}
-	v := sb.view()
-	return &v, nil
-}
-
-// requestParty is what a sandbox's own request is called among its parties, which
-// come before its parent's.
-const requestParty = "the request"
-
-// widen adds rules to those of the sandbox's own request, if all others who have a
-// say allow them.
-func (sb *sandbox) widen(added *egress.Policy) error {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	r := sb.rec
-	own := slices.IndexFunc(r.Sandbox.Egress, func(p api.EgressParty) bool { return p.By == requestParty })
-	if len(r.Request.Egress) == 0 || own < 0 || ended(r.Sandbox.State) {
-		return api.Errorf(api.CodeConflict, "sandbox %s reaches all that others allow it, or has no network", sb.id).
-			WithHint("\"creel egress explain\" says who refuses")
-	}
-	parties := slices.Clone(r.Sandbox.Egress)
-	for i, p := range parties {
-		pol, _ := egress.ParseLines(p.By, "egress", p.Rules)
-		if pol == nil {
-			return fmt.Errorf("the rules of %s cannot be read", p.By)
-		}
-		if i == own {
-			continue
-		}
-		for _, n := range added.Beyond(pol) {
-			return api.Errorf(api.CodeDenied, "%s is not allowed by %s", added.Texts()[n], p.By)
-		}
-	}
-	mine := slices.Clone(parties[own].Rules)
-	for _, text := range added.Texts() {
-		if !slices.Contains(mine, text) {
-			mine = append(mine, text)
-		}
-	}
-	if len(mine) > egress.MaxRules {
-		return api.Errorf(api.CodeExhausted, "%d rules; %d at most", len(mine), egress.MaxRules)
-	}
-	parties[own].Rules = mine
-	r.Sandbox.Egress = parties
-	return sb.putLocked(r)
-}
-
 // Forward connects to a server on a sandbox's own loopback, by IPv4 or else IPv6.
 // The sandbox is not idle while the connection is there.
 func (l *Launcher) Forward(ctx context.Context, c peer.Cred, ref string, port uint16) (server.Tunnel, error) {
@@ -483,7 +421,7 @@ func (l *Launcher) secretsOf(c peer.Cred, a *admission.Admitted, parent *sandbox
 	if len(a.Request.Secrets) == 0 {
 		return nil, nil
 	}
-	parties, err := l.egressOf(c, a, parent)
+	parties, _, err := l.egressOf(c, a, parent)
 	if err != nil {
 		return nil, err
 	}

@@ -167,6 +167,7 @@ func (l *Launcher) check(ctx context.Context, now time.Time) {
 			sb.checkLimits(ctx, now)
 			sb.watchFiles()
 			sb.checkEvidence(ctx, now)
+			sb.expireApprovals(now)
 			sb.sweepLingering()
 		case api.StatePaused:
 			sb.checkTTL(now)

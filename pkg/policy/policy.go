@@ -167,7 +167,7 @@ func compile(c config.Caller) (*Ceiling, error) {
 	out := &Ceiling{Ceiling: admission.Ceiling{
 		Name: c.Match, Profiles: c.Profiles, Runtimes: c.Runtimes, Images: c.Images,
 		Totals:    admission.Totals{Sandboxes: c.Sandboxes, Memory: c.Memory, CPUs: c.CPUs, Pids: c.Pids, Disk: c.Disk},
-		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(), Socket: c.Socket, Egress: c.Egress, Secrets: c.Secrets,
+		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(), Socket: c.Socket, Egress: c.Egress, Ask: c.Ask, Approve: c.Approve, Secrets: c.Secrets,
 	}}
 	var errs []error
 	for _, m := range c.Mounts {

@@ -313,6 +313,41 @@ func (s *Server) agent(w http.ResponseWriter, r *http.Request, c Caller) error {
 	return answerOne(w)(s.svc.Agent(r.Context(), c, r.PathValue("ref")))
 }
 
+func (s *Server) approvals(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	ref, all := q.str("sandbox"), q.flag("all")
+	if err := q.done(); err != nil {
+		return err
+	}
+	list, err := s.svc.Approvals(r.Context(), c, ref, all)
+	return answerList(w)(list, err)
+}
+
+func (s *Server) decideApproval(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var d api.ApprovalDecision
+	if err := readJSON(w, r, &d, false); err != nil {
+		return err
+	}
+	if err := d.Valid(); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.DecideApproval(r.Context(), c, r.PathValue("id"), d))
+}
+
+func (s *Server) forgetEgress(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.ForgetRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	return answerOne(w)(s.svc.ForgetEgress(r.Context(), c, r.PathValue("ref"), req.Rules))
+}
+
 func (s *Server) revokeAgent(w http.ResponseWriter, r *http.Request, c Caller) error {
 	if err := parseQuery(r).done(); err != nil {
 		return err

@@ -372,6 +372,18 @@ func (f *fake) Agent(_ context.Context, c server.Caller, ref string) (*api.Agent
 	return &api.Agent{ID: "a1", Name: ref, State: "active"}, nil
 }
 
+func (f *fake) Approvals(_ context.Context, c server.Caller, ref string, all bool) ([]api.Approval, error) {
+	return []api.Approval{{ID: "a.1"}}, f.note(c, "Approvals", ref, all)
+}
+
+func (f *fake) DecideApproval(_ context.Context, c server.Caller, id string, d api.ApprovalDecision) (*api.Approval, error) {
+	return &api.Approval{ID: id}, f.note(c, "DecideApproval", id, d)
+}
+
+func (f *fake) ForgetEgress(_ context.Context, c server.Caller, ref string, rules []string) (*api.Agent, error) {
+	return &api.Agent{Name: ref}, f.note(c, "ForgetEgress", ref, rules)
+}
+
 func (f *fake) RevokeAgent(_ context.Context, c server.Caller, ref string) (*api.Agent, error) {
 	f.note(c, "RevokeAgent", ref)
 	return &api.Agent{ID: "a1", Name: ref, State: "revoked"}, nil

@@ -76,11 +76,15 @@ var routes = []Route{
 	{Method: "PUT", Pattern: "/v1/secrets/{name}", handle: (*Server).setSecret},
 	{Method: "DELETE", Pattern: "/v1/secrets/{name}", handle: (*Server).removeSecret},
 
+	{Method: "GET", Pattern: "/v1/approvals", handle: (*Server).approvals},
+	{Method: "POST", Pattern: "/v1/approvals/{id}", handle: (*Server).decideApproval},
+
 	{Method: "GET", Pattern: "/v1/agents", handle: (*Server).agents},
 	{Method: "GET", Pattern: "/v1/agents/{ref}", handle: (*Server).agent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/revoke", handle: (*Server).revokeAgent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/restore", handle: (*Server).restoreAgent},
 	{Method: "POST", Pattern: "/v1/agents/{ref}/expire", handle: (*Server).expireAgent},
+	{Method: "POST", Pattern: "/v1/agents/{ref}/forget-egress", handle: (*Server).forgetEgress},
 
 	{Method: "GET", Pattern: "/v1/profiles", handle: (*Server).profiles},
 	{Method: "GET", Pattern: "/v1/profiles/{name}", handle: (*Server).profile},

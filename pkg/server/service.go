@@ -77,6 +77,13 @@ type Actions interface {
 	// AllowEgress has a running sandbox reach more than its request named, within
 	// what all others allow it.
 	AllowEgress(ctx context.Context, c Caller, ref string, rules []string) (*api.Sandbox, error)
+	// Approvals are what waits for somebody to let it, of the caller's sandboxes or
+	// of one; with all, what was decided as well.
+	Approvals(ctx context.Context, c Caller, ref string, all bool) ([]api.Approval, error)
+	// DecideApproval answers one.
+	DecideApproval(ctx context.Context, c Caller, id string, d api.ApprovalDecision) (*api.Approval, error)
+	// ForgetEgress takes back rules that were let for an agent, or all without any.
+	ForgetEgress(ctx context.Context, c Caller, ref string, rules []string) (*api.Agent, error)
 	// Forward connects to a server on a sandbox's own loopback.
 	Forward(ctx context.Context, c Caller, ref string, port uint16) (Tunnel, error)
 	// Attach joins the main command. Session.Close ends only the attach.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/approval"
 	"github.com/creel-sandbox/creel/pkg/secrets"
 
 	bolt "go.etcd.io/bbolt"
@@ -74,6 +75,9 @@ type Record struct {
 
 	// Secrets are those of the request, as who they are found by.
 	Secrets []secrets.Ref `json:"secrets,omitempty"`
+
+	// Approvals are what it was refused and somebody may let.
+	Approvals approval.State `json:"approvals,omitzero"`
 
 	// NextExec counts the execs that were started.
 	NextExec uint64 `json:"next_exec,omitempty"`

@@ -29,6 +29,36 @@ func (d *Daemon) Agent(_ context.Context, _ server.Caller, ref string) (*api.Age
 	return &api.Agent{ID: "aaaaaaaaaaaaaaaa", Name: ref, State: "active"}, nil
 }
 
+// Approvals are one that waits.
+func (d *Daemon) Approvals(context.Context, server.Caller, string, bool) ([]api.Approval, error) {
+	return []api.Approval{testApproval()}, nil
+}
+
+// DecideApproval says that it did.
+func (d *Daemon) DecideApproval(_ context.Context, _ server.Caller, id string, said api.ApprovalDecision) (*api.Approval, error) {
+	a := testApproval()
+	if id != a.ID {
+		return nil, api.Errorf(api.CodeNotFound, "no approval %q", id)
+	}
+	a.State, a.For = api.ApprovalDenied, said.For
+	if said.Allow {
+		a.State = api.ApprovalAllowed
+	}
+	return &a, nil
+}
+
+func testApproval() api.Approval {
+	return api.Approval{
+		ID: "abc.1", Sandbox: "abc", Name: "box", Agent: "coder", To: "api.example.com:443", Rule: "api.example.com", RefusedBy: "the ceiling default",
+		Approver: "caller", State: api.ApprovalPending, Times: 3, Expires: time.Now().Add(time.Hour),
+	}
+}
+
+// ForgetEgress says that it did.
+func (d *Daemon) ForgetEgress(_ context.Context, _ server.Caller, ref string, _ []string) (*api.Agent, error) {
+	return &api.Agent{Name: ref}, nil
+}
+
 // RevokeAgent says that it did.
 func (d *Daemon) RevokeAgent(_ context.Context, _ server.Caller, ref string) (*api.Agent, error) {
 	return &api.Agent{Name: ref, State: "revoked"}, nil

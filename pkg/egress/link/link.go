@@ -91,8 +91,19 @@ type Policy struct {
 	Names []egress.Name `json:"names,omitempty"`
 	// Secrets are what it may use.
 	Secrets []credential.Secret `json:"secrets,omitempty"`
+	// Once are let one time each.
+	Once []Once `json:"once,omitempty"`
 	// Limits bound the sandbox.
 	Limits Limits `json:"limits"`
+}
+
+// Once is a rule that lets one connection or request through that the parties do
+// not allow.
+type Once struct {
+	ID   string `json:"id"`
+	Rule string `json:"rule"`
+	// Parties are those, by index, that do not allow it and are held to.
+	Parties []int `json:"parties"`
 }
 
 // Limits are of one sandbox. All are required.
@@ -134,6 +145,7 @@ const (
 	KindRequest    = "request"    // that was read
 	KindSpent      = "spent"      // what a sandbox with a budget has used
 	KindOver       = "over"       // a budget that is used up: To names it
+	KindOnce       = "once"       // a Once that was used: To is its ID
 	KindLost       = "lost"       // records that nobody took in time
 )
 

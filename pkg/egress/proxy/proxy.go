@@ -261,7 +261,10 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, out *Outcome) error {
 			return err
 		}
 	default:
-		return p.opts.Web.Serve(ctx, c, out.To, grant.Kinds)
+		return p.opts.Web.Serve(ctx, c, out.To, grant.Kinds) // by which each request is one
+	}
+	if !grant.Take() {
+		return &egress.RefusedError{By: "what was allowed once, and is used", What: "a connection to " + out.To.String()}
 	}
 	up, at, err := Dialer{p.opts.Outside}.Dial(ctx, policy.Snapshot, out.To)
 	if err != nil {

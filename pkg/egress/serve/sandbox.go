@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,8 @@ type sandbox struct {
 	// policy is what decides, as one: it is never seen half changed.
 	policy     atomic.Pointer[credential.Policy]
 	generation uint64
+	once       map[string]*atomic.Bool // whether those of link.Once were used, by id
+	told       func(once string)       // of its use
 
 	names *synthetic.Table
 	dns   *nameserver.Server
@@ -53,30 +56,75 @@ type sandbox struct {
 }
 
 // snapshot makes of a policy what decides.
-func snapshot(pol *link.Policy) (*credential.Policy, error) {
-	var all []*egress.Policy
-	for i, party := range pol.Parties {
-		p, problems := egress.ParseLines(party.By, fmt.Sprintf("parties[%d].rules", i), party.Rules)
-		if len(problems) > 0 {
-			return nil, fmt.Errorf("a policy with %d mistakes, the first at %s", len(problems), problems[0].Field)
+func (s *sandbox) snapshot(pol *link.Policy) (*credential.Policy, error) {
+	all, err := parties(pol.Parties)
+	if err != nil {
+		return nil, err
+	}
+	var once []*egress.Once
+	for _, o := range pol.Once {
+		one, err := s.onceOf(pol.Parties, o)
+		if err != nil {
+			return nil, err
 		}
-		all = append(all, p)
+		once = append(once, one)
 	}
 	secrets, err := credential.New(pol.Secrets)
 	if err != nil {
 		return nil, err
 	}
 	// Of nobody: nothing is allowed.
-	return &credential.Policy{Snapshot: egress.NewSnapshot(all...), Secrets: secrets}, nil
+	return &credential.Policy{Snapshot: egress.NewSnapshot(all...).WithOnce(once...), Secrets: secrets}, nil
+}
+
+func parties(in []link.Party) (all []*egress.Policy, err error) {
+	for i, party := range in {
+		p, problems := egress.ParseLines(party.By, fmt.Sprintf("parties[%d].rules", i), party.Rules)
+		if len(problems) > 0 {
+			return nil, fmt.Errorf("a policy with %d mistakes, the first at %s", len(problems), problems[0].Field)
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// maxOnce bounds what is remembered of one sandbox.
+const maxOnce = 1024
+
+// onceOf is what lets a rule one time, over all policies that have it.
+func (s *sandbox) onceOf(all []link.Party, o link.Once) (*egress.Once, error) {
+	used, ok := s.once[o.ID]
+	if !ok {
+		if len(s.once) >= maxOnce {
+			return nil, fmt.Errorf("more than %d rules for one time", maxOnce)
+		}
+		used = &atomic.Bool{}
+		s.once[o.ID] = used
+	}
+	all = slices.Clone(all)
+	for _, i := range o.Parties {
+		if i < 0 || i >= len(all) {
+			return nil, fmt.Errorf("a rule of party %d, of %d", i, len(all))
+		}
+		all[i].Rules = append(slices.Clone(all[i].Rules), o.Rule)
+	}
+	with, err := parties(all)
+	if err != nil {
+		return nil, err
+	}
+	return egress.NewOnce(used, func() { s.told(o.ID) }, with...), nil
 }
 
 // start serves a sandbox, by duplicates of its files.
 func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandbox, err error) {
-	snap, err := snapshot(pol)
+	s := &sandbox{id: id, generation: pol.Generation, once: map[string]*atomic.Bool{}}
+	s.told = func(once string) {
+		p.log.put(link.Record{Time: time.Now().UnixNano(), ID: id, Kind: link.KindOnce, Allowed: true, To: once})
+	}
+	snap, err := s.snapshot(pol)
 	if err != nil {
 		return nil, err
 	}
-	s := &sandbox{id: id, generation: pol.Generation}
 	s.policy.Store(snap)
 	now := func() credential.Policy { return *s.policy.Load() }
 	names := func() egress.Snapshot { return now().Snapshot }
@@ -287,7 +335,7 @@ func (s *sandbox) change(pol *link.Policy) error {
 	if pol.Generation <= s.generation {
 		return fmt.Errorf("generation %d after %d", pol.Generation, s.generation)
 	}
-	snap, err := snapshot(pol)
+	snap, err := s.snapshot(pol)
 	if err != nil {
 		return err
 	}

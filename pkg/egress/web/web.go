@@ -194,17 +194,20 @@ func (w *Web) judge(out http.ResponseWriter, r *http.Request, c *conn) {
 	pol := w.opts.Policy()
 	d := Decision{Time: time.Now(), To: c.to, Method: r.Method}
 	d.Path, _, _ = strings.Cut(r.RequestURI, "?")
+	var g egress.Grant
 	if d.Err = form(r, c.to); d.Err == nil {
 		path, err := egress.ParsePath(d.Path)
 		if err != nil {
 			path = "" // rules without paths still allow it
 		}
-		var g egress.Grant
 		g, d.Err = pol.Request(c.kind, c.to.Host, c.to.Port, r.Method, path)
 		d.Rules = g.Rules
 		if d.Err == nil {
 			d.Secrets, d.Err = pol.Secrets.Apply(r, c.kind, c.to.Host, c.to.Port, path)
 		}
+	}
+	if d.Err == nil && !g.Take() {
+		d.Err = &egress.RefusedError{By: "what was allowed once, and is used", What: d.Method + " " + d.To.String() + d.Path}
 	}
 	if d.Err == nil && !w.opts.Requests.Spend(1) {
 		d.Err = ErrRequests
