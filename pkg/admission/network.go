@@ -47,6 +47,9 @@ func resolveNetwork(ps *problems, r *api.SpawnRequest, p *profile.Profile) []api
 		if asked == nil {
 			return nil
 		}
+		if text := asked.Any(); text != "" {
+			ps.add("egress", text, "%s", egress.WantNoAny)
+		}
 		if outer != nil {
 			for _, i := range asked.Beyond(outer) {
 				ps.add(fmt.Sprintf("egress[%d]", i), asked.Texts()[i], "within the rules of profile %s: %s", p.Name, some(outer.Texts()))

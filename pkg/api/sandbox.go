@@ -237,6 +237,7 @@ type Sandbox struct {
 	Network      string            `json:"network"`
 	Egress       []EgressParty     `json:"egress,omitempty"` // what one of them does not allow is refused
 	Secrets      []string          `json:"secrets,omitempty"`
+	Observe      bool              `json:"observe,omitempty"`  // its profile lets more than it would, to learn what is needed
 	Identity     string            `json:"identity,omitempty"` // the SPIFFE ID of its SVIDs; with a network only
 	State        State             `json:"state"`
 	Reason       Reason            `json:"reason,omitempty"`

@@ -75,13 +75,14 @@ func request(r link.Record, host, port string) string {
 	if !plain.MatchString(r.Method) || !plain.MatchString(r.Path) {
 		return ""
 	}
-	protocol := "https"
-	if port == "80" {
-		protocol = "http"
-	} else if port != "443" {
+	usual, ok := map[string]string{"http": "80", "https": "443"}[r.Scheme]
+	if !ok {
+		return ""
+	}
+	if port != usual {
 		host = r.To
 	}
-	return fmt.Sprintf("%s %s %s %s", protocol, host, r.Method, r.Path)
+	return fmt.Sprintf("%s %s %s %s", r.Scheme, host, r.Method, r.Path)
 }
 
 // Note is told that something was refused. It gives the approval that asks for it

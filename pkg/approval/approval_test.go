@@ -17,8 +17,8 @@ import (
 
 func TestRule(t *testing.T) {
 	name := func(to string) link.Record { return link.Record{Kind: link.KindConnection, To: to} }
-	request := func(to, method, path string) link.Record {
-		return link.Record{Kind: link.KindRequest, To: to, Method: method, Path: path}
+	request := func(scheme, to, method, path string) link.Record {
+		return link.Record{Kind: link.KindRequest, Scheme: scheme, To: to, Method: method, Path: path}
 	}
 	for _, tt := range []struct {
 		r    link.Record
@@ -35,12 +35,14 @@ func TestRule(t *testing.T) {
 		{name("a.example:0"), ""},
 		{name("x\x1b[2J.example"), ""},
 		{name(""), ""},
-		{request("a.example:443", "POST", "/v1/x"), "https a.example POST /v1/x"},
-		{request("a.example:8443", "GET", "/"), "https a.example:8443 GET /"},
-		{request("a.example:80", "GET", "/"), "http a.example GET /"},
-		{request("a.example:443", "GET", "/a b"), ""},
-		{request("a.example:443", "GET", "/a**"), ""},
-		{request("a.example:443", "G T", "/a"), ""},
+		{request("https", "a.example:443", "POST", "/v1/x"), "https a.example POST /v1/x"},
+		{request("https", "a.example:8443", "GET", "/"), "https a.example:8443 GET /"},
+		{request("http", "a.example:80", "GET", "/"), "http a.example GET /"},
+		{request("http", "a.example:443", "GET", "/"), "http a.example:443 GET /"},
+		{request("https", "a.example:443", "GET", "/a b"), ""},
+		{request("https", "a.example:443", "GET", "/a**"), ""},
+		{request("https", "a.example:443", "G T", "/a"), ""},
+		{request("", "a.example:443", "GET", "/a"), ""},
 	} {
 		if got := approval.Rule(tt.r); got != tt.want {
 			t.Errorf("%+v: %q, want %q", tt.r, got, tt.want)

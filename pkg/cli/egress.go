@@ -20,7 +20,7 @@ func egressCommand(a *app) *cobra.Command {
 		Use: "egress", Short: "What sandboxes reach, and why not more", Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(egressLogCommand(a), egressExplainCommand(a), egressPendingCommand(a), egressApproveCommand(a), egressDenyCommand(a), egressForgetCommand(a), egressAllowCommand(a), presetCommand(a))
+	cmd.AddCommand(egressLogCommand(a), egressExplainCommand(a), egressPendingCommand(a), egressApproveCommand(a), egressDenyCommand(a), egressForgetCommand(a), egressLearnCommand(a), egressAllowCommand(a), presetCommand(a))
 	return cmd
 }
 

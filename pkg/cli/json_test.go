@@ -53,7 +53,7 @@ func TestJSONEverywhere(t *testing.T) {
 		"creel logs": {"box"}, "creel ls": {"box:/"}, "creel ps": nil, "creel stats": {"--no-stream"}, "creel top": {"box"}, "creel doctor": nil, "creel version": nil,
 		"creel image import": {"--ref", "mine", archive}, "creel image inspect": {"base"}, "creel image ls": nil, "creel image tag": {"base", "other:1"},
 		"creel profile check": {profile}, "creel profile ls": nil, "creel profile show": {"default"}, "creel system df": nil, "creel system prune": nil,
-		"creel volume create": {"--size", "1M", "v"}, "creel volume inspect": {"v"}, "creel volume ls": nil, "creel secret set": {"--host", "example.com", "k"}, "creel secret ls": nil, "creel identity bundle": nil, "creel egress preset ls": nil, "creel egress pending": nil, "creel egress approve": {"abc.1"}, "creel egress deny": {"abc.1"}, "creel egress forget": {"coder"}, "creel egress allow": {"box", "a.example"}, "creel egress preset show": {"github"}, "creel stop": {"box"}, "creel wait": {"box"},
+		"creel volume create": {"--size", "1M", "v"}, "creel volume inspect": {"v"}, "creel volume ls": nil, "creel secret set": {"--host", "example.com", "k"}, "creel secret ls": nil, "creel identity bundle": nil, "creel egress preset ls": nil, "creel egress learn": {"box"}, "creel egress pending": nil, "creel egress approve": {"abc.1"}, "creel egress deny": {"abc.1"}, "creel egress forget": {"coder"}, "creel egress allow": {"box", "a.example"}, "creel egress preset show": {"github"}, "creel stop": {"box"}, "creel wait": {"box"},
 	}
 	late := []string{"creel stop", "creel wait"} // the sandbox runs until then
 	for _, path := range append(slices.DeleteFunc(slices.Sorted(maps.Keys(verbs)), func(p string) bool { return slices.Contains(late, p) }), late...) {

@@ -144,7 +144,10 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 		}
 	}
 	for key, rules := range map[string][]string{"egress": c.Egress, "ask": c.Ask} {
-		_, problems := egress.ParseLines("", key, rules)
+		pol, problems := egress.ParseLines("", key, rules)
+		if pol != nil && pol.Any() != "" {
+			bad(key, "%q: want %s", pol.Any(), egress.WantNoAny)
+		}
 		for _, p := range problems {
 			bad(key, "%q (%s): want %s", p.Value, p.Field, p.Want)
 		}

@@ -228,6 +228,9 @@ func (d *daemon) profiles(ctx context.Context) error {
 	if err == nil && p.Root() {
 		err = fmt.Errorf("default_profile: profile %s is root in its sandbox, and only for who asks for it by name", p.Name)
 	}
+	if err == nil && p.Observe {
+		err = fmt.Errorf("default_profile: profile %s observes, and lets more than it would; only for who asks for it by name", p.Name)
+	}
 	return err
 }
 

@@ -53,7 +53,7 @@ func ParseName(s string) (Name, error) {
 		return "", errors.New("ends in a number: addresses are given as cidr")
 	case last == "localhost":
 		return "", errors.New("is this host (RFC 6761)")
-	case under(n, internal) && n != BoxName:
+	case ours(n) && n != BoxName:
 		return "", fmt.Errorf("of %s there is only %s", internal, BoxName)
 	}
 	return n, nil
@@ -71,24 +71,27 @@ func toLower(s string) string {
 	return string(b)
 }
 
-// under says whether n is domain or below it.
-func under(n Name, domain string) bool {
-	return string(n) == domain || strings.HasSuffix(string(n), "."+domain)
-}
+// ours says whether n is one of the names that creel gives.
+func ours(n Name) bool { return n == internal || strings.HasSuffix(string(n), "."+internal) }
 
-// hostPattern is a name, or all names with one label more.
+// hostPattern is a name, or all names with one label more; or, without a base, all
+// names but the box's own.
 type hostPattern struct {
 	base     Name
 	wildcard bool
 }
 
 // parseHost takes a name or "*." and a name. creel knows no list of public
-// suffixes: who writes "*.co.uk" has a whole country's names.
+// suffixes: who writes "*.co.uk" has a whole country's names. "*" is every name, see
+// Policy.Any.
 func parseHost(s string) (hostPattern, error) {
+	if s == "*" {
+		return hostPattern{wildcard: true}, nil
+	}
 	base, wildcard := strings.CutPrefix(s, "*.")
 	n, err := ParseName(base)
 	switch {
-	case wildcard && err == nil && under(n, internal):
+	case wildcard && err == nil && ours(n):
 		return hostPattern{}, fmt.Errorf("of %s there is only %s", internal, BoxName)
 	case !wildcard && strings.Contains(s, "*"):
 		return hostPattern{}, errors.New(`a "*" is the whole first label, or none`)
@@ -99,13 +102,21 @@ func parseHost(s string) (hostPattern, error) {
 }
 
 func (p hostPattern) String() string {
+	if p.any() {
+		return "*"
+	}
 	if p.wildcard {
 		return "*." + string(p.base)
 	}
 	return string(p.base)
 }
 
+func (p hostPattern) any() bool { return p.wildcard && p.base == "" }
+
 func (p hostPattern) matches(n Name) bool {
+	if p.any() {
+		return !ours(n)
+	}
 	if !p.wildcard {
 		return n == p.base
 	}
@@ -115,6 +126,9 @@ func (p hostPattern) matches(n Name) bool {
 
 // covers says whether p matches all that q matches.
 func (p hostPattern) covers(q hostPattern) bool {
+	if p.any() {
+		return q.any() || !ours(q.base)
+	}
 	if q.wildcard {
 		return p == q
 	}

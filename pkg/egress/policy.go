@@ -36,6 +36,20 @@ func Parse(by, at string, rules []Rule) (*Policy, []api.Problem) {
 	return p, nil
 }
 
+// Any is the first rule for every name, "" where there is none. Only who observes
+// has one: such a policy is as good as none.
+func (p *Policy) Any() string {
+	for i := range p.rules {
+		if r := &p.rules[i]; !r.cidr.IsValid() && r.host.any() {
+			return r.text
+		}
+	}
+	return ""
+}
+
+// WantNoAny is what is wanted where a rule for every name is refused.
+const WantNoAny = "a host; every name is for profiles that observe"
+
 // Snapshot is all that decides for one sandbox at one time. It does not change.
 // One without a policy, the zero Snapshot, allows nothing.
 type Snapshot struct {

@@ -31,6 +31,9 @@ func (l *Launcher) AllowEgress(ctx context.Context, c peer.Cred, ref string, rul
 		e.Problems = problems
 		return nil, e
 	}
+	if text := added.Any(); text != "" {
+		return nil, api.Errorf(api.CodeInvalid, "%q: want %s", text, egress.WantNoAny)
+	}
 	if added.Reads() && !opened(&sb.fixed.Sandbox) {
 		return nil, api.Errorf(api.CodeInvalid, "the TLS of sandbox %s is not opened up, since no rule asked for it when it was made", sb.id).
 			WithHint("leave methods and paths out, or make a new sandbox with --allow")

@@ -217,7 +217,7 @@ func (s *launch) intend(digest string, volumes []store.VolumeUse) (err error) {
 		Approvals:   approvals,
 		Sandbox: api.Sandbox{
 			ID: s.id, Name: r.Name, Agent: r.Agent, AgentID: agent.ID, Parent: r.Parent, Profile: r.Profile,
-			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Secrets: r.Secrets, Logs: r.Logs,
+			Image: r.Image, ImageDigest: digest, Runtime: r.Runtime, Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: reach, Observe: s.Profile.Observe, Secrets: r.Secrets, Logs: r.Logs,
 			User: userOf(s.Profile), Capabilities: s.Profile.Capabilities,
 			State: api.StateCreating, Command: r.Command, Workdir: r.Workdir, TTY: r.TTY, Stdin: r.Stdin,
 			Mounts: r.Mounts, Socket: r.Socket, Limits: s.Limits, Labels: r.Labels,

@@ -302,10 +302,14 @@ func (l *Launcher) Decided(caller uint32, r link.Record) {
 	if r.Allowed {
 		kind = "egress.allowed"
 	}
-	if !sb.firstTime(kind + " " + to) {
+	fields := []string{"to", to, "what", line(r.Kind), "by", line(r.By), "why", line(r.Error)}
+	if sb.fixed.Sandbox.Observe && r.Kind == link.KindRequest {
+		fields = append(fields, "scheme", line(r.Scheme), "method", line(r.Method), "path", line(r.Path))
+	}
+	if !sb.firstTime(kind + " " + strings.Join(append([]string{to}, fields[8:]...), " ")) {
 		return
 	}
-	l.publish(kind, sb.identity(), "to", to, "what", line(r.Kind), "by", line(r.By), "why", line(r.Error))
+	l.publish(kind, sb.identity(), fields...)
 }
 
 // firstTime says whether something is told of the sandbox for the first time,

@@ -54,6 +54,9 @@ func (p *Preset) check() error {
 	if len(problems) > 0 {
 		return fmt.Errorf("preset %s: %s: %q: want %s", p.Name, problems[0].Field, problems[0].Value, problems[0].Want)
 	}
+	if text := pol.Any(); text != "" {
+		return fmt.Errorf("preset %s: %q: want %s", p.Name, text, egress.WantNoAny)
+	}
 	if len(p.Rules) == 0 {
 		return fmt.Errorf("preset %s: no rules", p.Name)
 	}

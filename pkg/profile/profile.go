@@ -41,6 +41,7 @@ type Profile struct {
 	UnixPeers      string   `toml:"unix_peers"`     // the same
 	Network        []string `toml:"network"`        // the first is the default; "none" alone when not given
 	Egress         []string `toml:"egress"`         // the most that "policy" may reach; nil when others decide
+	Observe        bool     `toml:"observe"`        // what sandboxes reach is told in detail, and egress may have "*"
 	Limits         Limits   `toml:"limits"`
 
 	// Source is "embedded" or the file's path; Text is its content.
@@ -178,13 +179,19 @@ func (p *Profile) checkNetwork(bad func(field, format string, args ...any)) {
 			bad("network", `%q must be "none" or "policy"`, n)
 		}
 	}
+	if p.Observe && !slices.Contains(p.Network, "policy") {
+		bad("observe", `has no meaning unless network lists "policy"`)
+	}
 	if p.Egress == nil {
 		return
 	}
 	if !slices.Contains(p.Network, "policy") {
 		bad("egress", `has no meaning unless network lists "policy"`)
 	}
-	_, problems := egress.ParseLines("the profile "+p.Name, "egress", p.Egress)
+	pol, problems := egress.ParseLines("the profile "+p.Name, "egress", p.Egress)
+	if pol != nil && pol.Any() != "" && !p.Observe {
+		bad("egress", "%q: want %s", pol.Any(), egress.WantNoAny)
+	}
 	for _, w := range problems {
 		bad(w.Field, "%q: want %s", w.Value, w.Want)
 	}

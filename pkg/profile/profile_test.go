@@ -42,7 +42,7 @@ func TestParseErrors(t *testing.T) {
 		return s
 	}
 	for name, tt := range map[string]struct{ text, want string }{
-		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 52, column 1: unknown key "limits.swap"`},
+		"unknown key":   {edit("[limits]", "[limits]\nswap = 1"), `line 55, column 1: unknown key "limits.swap"`},
 		"syntax":        {edit("version = 1", "version ="), "line 2"},
 		"version":       {edit("version = 1", "version = 2"), "version: is 2"},
 		"no seccomp":    {edit(`seccomp = "default"`, `seccomp = ""`), "seccomp:"},
@@ -57,6 +57,8 @@ func TestParseErrors(t *testing.T) {
 		"no pids":       {edit("pids = 512", "pids = 0"), "limits.pids: must be more than zero"},
 		"shm":           {edit(`# shm_size = ""`, `shm_size = "1025M"`), "limits.shm_size: must be at most half"},
 		"shm and tmp":   {edit(`# shm_size = ""`, "shm_size = \"1G\"\ntmp = \"1G\""), "limits.shm_size: must be"},
+		"every name":    {edit(`# egress = ["api`, "egress = [\"http *\"]\n# [\"api"), `egress: "http *:80": want a host`},
+		"observe":       {edit(`network = ["none", "policy"]`, "network = [\"none\"]\nobserve = true"), "observe: has no meaning"},
 		"on idle":       {edit(`on_idle = "pause"`, `on_idle = "sleep"`), "limits.on_idle"},
 	} {
 		t.Run(name, func(t *testing.T) {

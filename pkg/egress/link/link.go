@@ -159,7 +159,8 @@ type Record struct {
 	Allowed bool   `json:"allowed"`
 	// To is a name, or a host or address with a port.
 	To string `json:"to,omitempty"`
-	// Method and Path are of a request.
+	// Scheme, Method and Path are of a request.
+	Scheme string `json:"scheme,omitempty"`
 	Method string `json:"method,omitempty"`
 	Path   string `json:"path,omitempty"`
 	// Rules allowed it, one for each party.

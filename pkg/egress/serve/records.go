@@ -141,7 +141,7 @@ func (r *records) connection(id string, o proxy.Outcome) {
 func (r *records) request(id string, d web.Decision) {
 	rec := link.Record{
 		Time: d.Time.UnixNano(), ID: id, Kind: link.KindRequest, To: d.To.String(), Rules: rules(d.Rules),
-		Method: clip(d.Method), Path: clip(d.Path), Secrets: d.Secrets,
+		Scheme: d.Scheme, Method: clip(d.Method), Path: clip(d.Path), Secrets: d.Secrets,
 	}
 	refusal(&rec, d.Err)
 	r.put(rec)

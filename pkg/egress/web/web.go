@@ -64,8 +64,10 @@ type Options struct {
 
 // Decision is what was decided on a request.
 type Decision struct {
-	Time   time.Time
-	To     proxy.Target
+	Time time.Time
+	To   proxy.Target
+	// Scheme is http or https, where that is known.
+	Scheme string
 	Method string
 	// Path is as it was sent, without its query.
 	Path  string
@@ -192,7 +194,7 @@ func (w *Web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 // judge judges one request that came by a connection, and passes it on.
 func (w *Web) judge(out http.ResponseWriter, r *http.Request, c *conn) {
 	pol := w.opts.Policy()
-	d := Decision{Time: time.Now(), To: c.to, Method: r.Method}
+	d := Decision{Time: time.Now(), To: c.to, Scheme: scheme(c.kind), Method: r.Method}
 	d.Path, _, _ = strings.Cut(r.RequestURI, "?")
 	var g egress.Grant
 	if d.Err = form(r, c.to); d.Err == nil {
@@ -294,14 +296,19 @@ var plain = regexp.MustCompile(`^[A-Za-z0-9/_.~-]{1,200}$`)
 
 // fix is a rule that allows a request.
 func fix(d Decision, kind egress.Kinds) string {
-	protocol := "https"
-	if kind == egress.HTTP {
-		protocol = "http"
-	}
+	protocol := scheme(kind)
 	if !plain.MatchString(d.Method) || !plain.MatchString(d.Path) {
 		return fmt.Sprintf("%s %s", protocol, d.To)
 	}
 	return fmt.Sprintf("%s %s %s %s", protocol, d.To, d.Method, d.Path)
+}
+
+// scheme is that of requests on a connection that is treated as kind.
+func scheme(kind egress.Kinds) string {
+	if kind == egress.HTTP {
+		return "http"
+	}
+	return "https"
 }
 
 // oneLine is an error without what could be taken for another line.
@@ -317,7 +324,7 @@ func oneLine(err error) string {
 // rewrite has a request that was judged go to where it was judged to go.
 func rewrite(pr *httputil.ProxyRequest) {
 	c := pr.In.Context().Value(connKey{}).(*conn) //nolint:forcetypeassert // ServeHTTP has looked
-	pr.Out.URL.Scheme = map[egress.Kinds]string{egress.HTTP: "http", egress.HTTPS: "https"}[c.kind]
+	pr.Out.URL.Scheme = scheme(c.kind)
 	pr.Out.URL.Host = c.to.String()
 	pr.Out.Host = pr.In.Host
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery // as it came: nobody judges it
