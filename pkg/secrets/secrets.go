@@ -431,7 +431,7 @@ func (s *Store) Find(uid uint32, name string) (Ref, api.Secret, error) {
 			return Ref{o, name}, e.Secret, nil
 		}
 		if err := s.damaged[Ref{o, name}]; err != nil {
-			return Ref{}, api.Secret{}, fmt.Errorf("secret %s: %w", name, err)
+			return Ref{}, api.Secret{}, api.Errorf(api.CodeConflict, "secret %s cannot be used: %w", name, err).WithHint("set it again, or remove it")
 		}
 	}
 	return Ref{}, api.Secret{}, unknown(name)
