@@ -84,7 +84,10 @@ func newWire(ctx context.Context, b *bench) (w *wire, err error) {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", ""), Roots: root}, nil
 		},
-		Sign:   func(uint32, link.SignRequest) link.Signed { return link.Signed{Refused: true} },
+		Sign: func(uint32, link.Question) link.Reply { return link.Reply{Refused: true} },
+		Channel: func(context.Context, uint32, link.Question) (*net.TCPConn, error) {
+			return nil, errors.New("not here")
+		},
 		Record: func(uint32, link.Record) {},
 	})
 	if err != nil {

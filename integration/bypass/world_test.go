@@ -326,8 +326,11 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example")}, nil
 		},
-		Sign: func(uint32, link.SignRequest) link.Signed {
-			return link.Signed{Refused: true, Error: "not in this world"}
+		Sign: func(uint32, link.Question) link.Reply {
+			return link.Reply{Refused: true, Error: "not in this world"}
+		},
+		Channel: func(context.Context, uint32, link.Question) (*net.TCPConn, error) {
+			return nil, errors.New("not in this world")
 		},
 		Record: func(_ uint32, r link.Record) { w.mu.Lock(); defer w.mu.Unlock(); w.records = append(w.records, r) },
 	}); err != nil {

@@ -210,9 +210,19 @@ func (s *State) Decide(sb *api.Sandbox, id string, d api.ApprovalDecision, who u
 }
 
 // Once are the rules that are let once, for a sandbox to be served by.
-func (s *State) Once(parties []api.EgressParty) (all []link.Once) {
+func (s *State) Once(parties []api.EgressParty) []link.Once {
+	return s.once(parties, api.ApprovalAllowed)
+}
+
+// EverOnce are those and the ones that were used: that one was may be heard of
+// before what it let is done.
+func (s *State) EverOnce(parties []api.EgressParty) []link.Once {
+	return s.once(parties, api.ApprovalAllowed, api.ApprovalUsed)
+}
+
+func (s *State) once(parties []api.EgressParty, states ...api.ApprovalState) (all []link.Once) {
 	for _, a := range s.All {
-		if a.State != api.ApprovalAllowed || a.For != api.ForOnce {
+		if !slices.Contains(states, a.State) || a.For != api.ForOnce {
 			continue
 		}
 		if add, by, _ := s.missing(parties, a.Rule); by != "" {

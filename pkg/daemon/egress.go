@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,7 @@ func (d *daemon) startEgress(ctx context.Context) error {
 	}
 	k, err := egressproc.New(egressproc.Options{
 		Program: filepath.Join(d.cfg.BinDir, "creel-egress"), Dir: d.egressDir(), TrustDir: d.trustDir(), IDs: d.ids, Host: d.hostNetwork, Log: d.log,
-		Record: d.decided, Sign: d.identify,
+		Record: d.decided, Sign: d.identify, Channel: d.channel,
 	})
 	if err != nil {
 		return err
@@ -58,11 +59,19 @@ func (d *daemon) decided(caller uint32, r link.Record) {
 }
 
 // identify is asked who a sandbox is. Who asks too early asks again.
-func (d *daemon) identify(caller uint32, r link.SignRequest) link.Signed {
+func (d *daemon) identify(caller uint32, r link.Question) link.Reply {
 	if l := d.reaching.Load(); l != nil {
 		return l.Identify(caller, r)
 	}
-	return link.Signed{Error: "creeld is starting"}
+	return link.Reply{Error: "creeld is starting"}
+}
+
+// channel is asked for a connection to an agent.
+func (d *daemon) channel(ctx context.Context, caller uint32, q link.Question) (*net.TCPConn, error) {
+	if l := d.reaching.Load(); l != nil {
+		return l.Channel(ctx, caller, q)
+	}
+	return nil, errors.New("creeld is starting")
 }
 
 // hostNetwork is what creel-egress has to know of the host.

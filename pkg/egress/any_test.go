@@ -25,6 +25,7 @@ func TestAny(t *testing.T) {
 		{egress.BoxName, 443, false},
 		{egress.BoxName, 22, false},
 		{"x.creel.internal", 443, false},
+		{"db.agent.creel.internal", 443, false},
 	} {
 		if _, err := s.Connect(tt.host, tt.port); (err == nil) != tt.allowed {
 			t.Errorf("%s:%d: %v", tt.host, tt.port, err)

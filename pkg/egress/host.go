@@ -14,6 +14,16 @@ type Name string
 // only.
 const BoxName Name = "host.creel.internal"
 
+// agents is where the names of agents are: AGENT.agent.creel.internal is the
+// sandbox of that agent of the same caller's.
+const agents = "agent." + internal
+
+// Agent is the agent that a name is of, if it is one's.
+func (n Name) Agent() (string, bool) {
+	agent, rest, _ := strings.Cut(string(n), ".")
+	return agent, rest == agents && agent != ""
+}
+
 // internal is what creel gives names in. Nothing in it is resolved outside.
 const internal = "creel.internal"
 
@@ -54,7 +64,9 @@ func ParseName(s string) (Name, error) {
 	case last == "localhost":
 		return "", errors.New("is this host (RFC 6761)")
 	case ours(n) && n != BoxName:
-		return "", fmt.Errorf("of %s there is only %s", internal, BoxName)
+		if _, ok := n.Agent(); !ok {
+			return "", fmt.Errorf("of %s there are only %s and AGENT.%s", internal, BoxName, agents)
+		}
 	}
 	return n, nil
 }
@@ -91,8 +103,8 @@ func parseHost(s string) (hostPattern, error) {
 	base, wildcard := strings.CutPrefix(s, "*.")
 	n, err := ParseName(base)
 	switch {
-	case wildcard && err == nil && ours(n):
-		return hostPattern{}, fmt.Errorf("of %s there is only %s", internal, BoxName)
+	case wildcard && (err == nil && ours(n) || ours(Name(toLower(base)))):
+		return hostPattern{}, fmt.Errorf("of %s each name is written out", internal)
 	case !wildcard && strings.Contains(s, "*"):
 		return hostPattern{}, errors.New(`a "*" is the whole first label, or none`)
 	case err != nil:

@@ -132,8 +132,8 @@ func (r *rule) parsePorts(at string) []api.Problem {
 	case slices.Contains(r.ports, 0):
 		bad("0", "1 to 65535")
 	case len(r.ports) > 0:
-	case r.host.base == BoxName:
-		bad("", "needed for "+string(BoxName))
+	case ours(r.host.base):
+		bad("", "needed for "+string(r.host.base))
 	case r.protocol == "tcp":
 		bad("", "needed for tcp")
 	case r.protocol == "http":

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"regexp"
 	"strconv"
@@ -52,8 +53,11 @@ type Options struct {
 	Record func(caller uint32, r link.Record)
 	// Sign has who a sandbox is be signed, for the process of a caller, which can
 	// ask for any.
-	Sign func(caller uint32, r link.SignRequest) link.Signed
-	Log  *slog.Logger
+	Sign func(caller uint32, q link.Question) link.Reply
+	// Channel connects one of a caller's sandboxes to a server of an agent's, as
+	// the process asks.
+	Channel func(ctx context.Context, caller uint32, q link.Question) (*net.TCPConn, error)
+	Log     *slog.Logger
 }
 
 // Sandbox is one that is to be served.
@@ -81,7 +85,7 @@ type Keeper struct {
 
 // New makes a Keeper. Adopt is to be called before Add.
 func New(o Options) (*Keeper, error) {
-	if o.Program == "" || o.Dir == "" || o.TrustDir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Sign == nil || o.Log == nil {
+	if o.Program == "" || o.Dir == "" || o.TrustDir == "" || o.IDs == nil || o.Host == nil || o.Record == nil || o.Sign == nil || o.Channel == nil || o.Log == nil {
 		return nil, errors.New("a keeper of creel-egress without all of its options")
 	}
 	f, err := os.Open(o.Program)

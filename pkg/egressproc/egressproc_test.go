@@ -117,8 +117,9 @@ func (b *box) start() {
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver 127.0.0.1", "")}, nil
 		},
-		Sign:   b.sign,
-		Record: func(_ uint32, r link.Record) { b.mu.Lock(); defer b.mu.Unlock(); b.records = append(b.records, r) },
+		Sign:    b.sign,
+		Channel: b.channel,
+		Record:  func(_ uint32, r link.Record) { b.mu.Lock(); defer b.mu.Unlock(); b.records = append(b.records, r) },
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -130,20 +131,32 @@ func (b *box) start() {
 }
 
 // sign is what a daemon does: it knows whose process asks, and of which sandbox.
-func (b *box) sign(whose uint32, r link.SignRequest) link.Signed {
+func (b *box) sign(whose uint32, r link.Question) link.Reply {
 	if whose != caller {
-		return link.Signed{Refused: true, Error: "not yours"}
+		return link.Reply{Refused: true, Error: "not yours"}
 	}
 	a, err := svid.Open(b.dir+"-svid", "box.example.com", "", time.Now)
 	if err != nil {
-		return link.Signed{Error: err.Error()}
+		return link.Reply{Error: err.Error()}
 	}
 	defer a.Close()
 	s, err := a.Sign("spiffe://box.example.com/"+r.ID, r.Key)
 	if err != nil {
-		return link.Signed{Error: err.Error()}
+		return link.Reply{Error: err.Error()}
 	}
-	return link.Signed{SPIFFEID: s.ID, Certificate: s.Certificate, Bundle: s.Bundle}
+	return link.Reply{SPIFFEID: s.ID, Certificate: s.Certificate, Bundle: s.Bundle}
+}
+
+// channel connects to whatever "db" has, at the port that is asked for.
+func (b *box) channel(ctx context.Context, whose uint32, q link.Question) (*net.TCPConn, error) {
+	if whose != caller || q.Agent != "db" || q.ID == "" {
+		return nil, errors.New("not for you")
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", q.Port))
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
 }
 
 func (b *box) namespace() *netns.NS {

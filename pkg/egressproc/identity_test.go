@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -67,4 +68,36 @@ func TestIdentity(t *testing.T) {
 	}
 	b.start()
 	is("with the next daemon", second, "two")
+}
+
+// TestChannel: a sandbox is connected to an agent of its caller's by the daemon, also
+// by the next process, and not while there is no daemon.
+func TestChannel(t *testing.T) {
+	b := newBox(t)
+	port := service(t, "the database")
+	b.add(b.ns, "one", policy(synthetic.NewRange6(), fmt.Sprintf("tcp db.agent.creel.internal:%d", port), fmt.Sprintf("tcp other.agent.creel.internal:%d", port)))
+	at := func(name string) string {
+		found, err := look(t, b.ns, "udp", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return netip.AddrPortFrom(found[0], port).String()
+	}
+	db, other := at("db.agent.creel.internal"), at("other.agent.creel.internal")
+	reach := func(when, to, want string) {
+		t.Helper()
+		if got, err := hear(b.ns, to); got != want || (want == "") == (err == nil) {
+			t.Errorf("%s: %q, %v", when, got, err)
+		}
+	}
+	reach("at first", db, "the database")
+	reach("another agent", other, "")
+	if err := unix.Kill(b.pids()[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	reach("after its process was killed", db, "the database")
+	b.k.Close()
+	reach("without a daemon", db, "")
+	b.start()
+	reach("with the next daemon", db, "the database")
 }

@@ -147,7 +147,7 @@ func (p *process) introduceLocked(ctx context.Context) error {
 	if c := p.running.control(p.uid); !c.OK {
 		return fmt.Errorf("creel-egress is not confined: want %s, is %s", c.Expected, c.Observed)
 	}
-	if err := p.signLocked(ctx); err != nil {
+	if err := p.answerLocked(ctx); err != nil {
 		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.sandboxes)) {
@@ -458,7 +458,7 @@ func (p *process) adopt(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return errors.Join(p.listenLocked(ctx), p.signLocked(ctx))
+	return errors.Join(p.listenLocked(ctx), p.answerLocked(ctx))
 }
 
 // takeBackLocked has the process hand over a sandbox's sockets and its names.

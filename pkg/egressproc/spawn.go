@@ -27,13 +27,13 @@ type running struct {
 	pidfd *os.File
 	child *exec.Cmd  // to be reaped; nil if adopted
 	log   *link.Conn // by which it tells
-	sign  *link.Conn // by which it asks
+	ask   *link.Conn // by which it asks
 	host  *link.Host // what it was told
 }
 
 // hangUp ends the connections by which it speaks.
 func (r *running) hangUp() {
-	for _, c := range []*link.Conn{r.log, r.sign} {
+	for _, c := range []*link.Conn{r.log, r.ask} {
 		if c != nil {
 			_ = c.Close()
 		}

@@ -3,7 +3,9 @@ package egressproc
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
@@ -37,38 +39,77 @@ func (p *process) listenLocked(ctx context.Context) error {
 	return nil
 }
 
-// signEvery is how often a process has something signed, at most: more than all of
-// its sandboxes need, and little for one that was taken over.
-const signEvery = 5 * time.Millisecond
+// askEvery is how often a process is answered, at most: more than all of its
+// sandboxes need, and little for one that was taken over. maxDials are the
+// connections that are being made at one time, and dialTimeout bounds each.
+const (
+	askEvery    = 5 * time.Millisecond
+	maxDials    = 16
+	dialTimeout = 4 * time.Second
+)
 
-// signLocked signs for the process from now on, until it ends.
-func (p *process) signLocked(ctx context.Context) error {
+// answerLocked answers the process from now on, until it ends.
+func (p *process) answerLocked(ctx context.Context) error {
 	c, _, err := p.dial(ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.Send(link.Order{Op: link.Sign}); err != nil {
+	if err := c.Send(link.Order{Op: link.Ask}); err != nil {
 		return errors.Join(err, c.Close())
 	}
-	p.running.sign = c
+	p.running.ask = c
 	p.told.Go(func() {
 		defer c.Close()
+		var mu sync.Mutex // who sends
+		send := func(a link.Reply, files ...*os.File) {
+			mu.Lock()
+			defer mu.Unlock()
+			_ = c.Send(a, files...) // one that is not heard has timed out
+		}
+		places := make(chan struct{}, maxDials)
+		var dials sync.WaitGroup
+		defer dials.Wait()
 		for {
-			var r link.SignRequest
-			files, err := c.Receive(&r)
+			var q link.Question
+			files, err := c.Receive(&q)
 			closeAll(files)
 			if err != nil {
 				return
 			}
-			a := p.k.opts.Sign(p.caller, r)
-			a.Seq = r.Seq
-			if err := c.Send(a); err != nil {
-				return
+			if q.Agent == "" {
+				a := p.k.opts.Sign(p.caller, q)
+				a.Seq = q.Seq
+				send(a)
+				time.Sleep(askEvery)
+				continue
 			}
-			time.Sleep(signEvery)
+			places <- struct{}{}
+			dials.Go(func() {
+				defer func() { <-places }()
+				p.channel(q, send)
+			})
 		}
 	})
 	return nil
+}
+
+// channel answers with a connection.
+func (p *process) channel(q link.Question, send func(link.Reply, ...*os.File)) {
+	ctx, cancel := context.WithTimeout(p.k.ctx, dialTimeout)
+	defer cancel()
+	c, err := p.k.opts.Channel(ctx, p.caller, q)
+	if err != nil {
+		send(link.Reply{Seq: q.Seq, Error: err.Error()})
+		return
+	}
+	defer c.Close()
+	f, err := c.File()
+	if err != nil {
+		send(link.Reply{Seq: q.Seq, Error: err.Error()})
+		return
+	}
+	defer f.Close()
+	send(link.Reply{Seq: q.Seq}, f)
 }
 
 // heard notes a name that now has the next address.

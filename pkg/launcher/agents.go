@@ -3,16 +3,23 @@ package launcher
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/agents"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/egress/link"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
+	"github.com/creel-sandbox/creel/pkg/netns"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/steer"
+	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/svid"
 )
 
@@ -136,29 +143,96 @@ func (l *Launcher) identityOf(s *api.Sandbox) (string, error) {
 
 // Identify signs who a sandbox is, as the process of a caller asks, for as long as
 // it runs and its agent may.
-func (l *Launcher) Identify(caller uint32, r link.SignRequest) link.Signed {
+func (l *Launcher) Identify(caller uint32, r link.Question) link.Reply {
 	l.mu.Lock()
 	sb := l.sandboxes[r.ID]
 	l.mu.Unlock()
 	if sb == nil || sb.fixed.Sandbox.Caller.UID != caller {
-		return link.Signed{Refused: true, Error: "no such sandbox"}
+		return link.Reply{Refused: true, Error: "no such sandbox"}
 	}
 	rec := sb.record()
 	if ended(rec.Sandbox.State) {
-		return link.Signed{Refused: true, Error: "the sandbox has ended"}
+		return link.Reply{Refused: true, Error: "the sandbox has ended"}
 	}
 	if err := l.Agents.Check(caller, rec.Sandbox.Agent, time.Now()); err != nil {
-		return link.Signed{Refused: true, Error: err.Error()}
+		return link.Reply{Refused: true, Error: err.Error()}
 	}
 	signed, err := l.Identities.Sign(rec.Sandbox.Identity, r.Key)
 	switch {
 	case errors.Is(err, svid.ErrDomain):
-		return link.Signed{Refused: true, Error: "the sandbox is of another trust domain than " + l.Identities.Domain() + "; make another"}
+		return link.Reply{Refused: true, Error: "the sandbox is of another trust domain than " + l.Identities.Domain() + "; make another"}
 	case err != nil:
-		return link.Signed{Error: err.Error()}
+		return link.Reply{Error: err.Error()}
 	}
 	if sb.firstTime("identity.issued") {
 		l.publish("identity.issued", sb.identity(), "spiffe_id", signed.ID)
 	}
-	return link.Signed{SPIFFEID: signed.ID, Certificate: signed.Certificate, Bundle: signed.Bundle}
+	return link.Reply{SPIFFEID: signed.ID, Certificate: signed.Certificate, Bundle: signed.Bundle}
+}
+
+// Channel connects a sandbox to a server in the one that runs for another agent of
+// its caller's, on its loopback. All who have a say in what it reaches have to
+// allow it by the agent's name, which is judged here once more: who asks parses
+// what agents send. What creel itself serves on a loopback is no agent's.
+func (l *Launcher) Channel(ctx context.Context, caller uint32, q link.Question) (*net.TCPConn, error) {
+	l.mu.Lock()
+	sb := l.sandboxes[q.ID]
+	l.mu.Unlock()
+	if sb == nil || sb.fixed.Sandbox.Caller.UID != caller {
+		return nil, errors.New("no such sandbox")
+	}
+	if err := channelAllowed(sb.record(), q); err != nil {
+		return nil, err
+	}
+	var to *sandbox
+	for _, other := range l.all() {
+		s := &other.fixed.Sandbox
+		if s.Caller.UID != caller || s.Agent != q.Agent || ended(other.state()) || other.launched() != nil {
+			continue
+		}
+		if to != nil {
+			return nil, fmt.Errorf("the agent %s has several sandboxes", q.Agent)
+		}
+		to = other
+	}
+	if to == nil {
+		return nil, fmt.Errorf("the agent %s has no sandbox that runs", q.Agent)
+	}
+	if err := to.active(ctx); err != nil {
+		return nil, err
+	}
+	rec := to.record()
+	ns, err := netns.Open(rec.InitPID, rec.NetNS, reaches(&rec.Sandbox))
+	if err != nil {
+		return nil, errors.New("its sandbox has ended")
+	}
+	defer func() { _ = ns.Close() }()
+	return ns.Dial(ctx, q.Port)
+}
+
+// channelAllowed is nil if a sandbox may be connected to an agent's server.
+func channelAllowed(r *store.Record, q link.Question) error {
+	name, err := egress.ParseName(q.Agent + ".agent.creel.internal")
+	if agent, ok := name.Agent(); err != nil || !ok || agent != q.Agent {
+		return fmt.Errorf("%.100q is no agent", q.Agent)
+	}
+	if q.Port == 0 || q.Port == steer.ProxyPort || q.Port == steer.WorkloadPort {
+		return fmt.Errorf("port %d is no agent's", q.Port)
+	}
+	if ended(r.Sandbox.State) || !reaches(&r.Sandbox) {
+		return errors.New("the sandbox has no network")
+	}
+	parties := slices.Clone(r.Sandbox.Egress)
+	for _, o := range r.Approvals.EverOnce(parties) { // which of them is used, its own process knows
+		for _, i := range o.Parties {
+			parties[i].Rules = append(slices.Clone(parties[i].Rules), o.Rule)
+		}
+	}
+	var all []*egress.Policy
+	for _, p := range parties {
+		pol, _ := egress.ParseLines(p.By, "egress", p.Rules) // nil allows nothing
+		all = append(all, pol)
+	}
+	_, err = egress.NewSnapshot(all...).Connect(name, q.Port)
+	return err
 }

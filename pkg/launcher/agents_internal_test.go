@@ -80,7 +80,7 @@ func TestIdentify(t *testing.T) {
 		{50, "older", public, "refused: the sandbox is of another trust domain"},
 		{50, "mine", nil, "an SVID is for a P-256 key"},
 	} {
-		got := l.Identify(tt.caller, link.SignRequest{ID: tt.id, Key: tt.key})
+		got := l.Identify(tt.caller, link.Question{ID: tt.id, Key: tt.key})
 		said := got.SPIFFEID + got.Error
 		if got.Refused {
 			said = "refused: " + said
@@ -88,5 +88,38 @@ func TestIdentify(t *testing.T) {
 		if !strings.HasPrefix(said, tt.want) || (got.SPIFFEID == "") == (len(got.Certificate) > 0) {
 			t.Errorf("uid %d, %q: got %q, want %q", tt.caller, tt.id, said, tt.want)
 		}
+	}
+}
+
+// TestChannelAllowed: what a process asks for is judged by all who have a say.
+func TestChannelAllowed(t *testing.T) {
+	rec := store.Record{Sandbox: api.Sandbox{ID: "abc", State: api.StateRunning, Network: "policy", Egress: []api.EgressParty{
+		{By: "a ceiling", Rules: []string{"tcp db.agent.creel.internal:22,5432", "tcp db.agent.creel.internal:3128,3129"}},
+		{By: "the request", Rules: []string{"tcp db.agent.creel.internal:5432", "tcp db.agent.creel.internal:3128,3129", "tcp web.agent.creel.internal:80"}},
+	}}}
+	for _, tt := range []struct {
+		agent string
+		port  uint16
+		want  string
+	}{
+		{"db", 5432, ""},
+		{"db", 22, "not allowed by the request"},
+		{"web", 80, "not allowed by a ceiling"},
+		{"db", 3128, "is no agent's"},
+		{"db", 3129, "is no agent's"},
+		{"db", 0, "is no agent's"},
+		{"DB", 5432, "is no agent"},
+		{"", 5432, "is no agent"},
+		{"x.db", 5432, "is no agent"},
+		{"host.creel.internal", 5432, "is no agent"},
+	} {
+		err := channelAllowed(&rec, link.Question{Agent: tt.agent, Port: tt.port})
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s:%d: %v, want %q", tt.agent, tt.port, err, tt.want)
+		}
+	}
+	rec.Sandbox.State = api.StateStopped
+	if err := channelAllowed(&rec, link.Question{Agent: "db", Port: 5432}); err == nil {
+		t.Error("a sandbox that has ended")
 	}
 }

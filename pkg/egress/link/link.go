@@ -47,7 +47,7 @@ const (
 	List    = "list"    // the ids of all
 	Sockets = "sockets" // back, of one; with the names that it has
 	Log     = "log"     // from here on the process sends Records, and takes no orders
-	Sign    = "sign"    // from here on the process sends SignRequests, each of which has its Signed
+	Ask     = "ask"     // from here on the process sends Questions, each of which has its Reply
 )
 
 // BuildOf is the digest of a program, which names a build of it.
@@ -186,16 +186,20 @@ type Record struct {
 	Lost uint64 `json:"lost,omitempty"`
 }
 
-// SignRequest asks for the identity of a sandbox.
-type SignRequest struct {
+// Question is what a process asks for one of its sandboxes: who it is, or, with an
+// Agent, a connection to a server of that agent's.
+type Question struct {
 	Seq uint64 `json:"seq"` // of its answer, too
 	ID  string `json:"id"`  // of the sandbox
 	// Key is a public key, as a SubjectPublicKeyInfo in DER.
-	Key []byte `json:"key"`
+	Key []byte `json:"key,omitempty"`
+	// Agent is an agent of the same caller's, and Port where its server listens.
+	Agent string `json:"agent,omitempty"`
+	Port  uint16 `json:"port,omitempty"`
 }
 
-// Signed is the answer: an SVID, or why there is none.
-type Signed struct {
+// Reply is the answer: an SVID, or, beside it, a connection; or why there is none.
+type Reply struct {
 	Seq   uint64 `json:"seq"`
 	Error string `json:"error,omitempty"`
 	// Refused says that there will be none.

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/egress"
-	"github.com/creel-sandbox/creel/pkg/egress/proxy"
 )
 
 // Config is how the host resolves names.
@@ -85,8 +84,6 @@ type Host struct {
 	resolver net.Resolver
 	dialer   net.Dialer
 }
-
-var _ proxy.Outside = (*Host)(nil)
 
 // New makes a Host that resolves as c says, until Configure.
 func New(c Config) *Host {

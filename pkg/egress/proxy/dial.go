@@ -19,6 +19,9 @@ type Outside interface {
 	Lookup(ctx context.Context, host egress.Name) ([]netip.Addr, error)
 	// Dial connects to an address and resolves nothing.
 	Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error)
+	// DialAgent connects to a server in the sandbox of an agent of the same
+	// caller's.
+	DialAgent(ctx context.Context, agent string, port uint16) (*net.TCPConn, error)
 	// Own are the host's own addresses now.
 	Own() ([]netip.Addr, error)
 }
@@ -38,6 +41,13 @@ const (
 func (d Dialer) Dial(ctx context.Context, policy egress.Snapshot, to Target) (*net.TCPConn, netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(ctx, allTimeout)
 	defer cancel()
+	if agent, ok := to.Host.Agent(); ok {
+		c, err := d.DialAgent(ctx, agent, to.Port)
+		if err != nil {
+			return nil, netip.AddrPort{}, fmt.Errorf("%w: %s: %w", ErrUnreachable, to, err)
+		}
+		return c, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), to.Port), nil
+	}
 	addrs, err := d.addrs(ctx, policy, to)
 	if err != nil {
 		return nil, netip.AddrPort{}, err

@@ -45,6 +45,7 @@ type world struct {
 	policy   egress.Snapshot
 	records  map[egress.Name][]netip.Addr
 	servers  map[netip.AddrPort]string
+	agents   map[string]string
 	lookups  []egress.Name
 	dialled  []netip.AddrPort
 	outcomes chan proxy.Outcome
@@ -78,6 +79,20 @@ func (w *world) Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, erro
 }
 
 func (*world) Own() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("1.2.3.4")}, nil }
+
+func (w *world) DialAgent(ctx context.Context, agent string, port uint16) (*net.TCPConn, error) {
+	w.mu.Lock()
+	at, ok := w.agents[fmt.Sprint(agent, ":", port)]
+	w.mu.Unlock()
+	if !ok {
+		return nil, errors.New("no such agent")
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
 
 func (*world) ServeExplicit(_ context.Context, c *net.TCPConn) error { return c.Close() }
 
@@ -321,6 +336,28 @@ func TestRaw(t *testing.T) {
 	gone, _ := w.host("gone.example", "9.9.9.9")
 	if got, o := w.get(gone, 22); got != "" || !errors.Is(o.Err, proxy.ErrUnreachable) {
 		t.Errorf("%q, %+v", got, o)
+	}
+}
+
+// TestAgents: an agent's name is connected to by whom it is for, and no resolver is
+// asked.
+func TestAgents(t *testing.T) {
+	w := newWorld(t, nil, tcp("db.agent.creel.internal", 5432), tcp("gone.agent.creel.internal", 5432))
+	w.serve("10.9.9.9:1", greet("the database"))
+	w.agents = map[string]string{"db:5432": w.servers[netip.MustParseAddrPort("10.9.9.9:1")]}
+	db, _ := w.host("db.agent.creel.internal")
+	if got, o := w.get(db, 5432); got != "the database" || o.To.String() != "db.agent.creel.internal:5432" || o.Err != nil {
+		t.Errorf("%q, %+v", got, o)
+	}
+	if got, o := w.get(db, 5433); got != "" || o.Err == nil {
+		t.Errorf("another port: %q, %+v", got, o)
+	}
+	gone, _ := w.host("gone.agent.creel.internal")
+	if got, o := w.get(gone, 5432); got != "" || !errors.Is(o.Err, proxy.ErrUnreachable) {
+		t.Errorf("%q, %+v", got, o)
+	}
+	if lookups, dialled := w.did(); len(lookups) > 0 || len(dialled) > 0 {
+		t.Errorf("looked up %v, dialled %v", lookups, dialled)
 	}
 }
 

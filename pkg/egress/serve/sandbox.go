@@ -142,15 +142,16 @@ func (p *Process) start(id string, pol *link.Policy, files []*os.File) (_ *sandb
 	if s.dns, err = nameserver.New(nameserver.Options{Policy: names, Names: s.names, Record: func(d nameserver.Decision) { p.log.name(id, d) }}); err != nil {
 		return nil, err
 	}
+	out := reach{p.outside, p.asker, id}
 	if s.web, err = web.New(web.Options{
-		Dialer: proxy.Dialer{Outside: p.outside}, Authority: p.authority.Load, Policy: now, Bytes: s.budget.bytes, Requests: s.budget.requests, Tunnels: tunnels{s},
+		Dialer: proxy.Dialer{Outside: out}, Authority: p.authority.Load, Policy: now, Bytes: s.budget.bytes, Requests: s.budget.requests, Tunnels: tunnels{s},
 		Roots: p.rootsNow(), Record: func(d web.Decision) { p.log.request(id, d) },
 	}); err != nil {
 		return nil, err
 	}
-	s.who = workload.New(func(ctx context.Context, key []byte) (*workload.Signed, error) { return p.signer.sign(ctx, id, key) })
+	s.who = workload.New(func(ctx context.Context, key []byte) (*workload.Signed, error) { return p.asker.sign(ctx, id, key) })
 	if s.proxy, err = proxy.New(proxy.Options{
-		Outside: p.outside, Web: s.web, Explicit: s.web, Workload: s.who, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
+		Outside: out, Web: s.web, Explicit: s.web, Workload: s.who, DNS: s.dns, Names: s.names, Policy: now, Bytes: s.budget.bytes, Opened: s.budget.connections,
 		Connections: pol.Limits.Connections, Idle: connIdle, Record: func(o proxy.Outcome) { p.log.connection(id, o) },
 	}); err != nil {
 		return nil, errors.Join(err, s.web.Close(), s.who.Close())

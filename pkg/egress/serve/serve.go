@@ -37,7 +37,7 @@ type Process struct {
 	authority atomic.Pointer[authority.Authority]
 	roots     atomic.Pointer[x509.CertPool]
 	log       *records
-	signer    *signer
+	asker     *asker
 
 	mu        sync.Mutex
 	known     bool // what the host is
@@ -48,7 +48,7 @@ type Process struct {
 
 // New makes a process that serves nothing yet. build is link.BuildOf its program.
 func New(build string) *Process {
-	return &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), signer: newSigner(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
+	return &Process{build: build, outside: outside.New(outside.ParseConfig("", "")), log: newRecords(), asker: newAsker(), sandboxes: map[string]*sandbox{}, idle: time.Now()}
 }
 
 // Run takes orders from who connects to l, until l is closed, or until there is
@@ -144,9 +144,9 @@ func (p *Process) obey(ctx context.Context, uc *net.UnixConn) {
 			p.log.send(ctx, c)
 			return
 		}
-		if o.Op == link.Sign {
+		if o.Op == link.Ask {
 			closeAll(files)
-			p.signer.use(c)
+			p.asker.use(c)
 			return
 		}
 		a, back := p.do(o, files)

@@ -70,6 +70,10 @@ func (w *world) Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, erro
 
 func (*world) Own() ([]netip.Addr, error) { return nil, nil }
 
+func (*world) DialAgent(context.Context, string, uint16) (*net.TCPConn, error) {
+	return nil, errors.New("no such agent")
+}
+
 // handle has the servers answer so.
 func (w *world) handle(h http.HandlerFunc) {
 	w.mu.Lock()
