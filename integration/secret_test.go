@@ -1,13 +1,18 @@
 package integration_test
 
 import (
+	"archive/zip"
+	"bytes"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/creel-sandbox/creel/integration/lab"
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
@@ -34,6 +39,26 @@ func TestSecret(t *testing.T) {
 		}
 		files.ServeHTTP(w, r)
 	})
+	s.HandleFunc("/sdk/v1/chat", func(w http.ResponseWriter, r *http.Request) {
+		if key := r.Header.Get("X-Api-Key"); key != token && key != other {
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("Content-Type", "text/event-stream")
+		for word := range strings.FieldsSeq(string(body)) {
+			fmt.Fprintf(w, "data: %s\n\n", word)
+			w.(http.Flusher).Flush()
+		}
+	})
+	index := http.StripPrefix("/simple/", http.FileServerFS(packageIndex(t)))
+	s.HandleFunc("/simple/", func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != token && password != other {
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		index.ServeHTTP(w, r)
+	})
 	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf("[egress]\nroots = %q\n", s.Roots)})
 	file := filepath.Join(t.TempDir(), "token")
 	set := func(value string, args ...string) {
@@ -49,7 +74,9 @@ func TestSecret(t *testing.T) {
 	api := []string{"--host", host, "--path", "/v1/**", "--env", "API_KEY", "--agent", "default", "api"}
 	set(token, api...)
 	set(token, "--host", host, "--path", "/git/**", "--basic", "x-access-token", "forge")
-	out, errOut, code := l.Creel("run", "-d", "--name", "user", "--allow", "https "+host, "--secret", "api", "--secret", "forge")
+	set(token, "--host", host, "--path", "/simple/**", "--basic", "__token__", "index")
+	set(token, "--host", host, "--path", "/sdk/**", "--header", "X-Api-Key", "--env", "SDK_API_KEY", "sdk")
+	out, errOut, code := l.Creel("run", "-d", "--name", "user", "--allow", "https "+host, "--secret", "api", "--secret", "forge", "--secret", "index", "--secret", "sdk")
 	if code != 0 {
 		t.Fatal(errOut)
 	}
@@ -67,6 +94,8 @@ func TestSecret(t *testing.T) {
 			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/v1/a"), `said "Bearer ` + masked + `"`},
 			{`python3 -c 'import os; from pip._vendor import requests as r; print(r.get("` + s.url("/v1/a") + `", headers={"Authorization": "Bearer " + os.environ["API_KEY"]}).text)'`, `said "Bearer ` + masked + `"`},
 			{`rm -rf /tmp/r; git clone -q ` + s.url("/git/r.git") + ` /tmp/r && git -C /tmp/r log --format=%s`, "of the test"},
+			{`rm -rf /tmp/w; pip --disable-pip-version-check download -q --no-deps -d /tmp/w -i ` + s.url("/simple/") + ` demo 2>&1; ls /tmp/w`, "demo-1.0-py3-none-any.whl\n"},
+			{`python3 -c '` + sdkScript + `' ` + s.url("/sdk"), "['one', 'two', 'three']\n"},
 			{`curl -sS ` + s.url("/other"), `said ""`},
 			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/other"), "creel: the request has the placeholder of a secret that does not go there: api"},
 			{`curl -sS ` + s.url("/other?key=") + `$API_KEY`, "creel: the request has the placeholder of a secret that does not go there: api"},
@@ -93,6 +122,7 @@ func TestSecret(t *testing.T) {
 	l.KillProcess(lab.Egress, id)
 	works("after its creel-egress was killed", token)
 	set(other, api...)
+	set(other, "--host", host, "--path", "/simple/**", "--basic", "__token__", "index")
 	works("after it was set again", other)
 	l.Kill()
 	l.KillProcess(lab.Egress, id)
@@ -154,5 +184,51 @@ func TestSecret(t *testing.T) {
 	}
 	if got := inside(`curl -sS ` + s.url("/v1/a")); got != "said \"\"\n" {
 		t.Errorf("after it was removed: %q", got)
+	}
+}
+
+// sdkScript is what libraries of model APIs do: an object with a base address and a
+// key out of the environment, and an answer that comes in events.
+const sdkScript = `
+import os, sys
+from pip._vendor import requests
+class Client:
+    def __init__(self, base, key=None):
+        self.base, self.session = base, requests.Session()
+        self.session.headers["X-Api-Key"] = key or os.environ["SDK_API_KEY"]
+    def chat(self, text):
+        with self.session.post(self.base + "/v1/chat", data=text, stream=True, timeout=20) as r:
+            r.raise_for_status()
+            for line in r.iter_lines(decode_unicode=True):
+                if line.startswith("data: "):
+                    yield line[6:]
+print(list(Client(sys.argv[1]).chat("one two three")))
+`
+
+// packageIndex is a simple repository (PEP 503) with one wheel.
+func packageIndex(t *testing.T) fs.FS {
+	t.Helper()
+	var wheel bytes.Buffer
+	w := zip.NewWriter(&wheel)
+	for name, text := range map[string]string{
+		"demo.py":                     "word = 'of the test'\n",
+		"demo-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n",
+		"demo-1.0.dist-info/WHEEL":    "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+		"demo-1.0.dist-info/RECORD":   "demo.py,,\ndemo-1.0.dist-info/METADATA,,\ndemo-1.0.dist-info/WHEEL,,\ndemo-1.0.dist-info/RECORD,,\n",
+	} {
+		f, err := w.Create(name)
+		if err == nil {
+			_, err = io.WriteString(f, text)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return fstest.MapFS{
+		"demo/index.html":                {Data: []byte(`<!DOCTYPE html><html><body><a href="demo-1.0-py3-none-any.whl">demo-1.0-py3-none-any.whl</a></body></html>`)},
+		"demo/demo-1.0-py3-none-any.whl": {Data: wheel.Bytes()},
 	}
 }
