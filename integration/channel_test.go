@@ -24,7 +24,7 @@ while True:
 // request and its ceiling name it, and no other agent, port or caller.
 func TestChannel(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage)
-	table := "[[caller]]\nmatch = \"uid:%d\"\negress = [\"tcp db.agent.creel.internal:5432,3128,3129\", \"tcp many.agent.creel.internal:5432\"]\n"
+	table := "[[caller]]\nmatch = \"uid:%d\"\negress = [\"tcp db.agent.creel.internal:5432,3128,3129\", \"tcp many.agent.creel.internal:5432\"]\negress_connections = 100\n"
 	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf(table, stranger) + fmt.Sprintf(table, stranger+1)})
 	open(t, l)
 	guest := &syscall.Credential{Uid: stranger, Gid: stranger}
@@ -69,6 +69,12 @@ func TestChannel(t *testing.T) {
 	reach("an agent with several", guest, client, "many.agent.creel.internal", 5432, reset)
 	reach("no rule", guest, client, "web.agent.creel.internal", 5432, unknown)
 	reach("of another's name", guest, client, "db.agent.creel.internal.example.com", 5432, unknown)
+	if out, _, _ := l.CreelAs(guest, "", "inspect", client); !strings.Contains(out, `"egress_connections": 100`) {
+		t.Errorf("the ceiling's budget is not its: %s", out)
+	}
+	if _, errOut, code := l.CreelAs(guest, "", "run", "--rm", "--allow", "tcp "+at+":5432", "--egress-connections", "101", "--", "true"); code == 0 || !strings.Contains(errOut, "ceiling.egress_connections") {
+		t.Errorf("beyond its ceiling's budget: %d %s", code, errOut)
+	}
 	if _, errOut, code := l.CreelAs(guest, "", "run", "--rm", "--allow", "tcp web.agent.creel.internal:5432", "--", "true"); code == 0 || !strings.Contains(errOut, "ceiling") {
 		t.Errorf("beyond its ceiling: %d %s", code, errOut)
 	}

@@ -36,6 +36,8 @@ type Ceiling struct {
 	Socket bool
 	// Egress are rules of what sandboxes may reach, see egress.ParseText.
 	Egress []string
+	// Budgets are the egress limits of one sandbox at most; 0 is no bound.
+	Budgets api.Limits
 	// Ask are those that somebody may let besides, and Approve who may.
 	Ask     []string
 	Approve string
@@ -80,6 +82,7 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 	}
 	if a.Request.Network == PolicyNetwork {
 		rs = append(rs, c.egress(a))
+		rs = append(rs, c.budgets(&a.Limits)...)
 	}
 	for _, s := range f.Secrets {
 		rs = append(rs, c.secret(s))

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -102,6 +103,41 @@ func (c *Ceiling) egress(a *Admitted) api.Rule {
 
 // party names the ceiling where a refusal is told.
 func (c *Ceiling) party() string { return "the ceiling of " + c.Name }
+
+// Narrow fills in the budgets that a request leaves open with the ceiling's, where
+// the profile's are more. Resolve and Judge are to follow.
+func (c *Ceiling) Narrow(req api.SpawnRequest, pol Policy) api.SpawnRequest {
+	prof, err := pol.Profiles.Get(or(req.Profile, pol.DefaultProfile))
+	if err != nil {
+		return req // Resolve says so
+	}
+	def, most, l := prof.Limits.Limits, c.Budgets, &req.Limits
+	lower(&l.EgressBytes, endless(def.EgressBytes), most.EgressBytes)
+	lower(&l.EgressConnections, endless(def.EgressConnections), most.EgressConnections)
+	lower(&l.EgressRequests, endless(def.EgressRequests), most.EgressRequests)
+	return req
+}
+
+// budgets are the rules for what may go out in a sandbox's life.
+func (c *Ceiling) budgets(l *api.Limits) (rs []api.Rule) {
+	most := &c.Budgets
+	if most.EgressBytes != 0 {
+		rs = append(rs, budgetRule("egress_bytes", l.EgressBytes, most.EgressBytes))
+	}
+	if most.EgressConnections != 0 {
+		rs = append(rs, budgetRule("egress_connections", l.EgressConnections, most.EgressConnections))
+	}
+	if most.EgressRequests != 0 {
+		rs = append(rs, budgetRule("egress_requests", l.EgressRequests, most.EgressRequests))
+	}
+	return rs
+}
+
+func budgetRule[T cmp.Ordered](name string, asked, most T) api.Rule {
+	r := lifeRule(name, asked, most)
+	r.Rule = "ceiling." + name
+	return r
+}
 
 // Party is the ceiling's say in what a sandbox reaches.
 func (c *Ceiling) Party() api.EgressParty { return api.EgressParty{By: c.party(), Rules: c.Egress} }

@@ -45,6 +45,11 @@ type Caller struct {
 	// "caller" or "operator".
 	Ask     []string `toml:"ask"`
 	Approve string   `toml:"approve"`
+	// EgressBytes, EgressConnections and EgressRequests are the budgets of one
+	// sandbox at most; 0 is no bound.
+	EgressBytes       api.Size `toml:"egress_bytes"`
+	EgressConnections int64    `toml:"egress_connections"`
+	EgressRequests    int64    `toml:"egress_requests"`
 	// Secrets are "own" (all that the caller set) and patterns of names of the
 	// box's.
 	Secrets []string `toml:"secrets"`
@@ -167,6 +172,9 @@ func (c *Caller) check(bad func(key, format string, args ...any)) {
 		{"spawn_rate", float64(c.SpawnRate), 1 << 20},
 		{"exec_rate", float64(c.ExecRate), 1 << 30},
 		{"image_bytes", float64(c.ImageBytes), 1 << 60},
+		{"egress_bytes", float64(c.EgressBytes), 1 << 60},
+		{"egress_connections", float64(c.EgressConnections), 1 << 50},
+		{"egress_requests", float64(c.EgressRequests), 1 << 50},
 		{"connections", float64(c.Connections), 65536},
 		{"agent_ttl", c.AgentTTL.D().Seconds(), 10 * 365 * 24 * 3600},
 	} {

@@ -31,11 +31,19 @@ import (
 // that never changes while it lives; that it lives is asked once more, with
 // the lock under which the child's record is made.
 
+// narrow fills in what a ceiling bounds and a request leaves open.
+func (l *Launcher) narrow(c peer.Cred, req api.SpawnRequest) api.SpawnRequest {
+	if ceiling := l.Callers.Ceiling(c); ceiling != nil {
+		return ceiling.Narrow(req, l.Policy)
+	}
+	return req
+}
+
 // resolve is a request with nothing left open, and the sandbox that it is to
 // be a child of, nil if it is to be none's.
 func (l *Launcher) resolve(ctx context.Context, c peer.Cred, req api.SpawnRequest) (*admission.Admitted, *sandbox, error) {
 	if req.Parent == "" {
-		a, err := admission.Resolve(req, l.Policy)
+		a, err := admission.Resolve(l.narrow(c, req), l.Policy)
 		return a, nil, err
 	}
 	parent, err := l.findParent(c, req.Parent)
@@ -46,7 +54,7 @@ func (l *Launcher) resolve(ctx context.Context, c peer.Cred, req api.SpawnReques
 		return nil, nil, err
 	}
 	p := parent.asParent()
-	full := p.Inherit(req, l.Policy)
+	full := l.narrow(c, p.Inherit(req, l.Policy))
 	if req.Image == "" {
 		// The name may be another image's by now.
 		if digest, err := l.Runtime.Resolve(ctx, c.UID, full.Image); err != nil || digest != p.Sandbox.ImageDigest {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/creel-sandbox/creel/pkg/admission"
+	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/config"
 	"github.com/creel-sandbox/creel/pkg/hostload"
 	"github.com/creel-sandbox/creel/pkg/mount"
@@ -167,7 +168,8 @@ func compile(c config.Caller) (*Ceiling, error) {
 	out := &Ceiling{Ceiling: admission.Ceiling{
 		Name: c.Match, Profiles: c.Profiles, Runtimes: c.Runtimes, Images: c.Images,
 		Totals:    admission.Totals{Sandboxes: c.Sandboxes, Memory: c.Memory, CPUs: c.CPUs, Pids: c.Pids, Disk: c.Disk},
-		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(), Socket: c.Socket, Egress: c.Egress, Ask: c.Ask, Approve: c.Approve, Secrets: c.Secrets,
+		SpawnRate: c.SpawnRate, ExecRate: c.ExecRate, ImageBytes: c.ImageBytes, Connections: c.Connections, AgentTTL: c.AgentTTL.D(), Socket: c.Socket, Egress: c.Egress,
+		Budgets: api.Limits{EgressBytes: c.EgressBytes, EgressConnections: c.EgressConnections, EgressRequests: c.EgressRequests}, Ask: c.Ask, Approve: c.Approve, Secrets: c.Secrets,
 	}}
 	var errs []error
 	for _, m := range c.Mounts {
