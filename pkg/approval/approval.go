@@ -92,12 +92,10 @@ func (s *State) Note(sb *api.Sandbox, r link.Record, now time.Time, ttl time.Dur
 	if rule == "" {
 		return nil, false
 	}
-	for i := range s.All {
-		if a := &s.All[i]; a.Rule == rule {
-			a.Times++
-			a.Last = now
-			return a, false
-		}
+	if a := s.For(rule); a != nil {
+		a.Times++
+		a.Last = now
+		return a, false
 	}
 	_, by, _ := s.missing(sb.Egress, rule)
 	if by == "" || len(s.All) >= Most {
@@ -151,6 +149,16 @@ func (s *State) Waiting(sb *api.Sandbox) (out []api.Approval) {
 		}
 	}
 	return out
+}
+
+// For is the approval that asks for a rule.
+func (s *State) For(rule string) *api.Approval {
+	for i := range s.All {
+		if s.All[i].Rule == rule {
+			return &s.All[i]
+		}
+	}
+	return nil
 }
 
 // Find is an approval by its id.

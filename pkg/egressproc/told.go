@@ -83,7 +83,12 @@ func (p *process) answerLocked(ctx context.Context) error {
 				time.Sleep(askEvery)
 				continue
 			}
-			places <- struct{}{}
+			select {
+			case places <- struct{}{}:
+			default: // it is not to keep others from their identities
+				send(link.Reply{Seq: q.Seq, Error: "too many connections to agents are being made"})
+				continue
+			}
 			dials.Go(func() {
 				defer func() { <-places }()
 				p.channel(q, send)

@@ -164,7 +164,11 @@ func (l *Launcher) Identify(caller uint32, r link.Question) link.Reply {
 	case err != nil:
 		return link.Reply{Error: err.Error()}
 	}
-	if sb.firstTime("identity.issued") {
+	sb.mu.Lock()
+	first := !sb.issued
+	sb.issued = true
+	sb.mu.Unlock()
+	if first {
 		l.publish("identity.issued", sb.identity(), "spiffe_id", signed.ID)
 	}
 	return link.Reply{SPIFFEID: signed.ID, Certificate: signed.Certificate, Bundle: signed.Bundle}

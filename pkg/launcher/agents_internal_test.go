@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -121,5 +122,20 @@ func TestChannelAllowed(t *testing.T) {
 	rec.Sandbox.State = api.StateStopped
 	if err := channelAllowed(&rec, link.Question{Agent: "db", Port: 5432}); err == nil {
 		t.Error("a sandbox that has ended")
+	}
+}
+
+// TestAskedOnce: an agent that is refused very often has what cannot be asked for
+// judged once for each destination, and is bounded in those.
+func TestAskedOnce(t *testing.T) {
+	rec := store.Record{Sandbox: api.Sandbox{ID: "abc", State: api.StateRunning, Network: "policy", Egress: []api.EgressParty{{By: "a profile", Rules: []string{"a.example"}}}}}
+	sb := &sandbox{l: &Launcher{}, id: "abc", rec: rec, fixed: rec}
+	for i := range 3 * mostDestinations {
+		for range 2 {
+			sb.ask(link.Record{Kind: link.KindName, To: fmt.Sprintf("n%d.example", i)})
+		}
+	}
+	if len(sb.unasked) != mostDestinations || len(sb.rec.Approvals.All) > 0 {
+		t.Errorf("%d destinations, %d approvals", len(sb.unasked), len(sb.rec.Approvals.All))
 	}
 }

@@ -97,14 +97,32 @@ func (sb *sandbox) widen(added *egress.Policy) error {
 
 // ask has what the sandbox was refused wait for an approval, where there is who
 // may give one.
+//
+// An agent can be refused very often: what cannot be asked for is judged once, and
+// from mostDestinations on nothing new is.
 func (sb *sandbox) ask(r link.Record) {
+	rule := approval.Rule(r)
+	if rule == "" {
+		return
+	}
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.unasked[rule] {
+		return
+	}
+	if sb.rec.Approvals.For(rule) == nil && len(sb.unasked) >= mostDestinations {
+		return
+	}
 	next := sb.rec
 	next.Approvals = next.Approvals.Clone()
 	a, fresh := next.Approvals.Note(&next.Sandbox, r, time.Now().UTC(), sb.l.AskTTL)
 	switch {
-	case a == nil || ended(next.Sandbox.State):
+	case a == nil:
+		if sb.unasked == nil {
+			sb.unasked = map[string]bool{}
+		}
+		sb.unasked[rule] = true
+	case ended(next.Sandbox.State):
 	case !fresh:
 		sb.rec.Approvals = next.Approvals // how often is not worth a commit
 	default:

@@ -53,6 +53,10 @@ type sandbox struct {
 
 	// destinations are those that were told of, see Decided.
 	destinations map[string]bool
+	// unasked are the rules that nobody can be asked for, see ask.
+	unasked map[string]bool
+	// issued says that its identity was told of.
+	issued bool
 
 	// still is held by who needs the agent not to change anything; pausing,
 	// resuming and new execs hold it together.

@@ -42,6 +42,7 @@ import (
 const (
 	maxHeader     = 8 << 10
 	maxMessage    = 4 << 10 // of gRPC: what is asked has no content
+	maxStreams    = 8       // of one connection
 	headerTimeout = 10 * time.Second
 	signTimeout   = 10 * time.Second
 	retryAfter    = 2 * time.Second // when it cannot be signed now
@@ -103,7 +104,7 @@ func New(sign Sign) *Server {
 			files.ServeHTTP(w, r)
 		}),
 		Protocols: &protocols, ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute,
-		DisableGeneralOptionsHandler: true,
+		DisableGeneralOptionsHandler: true, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 	}
 	go func() { _ = s.http.Serve(s.conns) }()
 	return s
