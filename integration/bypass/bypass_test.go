@@ -85,6 +85,7 @@ func TestBypass(t *testing.T) {
 	a.overTLS()
 	a.overHTTP()
 	a.byProxy()
+	a.byIdentity()
 	a.datagrams()
 	a.many()
 	if late := w.forget(); len(late) > 0 {
@@ -138,7 +139,7 @@ func (a *attempts) names() {
 	w := a.w
 	for _, n := range []string{
 		"evil.example.", "example.", "good.example.evil.example.", "xgood.example.", "good.example.local.", "a.b.good.example.", "ood.example.", "localhost.", "localhost.localdomain.", "metadata.google.internal.",
-		"creel.internal.", "x.creel.internal.", "x.host.creel.internal.", "host.creel.internal.good.example.", "127.0.0.1.", "2130706433.", "0x7f000001.", "0177.0.0.1.", "1.0.0.127.in-addr.arpa.", "10.0.0.45.in-addr.arpa.",
+		"creel.internal.", "x.creel.internal.", "x.host.creel.internal.", "db.agent.creel.internal.", "agent.creel.internal.", "host.agent.creel.internal.", "host.creel.internal.good.example.", "127.0.0.1.", "2130706433.", "0x7f000001.", "0177.0.0.1.", "1.0.0.127.in-addr.arpa.", "10.0.0.45.in-addr.arpa.",
 		"*.good.example.", "*.example.", ".", "com.", "xn--god-hna.example.", "g\u043eod.example.", "good\x00.example.", "good.example\x00.evil.example.", "good.example\r\n.", "good example.", "good%2eexample.", "good..example.",
 		"-good.example.", "_dns.resolver.arpa.", "use-application-dns.net.", "resolver.arpa.", "wpad.", "isatap.", "id.server.", "good.example:22.", "good.example@evil.example.", "[::1].", "::1.",
 		strings.Repeat("a", 63) + ".evil.example.", strings.Repeat("data.", 40) + "evil.example.",
@@ -398,6 +399,27 @@ func (a *attempts) overHTTP() {
 	}
 }
 
+// byIdentity: nobody is given an identity who does not ask for it by a header of its
+// own, whoever has a server of the agent's send the request; and one that creeld does
+// not give there is none of.
+func (a *attempts) byIdentity() {
+	say := func(text string) string {
+		line, _, _ := strings.Cut(a.w.say(netip.MustParseAddrPort("127.0.0.1:3129"), strings.ReplaceAll(text, "\n", "\r\n")), "\r\n")
+		return line
+	}
+	for name, tt := range map[string]struct{ text, want string }{
+		"without its header":    {"GET /v1/svid HTTP/1.1\nHost: 127.0.0.1:3129\nConnection: close\n\n", "HTTP/1.1 400*"},
+		"with its header":       {"GET /v1/svid HTTP/1.1\nHost: 127.0.0.1:3129\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 403*"},
+		"with its header twice": {"GET /v1/svid.pem HTTP/1.1\nHost: x\nWorkload.Spiffe.Io: true\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 400*"},
+		"by POST":               {"POST /v1/svid HTTP/1.1\nHost: x\nContent-Length: 0\nConnection: close\n\n", "HTTP/1.1 405*"},
+		"as a proxy":            {"GET http://good.example/ HTTP/1.1\nHost: good.example\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 404*"},
+		"by CONNECT":            {"CONNECT good.example:443 HTTP/1.1\nHost: good.example:443\nConnection: close\n\n", "HTTP/1.1 404*"},
+		"with a huge header":    {"GET /v1/svid HTTP/1.1\nHost: x\nX: " + strings.Repeat("a", 1<<16) + "\nConnection: close\n\n", "HTTP/1.1 431*"},
+	} {
+		a.try("the identity, "+name, tt.want, nil, func() string { return say(tt.text) })
+	}
+}
+
 // byProxy: who speaks to the proxy on loopback has no more than who connects.
 func (a *attempts) byProxy() {
 	w := a.w
@@ -422,6 +444,9 @@ func (a *attempts) byProxy() {
 		"CONNECT to loopback":                 {text: connect("127.0.0.1:5432")},
 		"CONNECT to loopback by name":         {text: connect("localhost:5432")},
 		"CONNECT to the proxy":                {text: connect("127.0.0.1:3128")},
+		"CONNECT to the identity":             {text: connect("127.0.0.1:3129")},
+		"the identity":                        {text: get("http://127.0.0.1:3129/v1/svid")},
+		"CONNECT to an agent":                 {text: connect("db.agent.creel.internal:5432")},
 		"CONNECT to metadata":                 {text: connect(metadata + ":80")},
 		"CONNECT to mapped metadata":          {text: connect("[::ffff:" + metadata + "]:80")},
 		"CONNECT to metadata as a number":     {text: connect("2852039166:80")},
