@@ -13,6 +13,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/admission"
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 	"github.com/creel-sandbox/creel/pkg/spec"
 )
 
@@ -27,7 +28,7 @@ func drawRequest(t *rapid.T) api.SpawnRequest {
 	life := func(label string) api.Duration {
 		return api.Duration(draw(t, label, []time.Duration{time.Second, time.Minute, time.Hour, 100 * time.Hour}))
 	}
-	return api.SpawnRequest{
+	req := api.SpawnRequest{
 		Profile: oneOf("profile", "default", "strict", "build", "endless"), Agent: oneOf("agent", "default", "other"),
 		Image: oneOf("image", "base", "dev"), Runtime: oneOf("runtime", "crun", "runc"),
 		Socket: draw(t, "socket", []bool{true}),
@@ -38,7 +39,66 @@ func drawRequest(t *rapid.T) api.SpawnRequest {
 			EgressBytes: size("bytes"), EgressConnections: count("connections"), EgressRequests: count("requests"),
 			TTL: life("ttl"), Idle: life("idle"), OnIdle: oneOf("on_idle", "pause", "stop"),
 		},
+		Network: rapid.SampledFrom([]string{"", "none", "policy"}).Draw(t, "network"),
 	}
+	if req.Network == "policy" {
+		req.Egress = rapid.SliceOfN(rapid.SampledFrom(drawnRules), 0, 3).Draw(t, "egress")
+		req.Secrets = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 2, rapid.ID).Draw(t, "secrets")
+	}
+	return req
+}
+
+// drawnRules are rules of which some allow what others do, and drawnHosts names that
+// tell them apart.
+var (
+	drawnRules = []string{"a.x.example", "*.x.example", "b.x.example", "tcp a.x.example:22", "tls a.x.example:443,8443", "https a.x.example GET /v1/**", "https a.x.example GET,POST", "tcp db.agent.creel.internal:22"}
+	drawnHosts = []egress.Name{"a.x.example", "b.x.example", "c.x.example", "db.agent.creel.internal"}
+)
+
+// reach is all that rules allow, of what tells drawnRules apart.
+func reach(t *rapid.T, rules []string) map[string]bool {
+	p, problems := egress.ParseLines("", "", rules)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	s, can := egress.NewSnapshot(p), map[string]bool{}
+	for _, h := range drawnHosts {
+		for _, port := range []uint16{22, 443, 8443} {
+			if g, err := s.Connect(h, port); err == nil {
+				for _, kind := range []egress.Kinds{egress.Raw, egress.TLS, egress.HTTPS} {
+					can[fmt.Sprint(h, port, " as ", kind)] = g.Kinds&kind != 0
+				}
+			}
+			for _, method := range []string{"GET", "POST"} {
+				for _, path := range []egress.Path{"/v1/x", "/v2"} {
+					_, err := s.Request(egress.HTTPS, h, port, method, path)
+					can[fmt.Sprint(h, port, method, path)] = err == nil
+				}
+			}
+		}
+	}
+	return can
+}
+
+// reachesMore says what a child's rules allow that one of its parent's parties does
+// not.
+func reachesMore(t *rapid.T, child, parent *api.SpawnRequest, parties []api.EgressParty) string {
+	if child.Network != "policy" {
+		return ""
+	}
+	if parent.Network != "policy" {
+		return "a network"
+	}
+	mine := reach(t, child.Egress)
+	for _, p := range parties {
+		theirs := reach(t, p.Rules)
+		for what, can := range mine {
+			if can && !theirs[what] {
+				return what + ", which is not allowed by " + p.By
+			}
+		}
+	}
+	return ""
 }
 
 // draw gives one of some values, and most often none.
@@ -67,8 +127,12 @@ func parentOf(pa *admission.Admitted) *admission.Parent {
 	}
 	return &admission.Parent{Sandbox: api.Sandbox{
 		ID: "parent", Name: "parent", Agent: r.Agent, Profile: r.Profile, Image: r.Image, ImageDigest: "sha256:" + r.Image, Runtime: r.Runtime,
-		Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, User: user, Capabilities: pa.Profile.Capabilities, Socket: r.Socket, Limits: pa.Limits,
+		Rootfs: r.Rootfs, Home: r.Home, Network: r.Network, Egress: pa.Egress, Secrets: r.Secrets, User: user, Capabilities: pa.Profile.Capabilities, Socket: r.Socket, Limits: pa.Limits,
 	}}
+}
+
+func subset(a, b []string) bool {
+	return !slices.ContainsFunc(a, func(v string) bool { return !slices.Contains(b, v) })
 }
 
 // TestChildHasNoMore: for any parent and any request, a child that is let in
@@ -123,7 +187,7 @@ func childOf(t *rapid.T, p *admission.Parent, pa *admission.Admitted, pol admiss
 	for what, bad := range map[string]bool{
 		"depth": p.Depth >= 3, "agent": cr.Agent != r.Agent, "image": cr.Image != r.Image, "weaker filter": len(b.Weaker) > 0,
 		"root": c.Profile.Root() && !pa.Profile.Root(), "rootfs": cr.Rootfs == "ephemeral" && r.Rootfs != "ephemeral",
-		"home": cr.Home == "persistent" && r.Home != "persistent", "network": cr.Network != "none", "socket": cr.Socket && !r.Socket, "a socket unasked": cr.Socket != asked.Socket,
+		"home": cr.Home == "persistent" && r.Home != "persistent", "network": reachesMore(t, &cr, &r, pa.Egress) != "", "secrets": !subset(cr.Secrets, r.Secrets), "socket": cr.Socket && !r.Socket, "a socket unasked": cr.Socket != asked.Socket,
 		"files": cl.Files > pl.Files, "tmp": cl.Tmp > pl.Tmp, "shm": cl.ShmSize > pl.ShmSize,
 		"weight": cl.IOWeight > pl.IOWeight, "rate": cl.OutputRate > pl.OutputRate,
 		"egress bytes":       pl.EgressBytes != 0 && (cl.EgressBytes == 0 || cl.EgressBytes > pl.EgressBytes),
