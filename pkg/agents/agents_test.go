@@ -253,6 +253,8 @@ func TestReport(t *testing.T) {
 	usedMore.Images, usedMore.Mounts = []string{"node:24", "go:latest"}, nil
 	all := usedMore
 	all.Images, all.Mounts, all.Socket = []string{"sha256:12"}, []string{"/work"}, true
+	more.Egress, usedMore.Egress, all.Egress = []string{"*.example.com", "tcp git.example.com:22"}, []string{"a.example.com"}, []string{"b.example.com", "tcp git.example.com:22"}
+	more.Secrets, usedMore.Secrets, all.Secrets = []string{"own", "team-*"}, []string{"mine"}, []string{"team-a"}
 	old := agent("old", start, &full, used)
 	running := agent("runs", start, &full, used)
 	running.Sandboxes = 1
@@ -275,6 +277,8 @@ func TestReport(t *testing.T) {
 		"open wide: pids has no bound",
 		"more grant: images team/* never used",
 		"more grant: mounts /srv/a, /srv/b:ro never used",
+		"more grant: egress tcp git.example.com:22 never used",
+		"more grant: secrets team-* never used",
 		"more grant: socket never used",
 		"over expired: expired 2026-02-10T00:00:00Z",
 		"ends expiring: expires 2026-02-16T00:00:00Z",

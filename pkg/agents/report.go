@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/egress"
 )
 
 // UnusedFor is for how long an agent is not seen before a report says so, where
@@ -70,6 +71,8 @@ func Report(list []api.Agent, now time.Time, unusedFor time.Duration) []api.Find
 			{"images", a.Given.Images, func(p string) bool { return imageUsed(p, a.Used.Images) }},
 			// What a directory is called its caller said, so that it tells of no root.
 			{"mounts", a.Given.Mounts, func(string) bool { return len(a.Used.Mounts) > 0 }},
+			{"egress", a.Given.Egress, func(rule string) bool { return ruleUsed(rule, a.Used.Egress) }},
+			{"secrets", a.Given.Secrets, func(p string) bool { return secretUsed(p, a.Used.Secrets) }},
 		} {
 			if unused := slices.DeleteFunc(slices.Clone(g.given), g.used); len(unused) > 0 {
 				add("grant", g.key+" "+strings.Join(unused, ", ")+" never used", take(g.key, a.Given))
@@ -110,6 +113,27 @@ func imageUsed(pattern string, used []string) bool {
 		with, _ := path.Match(pattern, ref)
 		without, _ := path.Match(pattern, strings.TrimSuffix(ref, ":latest"))
 		return with || without
+	})
+}
+
+// ruleUsed says whether a rule that was asked for is within this one of a ceiling.
+func ruleUsed(rule string, used []string) bool {
+	outer, problems := egress.ParseLines("", "", []string{rule})
+	if len(problems) > 0 {
+		return true // it cannot be told
+	}
+	return slices.ContainsFunc(used, func(text string) bool {
+		asked, problems := egress.ParseLines("", "", []string{text})
+		return len(problems) == 0 && len(asked.Beyond(outer)) == 0
+	})
+}
+
+// secretUsed says whether one of the secrets that were asked for can be by this
+// entry. What a caller set itself nobody gave it.
+func secretUsed(pattern string, used []string) bool {
+	return pattern == "own" || slices.ContainsFunc(used, func(name string) bool {
+		ok, _ := path.Match(pattern, name)
+		return ok
 	})
 }
 
