@@ -33,10 +33,10 @@ func rules() (names map[string][]string, list []string) {
 	names = map[string][]string{
 		"good.example": {goodAddr, good6}, "a.good.example": {goodAddr}, "raw.example": {goodAddr}, "rebind.example": {goodAddr + "|127.0.0.1|" + metadata + "|" + boxAddr},
 		"evil.example": {evilAddr}, "mixed.example": {"127.0.0.1", goodAddr}, "front.example": {goodAddr}, "nowhere.example": {},
-		"web.example": {goodAddr}, "lan-by-file.example": {goodAddr},
+		"web.example": {goodAddr}, "opened.example": {goodAddr}, "alike.example": {goodAddr}, "unverified.example": {goodAddr}, "lan-by-file.example": {goodAddr},
 	}
 	list = []string{
-		"tls good.example:443,8443", "*.good.example", "http web.example:80,8080 GET,POST /public/**,/exact", "tcp raw.example:22", "tcp rebind.example:22", "tcp mixed.example:22",
+		"tls good.example:443,8443", "https opened.example GET,POST /public/**", "https alike.example GET /public/**", "https unverified.example GET /**", "*.good.example", "http web.example:80,8080 GET,POST /public/**,/exact", "tcp raw.example:22", "tcp rebind.example:22", "tcp mixed.example:22",
 		"tcp nowhere.example:22", "tcp host.creel.internal:5432", "192.168.50.0/24:5432", "tcp lan-by-file.example:22", "tcp missing.example:22",
 	}
 	for n, a := range badNames {
@@ -84,6 +84,7 @@ func TestBypass(t *testing.T) {
 	a.rebound()
 	a.overTLS()
 	a.overHTTP()
+	a.openedUp()
 	a.byProxy()
 	a.byIdentity()
 	a.datagrams()
@@ -97,7 +98,7 @@ func TestBypass(t *testing.T) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	allowed := []string{"good.example", "a.good.example", "raw.example", "rebind.example", "mixed.example", "nowhere.example", "web.example", "lan-by-file.example", "missing.example"}
+	allowed := []string{"good.example", "a.good.example", "raw.example", "rebind.example", "mixed.example", "nowhere.example", "web.example", "lan-by-file.example", "missing.example", "opened.example", "alike.example", "unverified.example"}
 	for _, n := range w.asked {
 		if !slices.Contains(allowed, n) && !strings.HasSuffix(n, ".bad.example") {
 			t.Errorf("the resolver outside was asked for %q", n)

@@ -63,6 +63,7 @@ type world struct {
 	box, internet *os.File
 	keeper        *egressproc.Keeper
 	roots         *x509.CertPool
+	rootsPEM      string // the same
 
 	mu      sync.Mutex
 	names   map[string][]string // what the resolver says
@@ -190,7 +191,7 @@ func (w *world) listen(ns *os.File, port int, serve func(net.Conn)) {
 // web is a server that says what it was asked, on both ends of TLS.
 func (w *world) web(where string, ns *os.File) {
 	w.t.Helper()
-	cert := w.certificate("good.example", "*.good.example", "other.example")
+	cert := w.certificate("good.example", "*.good.example", "other.example", "opened.example", "alike.example")
 	h := http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		at := r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
 		w.saw(fmt.Sprintf("%s %s %s %s%s", where, at, r.Method, r.Host, r.RequestURI))
@@ -240,7 +241,9 @@ func (w *world) certificate(names ...string) tls.Certificate {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	w.roots.AppendCertsFromPEM(text)
+	w.rootsPEM += string(text)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -324,7 +327,7 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 	if w.keeper, err = egressproc.New(egressproc.Options{
 		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: filepath.Join(t.TempDir(), "egress"), TrustDir: filepath.Join(t.TempDir(), "trust"), IDs: ids{}, Log: slog.New(slog.DiscardHandler),
 		Host: func() (link.Host, error) {
-			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example")}, nil
+			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example"), Roots: w.rootsPEM}, nil
 		},
 		Sign: func(uint32, link.Question) link.Reply {
 			return link.Reply{Refused: true, Error: "not in this world"}
