@@ -84,11 +84,14 @@ func TestBypass(t *testing.T) {
 	a.rebound()
 	a.overTLS()
 	a.overHTTP()
+	a.webSockets()
 	a.openedUp()
 	a.byProxy()
 	a.byIdentity()
 	a.datagrams()
 	a.many()
+	a.restarts()
+	t.Run("told", func(t *testing.T) { told(t, w) })
 	if late := w.forget(); len(late) > 0 {
 		t.Errorf("arrived after the last attempt: %q", late)
 	}
@@ -574,10 +577,91 @@ func (w *world) later(at netip.AddrPort) string {
 	}
 }
 
-// TestRecords: each refusal is told, with who refused it.
-func TestRecords(t *testing.T) {
-	names, _ := rules()
-	w := newWorld(t, names, "tls good.example:443", "http web.example:80 GET /public/**")
+// webSockets: a connection that becomes one is judged as the request that it was.
+func (a *attempts) webSockets() {
+	at := netip.AddrPortFrom(a.w.addr("web.example"), 80)
+	ask := func(host, path string) func() string {
+		return func() string {
+			return a.w.say(at, fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", path, host))
+		}
+	}
+	a.try("WebSocket, that is allowed", "HTTP/1.1 101 *", []string{"internet " + goodAddr + ":80 GET web.example/public/ws"}, func() string {
+		got := ask("web.example", "/public/ws")()
+		if !strings.HasSuffix(got, "\r\n\r\nframes") {
+			return "without what was said by it: " + got
+		}
+		return got
+	})
+	a.try("WebSocket, on another path", "HTTP/1.1 403*", nil, ask("web.example", "/private"))
+	a.try("WebSocket, to another host", "HTTP/1.1 403*", nil, ask("evil.example", "/public/ws"))
+}
+
+// restarts: nothing is let through while what serves is killed, and started again, or
+// its daemon is; and what is allowed is again.
+func (a *attempts) restarts() {
+	w := a.w
+	// After both ended, a name may have another address. A datagram that a process
+	// took with it is asked again, as resolvers do.
+	query := func(name string) (addrs []netip.Addr, rcode string) {
+		for range 3 {
+			if addrs, rcode = w.query(name+".", dnsmessage.TypeA); rcode != "no answer" {
+				break
+			}
+		}
+		return addrs, rcode
+	}
+	at := func(name string, port uint16) netip.AddrPort {
+		addrs, rcode := query(name)
+		if len(addrs) != 1 {
+			w.t.Errorf("%s: %s", name, rcode)
+			return netip.AddrPort{}
+		}
+		return netip.AddrPortFrom(addrs[0], port)
+	}
+	// A connection that nobody serves any more ends in one of two ways.
+	ended := func(got string) string {
+		if got == "closed" {
+			return "reset"
+		}
+		return got
+	}
+	kill := func() {
+		for _, pid := range w.pids() {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	daemon := func() {
+		if err := w.restart(); err != nil {
+			w.t.Error(err)
+		}
+	}
+	for how, stop := range map[string]func(){
+		"creel-egress is killed": kill, "creeld is started again": daemon, "both are": func() { kill(); daemon() },
+	} {
+		for i := range 3 {
+			when := fmt.Sprintf(", when %s (%d)", how, i+1)
+			stop()
+			a.try("metadata"+when, "reset", nil, func() string {
+				return ended(w.say(netip.MustParseAddrPort(metadata+":80"), "GET / HTTP/1.1\r\n\r\n"))
+			})
+			stop()
+			a.try("another name in TLS"+when, "reset", nil, func() string {
+				return ended(w.handshake(at("good.example", 443), &tls.Config{ServerName: "evil.example", InsecureSkipVerify: true}, ""))
+			})
+			stop()
+			a.try("a query for another name"+when, "NameError", nil, func() string {
+				_, rcode := query("evil.example")
+				return rcode
+			})
+			stop()
+			a.try("what is allowed"+when, "raw\n", []string{"internet " + goodAddr + ":22 raw"}, func() string { return w.later(at("raw.example", 22)) })
+		}
+	}
+}
+
+// told: each refusal is told, with who refused it.
+func told(t *testing.T, w *world) {
+	t.Helper()
 	w.say(netip.AddrPortFrom(w.addr("web.example"), 80), "GET /private HTTP/1.1\r\nHost: web.example\r\nConnection: close\r\n\r\n")
 	w.handshake(netip.AddrPortFrom(w.addr("good.example"), 443), &tls.Config{ServerName: "evil.example", InsecureSkipVerify: true}, "")
 	w.say(netip.MustParseAddrPort(metadata+":80"), "")

@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -62,6 +63,8 @@ type world struct {
 	ns            *netns.NS // the sandbox's
 	box, internet *os.File
 	keeper        *egressproc.Keeper
+	dir, pins     string
+	policy        link.Policy
 	roots         *x509.CertPool
 	rootsPEM      string // the same
 
@@ -80,6 +83,17 @@ func in(ns *os.File, fn func() error) error {
 		}
 		return fn()
 	})
+}
+
+// own is this process's.
+func own(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // namespace makes an empty one.
@@ -195,6 +209,13 @@ func (w *world) web(where string, ns *os.File) {
 	h := http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		at := r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
 		w.saw(fmt.Sprintf("%s %s %s %s%s", where, at, r.Method, r.Host, r.RequestURI))
+		if r.Header.Get("Upgrade") == "websocket" {
+			if c, _, err := http.NewResponseController(out).Hijack(); err == nil {
+				_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nframes")
+				_ = c.Close()
+			}
+			return
+		}
 		b, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 		fmt.Fprintf(out, "served %s %s %d\n", r.Method, r.RequestURI, len(b))
 	})
@@ -310,22 +331,12 @@ const hostUID = 0x7FE0_0000
 func (ids) Take() (uint32, error) { return hostUID, nil }
 func (ids) Release(uint32)        {}
 
-// newWorld is a sandbox with a policy in that internet.
-func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
-	t.Helper()
-	kerneltest.Require(t, kerneltest.Root, kerneltest.Landlock, kerneltest.Bin)
-	w := &world{t: t, names: names, roots: x509.NewCertPool(), box: namespace(t), internet: namespace(t)}
-	w.wire()
-	w.web("internet", w.internet)
-	w.web("box", w.box)
-	w.dns()
-	var err error
-	if w.ns, err = netns.CreateLocal(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.ns.Close() })
-	if w.keeper, err = egressproc.New(egressproc.Options{
-		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: filepath.Join(t.TempDir(), "egress"), TrustDir: filepath.Join(t.TempDir(), "trust"), IDs: ids{}, Log: slog.New(slog.DiscardHandler),
+// daemon is one that begins. Its processes are in the box's namespace, as they are in
+// the host's otherwise.
+func (w *world) daemon() {
+	w.t.Helper()
+	k, err := egressproc.New(egressproc.Options{
+		Program: filepath.Join(kerneltest.BinDir(), "creel-egress"), Dir: filepath.Join(w.dir, "egress"), TrustDir: filepath.Join(w.dir, "trust"), IDs: ids{}, Log: slog.New(slog.DiscardHandler),
 		Host: func() (link.Host, error) {
 			return link.Host{Resolve: outside.ParseConfig("nameserver "+resolver, "192.168.50.1 lan-by-file.example"), Roots: w.rootsPEM}, nil
 		},
@@ -336,15 +347,79 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 			return nil, errors.New("not in this world")
 		},
 		Record: func(_ uint32, r link.Record) { w.mu.Lock(); defer w.mu.Unlock(); w.records = append(w.records, r) },
-	}); err != nil {
+	})
+	if err == nil {
+		err = k.Adopt(w.t.Context())
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.keeper = k
+}
+
+// restart has another daemon take the place of this one.
+func (w *world) restart() error {
+	w.keeper.Close()
+	w.daemon()
+	if w.keeper.Resume(w.t.Context(), "bypass", w.policy) == nil {
+		return nil
+	}
+	// Its process has ended as well: there are no sockets any more.
+	s, err := steer.Listen(w.ns)
+	if err == nil {
+		err = steer.Renew(w.pins, "bypass", s)
+	}
+	if err != nil {
+		return err
+	}
+	return w.keeper.Add(w.t.Context(), egressproc.Sandbox{Caller: 54321, ID: "bypass", Sockets: s, Policy: w.policy})
+}
+
+// TestMain runs the tests in a network namespace of their own, which is the box's:
+// whatever starts a process there, it has no way out but to that internet.
+func TestMain(m *testing.M) {
+	const inside = "CREEL_BYPASS_BOX"
+	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// newWorld is a sandbox with a policy in that internet.
+func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
+	t.Helper()
+	kerneltest.Require(t, kerneltest.Root, kerneltest.Landlock, kerneltest.Bin)
+	w := &world{t: t, names: names, roots: x509.NewCertPool(), box: own(t), internet: namespace(t)}
+	w.wire()
+	w.web("internet", w.internet)
+	w.web("box", w.box)
+	w.dns()
+	var err error
+	if w.ns, err = netns.CreateLocal(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { w.ns.Close() })
+	w.dir = t.TempDir()
+	w.daemon()
 	t.Cleanup(func() {
 		_ = w.keeper.Remove(context.WithoutCancel(t.Context()), "bypass")
 		w.keeper.Close()
 		w.end()
 	})
 	pins := t.TempDir()
+	w.pins = pins
 	if err := steer.Mount(pins); err != nil {
 		t.Fatal(err)
 	}
@@ -360,13 +435,11 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 	if err := steer.Steer(t.Context(), w.ns, pins, "bypass", s); err != nil {
 		t.Fatal(err)
 	}
-	// Its process is in the box's namespace, as it is in the host's otherwise.
-	if err := in(w.box, func() error {
-		return w.keeper.Add(t.Context(), egressproc.Sandbox{Caller: 54321, ID: "bypass", Sockets: s, Policy: link.Policy{
-			Parties: []link.Party{{By: "the test's policy", Rules: rules}}, Range6: synthetic.NewRange6(),
-			Limits: link.Limits{Connections: 64, Names: 100},
-		}})
-	}); err != nil {
+	w.policy = link.Policy{
+		Parties: []link.Party{{By: "the test's policy", Rules: rules}}, Range6: synthetic.NewRange6(),
+		Limits: link.Limits{Connections: 64, Names: 100},
+	}
+	if err := w.keeper.Add(t.Context(), egressproc.Sandbox{Caller: 54321, ID: "bypass", Sockets: s, Policy: w.policy}); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -374,15 +447,23 @@ func newWorld(t *testing.T, names map[string][]string, rules ...string) *world {
 
 // end ends the process of the network.
 func (w *world) end() {
+	for _, pid := range w.pids() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// pids are those of the process of the network.
+func (w *world) pids() (out []int) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		st, err := os.ReadFile(filepath.Join(d, "status"))
 		var pid int
 		if err == nil && strings.Contains(string(st), fmt.Sprintf("\nUid:\t%d\t", uint32(hostUID))) {
 			_, _ = fmt.Sscan(filepath.Base(d), &pid)
-			_ = unix.Kill(pid, unix.SIGKILL)
+			out = append(out, pid)
 		}
 	}
+	return out
 }
 
 // dial connects from the sandbox to an address.
