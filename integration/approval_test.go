@@ -82,6 +82,7 @@ approve = %q
 		}
 	}
 
+	mine := run(owner, "coder") // another caller's, of the same name
 	id := run(guest, "coder")
 	reaches(guest, id, 0, heard(0))
 	one := asks(guest, id, 1)
@@ -157,7 +158,6 @@ approve = %q
 	}
 
 	// Where the ceiling says so, its caller lets it.
-	mine := run(owner, "coder")
 	says(owner, "(sandbox)", "approve", asks(owner, mine, 1))
 	reaches(owner, mine, 1, heard(1))
 	awaitAudit(t, l, "who let it", func(r map[string]any) bool {

@@ -75,7 +75,11 @@ well, whose rules are shown as they change. creel egress forget takes those back
 				_, err = fmt.Fprintf(a.Out, "%s may reach %s (%s)\n", printable(p.Name), printable(p.Rule), d.For)
 				return err
 			}
-			g, err := a.client().Agent(cmd.Context(), p.Agent)
+			sb, err := a.client().Inspect(cmd.Context(), p.Sandbox)
+			if err != nil {
+				return err
+			}
+			g, err := a.client().Agent(cmd.Context(), sb.AgentID) // its name may be another caller's as well
 			if err != nil {
 				return err
 			}
