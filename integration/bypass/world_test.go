@@ -163,6 +163,25 @@ func (w *world) wire() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.t.Cleanup(func() { // the box's namespace stays
+		lo, err1 := netlink.LinkByName("lo")
+		near, err2 := netlink.LinkByName("near")
+		if err := errors.Join(err1, err2); err != nil {
+			w.t.Error(err)
+			return
+		}
+		errs := []error{netlink.LinkDel(near)}
+		for _, a := range []string{"127.0.0.1/8", boxPub + "/32"} {
+			p, err := netlink.ParseAddr(a)
+			if err == nil {
+				err = netlink.AddrDel(lo, p)
+			}
+			errs = append(errs, err)
+		}
+		if err := errors.Join(errs...); err != nil {
+			w.t.Error(err)
+		}
+	})
 }
 
 func (w *world) saw(what string) {
