@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/netip"
 	"slices"
@@ -14,8 +13,6 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
-
-	"github.com/creel-sandbox/creel/pkg/egress/link"
 )
 
 // badNames are allowed by name, for port 22, and resolve to what must not be
@@ -403,101 +400,6 @@ func (a *attempts) overHTTP() {
 	}
 }
 
-// byIdentity: nobody is given an identity who does not ask for it by a header of its
-// own, whoever has a server of the agent's send the request; and one that creeld does
-// not give there is none of.
-func (a *attempts) byIdentity() {
-	say := func(text string) string {
-		line, _, _ := strings.Cut(a.w.say(netip.MustParseAddrPort("127.0.0.1:3129"), strings.ReplaceAll(text, "\n", "\r\n")), "\r\n")
-		return line
-	}
-	for name, tt := range map[string]struct{ text, want string }{
-		"without its header":    {"GET /v1/svid HTTP/1.1\nHost: 127.0.0.1:3129\nConnection: close\n\n", "HTTP/1.1 400*"},
-		"with its header":       {"GET /v1/svid HTTP/1.1\nHost: 127.0.0.1:3129\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 403*"},
-		"with its header twice": {"GET /v1/svid.pem HTTP/1.1\nHost: x\nWorkload.Spiffe.Io: true\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 400*"},
-		"by POST":               {"POST /v1/svid HTTP/1.1\nHost: x\nContent-Length: 0\nConnection: close\n\n", "HTTP/1.1 405*"},
-		"as a proxy":            {"GET http://good.example/ HTTP/1.1\nHost: good.example\nWorkload.Spiffe.Io: true\nConnection: close\n\n", "HTTP/1.1 404*"},
-		"by CONNECT":            {"CONNECT good.example:443 HTTP/1.1\nHost: good.example:443\nConnection: close\n\n", "HTTP/1.1 404*"},
-		"with a huge header":    {"GET /v1/svid HTTP/1.1\nHost: x\nX: " + strings.Repeat("a", 1<<16) + "\nConnection: close\n\n", "HTTP/1.1 431*"},
-	} {
-		a.try("the identity, "+name, tt.want, nil, func() string { return say(tt.text) })
-	}
-}
-
-// byProxy: who speaks to the proxy on loopback has no more than who connects.
-func (a *attempts) byProxy() {
-	w := a.w
-	say := func(text string) string {
-		line, _, _ := strings.Cut(w.say(netip.MustParseAddrPort("127.0.0.1:3128"), strings.ReplaceAll(text, "\n", "\r\n")), "\r\n")
-		return line
-	}
-	const forbidden = "HTTP/1.1 403*"
-	connect := func(to string) string { return "CONNECT " + to + " HTTP/1.1\nHost: " + to + "\nConnection: close\n\n" }
-	get := func(url string) string { return "GET " + url + " HTTP/1.1\nHost: web.example\nConnection: close\n\n" }
-	for name, tt := range map[string]struct {
-		text, want string
-		arrived    []string
-	}{
-		"CONNECT to another name":             {text: connect("evil.example:443")},
-		"CONNECT to another port":             {text: connect("good.example:22")},
-		"CONNECT to no port":                  {text: connect("good.example")},
-		"CONNECT to a port with a zero":       {text: connect("good.example:0443")},
-		"CONNECT to port 0":                   {text: connect("good.example:0")},
-		"CONNECT to a port beyond":            {text: connect("good.example:65979")},
-		"CONNECT to a name with a dot":        {text: connect("evil.example.:443")},
-		"CONNECT to loopback":                 {text: connect("127.0.0.1:5432")},
-		"CONNECT to loopback by name":         {text: connect("localhost:5432")},
-		"CONNECT to the proxy":                {text: connect("127.0.0.1:3128")},
-		"CONNECT to the identity":             {text: connect("127.0.0.1:3129")},
-		"the identity":                        {text: get("http://127.0.0.1:3129/v1/svid")},
-		"CONNECT to an agent":                 {text: connect("db.agent.creel.internal:5432")},
-		"CONNECT to metadata":                 {text: connect(metadata + ":80")},
-		"CONNECT to mapped metadata":          {text: connect("[::ffff:" + metadata + "]:80")},
-		"CONNECT to metadata as a number":     {text: connect("2852039166:80")},
-		"CONNECT to the box":                  {text: connect(boxAddr + ":5432")},
-		"CONNECT to an address of the name's": {text: connect(goodAddr + ":443")},
-		"CONNECT to a user":                   {text: connect("a@good.example:443"), want: "HTTP/1.1 400*"},
-		"a path on another host":              {text: get("http://evil.example/public/a")},
-		"a user before the host":              {text: get("http://web.example@evil.example/public/a")},
-		"another path":                        {text: get("http://web.example/private")},
-		"a path that climbs":                  {text: get("http://web.example/public/../private")},
-		"a path that climbs, coded":           {text: get("http://web.example/public/%2e%2e/private")},
-		"another port":                        {text: get("http://web.example:22/public/a")},
-		"https without CONNECT":               {text: get("https://good.example/")},
-		"ftp":                                 {text: get("ftp://web.example/public/a")},
-		"no host":                             {text: get("http:///public/a")},
-		"a path alone":                        {text: get("/public/a")},
-		"a bare address":                      {text: get("http://" + goodAddr + "/public/a")},
-		"metadata":                            {text: get("http://" + metadata + "/latest/meta-data")},
-		"what it is for":                      {get("http://web.example/public/a"), "HTTP/1.1 200*", []string{"internet " + goodAddr + ":80 GET web.example/public/a"}},
-		"a Host of another":                   {"GET http://web.example/public/a HTTP/1.1\nHost: evil.example\nConnection: close\n\n", "HTTP/1.1 200*", []string{"internet " + goodAddr + ":80 GET web.example/public/a"}},
-	} {
-		want := tt.want
-		if want == "" {
-			want = forbidden
-		}
-		a.try("the proxy, "+name, want, tt.arrived, func() string { return say(tt.text) })
-	}
-	a.try("the proxy, more than a CONNECT at once", "reset", nil, func() string {
-		return say(connect("raw.example:22") + "early")
-	})
-	a.try("the proxy, TLS of another name in a tunnel", "reset", nil, func() string {
-		c, err := w.dial("tcp", netip.MustParseAddrPort("127.0.0.1:3128"))
-		if err != nil {
-			return err.Error()
-		}
-		defer c.Close()
-		_, _ = io.WriteString(c, strings.ReplaceAll(connect("good.example:443"), "\n", "\r\n"))
-		b := make([]byte, 100)
-		n, err := c.Read(b)
-		if got := string(b[:n]); err != nil || got != "HTTP/1.1 200 Connection established\r\n\r\n" {
-			return fmt.Sprint(got, err)
-		}
-		return why(tls.Client(c, &tls.Config{ServerName: "evil.example", InsecureSkipVerify: true}).HandshakeContext(w.t.Context()))
-	})
-	a.try("the proxy, without HTTP", "HTTP/1.1 400*", nil, func() string { return say("SSH-2.0-x\n\n") })
-}
-
 // datagrams: nothing leaves but queries to the resolver, which go no further.
 func (a *attempts) datagrams() {
 	w := a.w
@@ -573,128 +475,6 @@ func (w *world) later(at netip.AddrPort) string {
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		if got := w.say(at, ""); got != "reset" || time.Now().After(end) {
 			return got
-		}
-	}
-}
-
-// webSockets: a connection that becomes one is judged as the request that it was.
-func (a *attempts) webSockets() {
-	at := netip.AddrPortFrom(a.w.addr("web.example"), 80)
-	ask := func(host, path string) func() string {
-		return func() string {
-			return a.w.say(at, fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", path, host))
-		}
-	}
-	a.try("WebSocket, that is allowed", "HTTP/1.1 101 *", []string{"internet " + goodAddr + ":80 GET web.example/public/ws"}, func() string {
-		got := ask("web.example", "/public/ws")()
-		if !strings.HasSuffix(got, "\r\n\r\nframes") {
-			return "without what was said by it: " + got
-		}
-		return got
-	})
-	a.try("WebSocket, on another path", "HTTP/1.1 403*", nil, ask("web.example", "/private"))
-	a.try("WebSocket, to another host", "HTTP/1.1 403*", nil, ask("evil.example", "/public/ws"))
-}
-
-// restarts: nothing is let through while what serves is killed, and started again, or
-// its daemon is; and what is allowed is again.
-func (a *attempts) restarts() {
-	w := a.w
-	// After both ended, a name may have another address. A datagram that a process
-	// took with it is asked again, as resolvers do.
-	query := func(name string) (addrs []netip.Addr, rcode string) {
-		for range 3 {
-			if addrs, rcode = w.query(name+".", dnsmessage.TypeA); rcode != "no answer" {
-				break
-			}
-		}
-		return addrs, rcode
-	}
-	at := func(name string, port uint16) netip.AddrPort {
-		addrs, rcode := query(name)
-		if len(addrs) != 1 {
-			w.t.Errorf("%s: %s", name, rcode)
-			return netip.AddrPort{}
-		}
-		return netip.AddrPortFrom(addrs[0], port)
-	}
-	// A connection that nobody serves any more ends in one of two ways.
-	ended := func(got string) string {
-		if got == "closed" {
-			return "reset"
-		}
-		return got
-	}
-	kill := func() {
-		for _, pid := range w.pids() {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-	}
-	daemon := func() {
-		if err := w.restart(); err != nil {
-			w.t.Error(err)
-		}
-	}
-	for how, stop := range map[string]func(){
-		"creel-egress is killed": kill, "creeld is started again": daemon, "both are": func() { kill(); daemon() },
-	} {
-		for i := range 3 {
-			when := fmt.Sprintf(", when %s (%d)", how, i+1)
-			stop()
-			a.try("metadata"+when, "reset", nil, func() string {
-				return ended(w.say(netip.MustParseAddrPort(metadata+":80"), "GET / HTTP/1.1\r\n\r\n"))
-			})
-			stop()
-			a.try("another name in TLS"+when, "reset", nil, func() string {
-				return ended(w.handshake(at("good.example", 443), &tls.Config{ServerName: "evil.example", InsecureSkipVerify: true}, ""))
-			})
-			stop()
-			a.try("a query for another name"+when, "NameError", nil, func() string {
-				_, rcode := query("evil.example")
-				return rcode
-			})
-			stop()
-			a.try("what is allowed"+when, "raw\n", []string{"internet " + goodAddr + ":22 raw"}, func() string { return w.later(at("raw.example", 22)) })
-		}
-	}
-}
-
-// told: each refusal is told, with who refused it.
-func told(t *testing.T, w *world) {
-	t.Helper()
-	w.say(netip.AddrPortFrom(w.addr("web.example"), 80), "GET /private HTTP/1.1\r\nHost: web.example\r\nConnection: close\r\n\r\n")
-	w.handshake(netip.AddrPortFrom(w.addr("good.example"), 443), &tls.Config{ServerName: "evil.example", InsecureSkipVerify: true}, "")
-	w.say(netip.MustParseAddrPort(metadata+":80"), "")
-	w.query("evil.example.", dnsmessage.TypeA)
-	want := map[string]func(link.Record) bool{
-		"a request": func(r link.Record) bool {
-			return r.Kind == link.KindRequest && r.Path == "/private" && r.Method == "GET" && r.By == "the test's policy"
-		},
-		"a name": func(r link.Record) bool {
-			return r.Kind == link.KindName && r.To == "evil.example" && r.By == "the test's policy"
-		},
-		"a connection": func(r link.Record) bool {
-			return r.Kind == link.KindConnection && r.To == metadata+":80" && r.By == "the test's policy"
-		},
-		"TLS": func(r link.Record) bool {
-			return r.Kind == link.KindConnection && r.To == "good.example:443" && strings.Contains(r.Error, "evil.example")
-		},
-	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		w.mu.Lock()
-		records := slices.Clone(w.records)
-		w.mu.Unlock()
-		missing := ""
-		for name, is := range want {
-			if !slices.ContainsFunc(records, func(r link.Record) bool { return !r.Allowed && r.ID == "bypass" && is(r) }) {
-				missing += name + " "
-			}
-		}
-		if missing == "" {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("not told: %s: %+v", missing, records)
 		}
 	}
 }

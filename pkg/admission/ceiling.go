@@ -82,7 +82,7 @@ func (c *Ceiling) Judge(a *Admitted, f Facts) []api.Rule {
 	}
 	if a.Request.Network == PolicyNetwork {
 		rs = append(rs, c.egress(a))
-		rs = append(rs, c.budgets(&a.Limits)...)
+		rs = append(rs, budgets("ceiling", &a.Limits, &c.Budgets)...)
 	}
 	for _, s := range f.Secrets {
 		rs = append(rs, c.secret(s))

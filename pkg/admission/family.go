@@ -77,9 +77,7 @@ func (p *Parent) Inherit(req api.SpawnRequest, pol Policy) api.SpawnRequest {
 	lower(&l.Disk, def.Disk, most.Disk)
 	lower(&l.IOWeight, def.IOWeight, most.IOWeight)
 	lower(&l.OutputRate, def.OutputRate, most.OutputRate)
-	lower(&l.EgressBytes, endless(def.EgressBytes), most.EgressBytes)
-	lower(&l.EgressConnections, endless(def.EgressConnections), most.EgressConnections)
-	lower(&l.EgressRequests, endless(def.EgressRequests), most.EgressRequests)
+	lowerBudgets(l, &def, &most)
 	lower(&l.TTL, endless(def.TTL), most.TTL)
 	lower(&l.Idle, endless(def.Idle), most.Idle)
 	if most.Idle != 0 && most.OnIdle == "stop" {
@@ -212,20 +210,12 @@ func (p *Parent) limits(l *api.Limits) []api.Rule {
 		limitRule("io_weight", l.IOWeight, most.IOWeight),
 		limitRule("output_rate", l.OutputRate, most.OutputRate),
 	}
-	if most.EgressBytes != 0 {
-		rs = append(rs, lifeRule("egress_bytes", l.EgressBytes, most.EgressBytes))
-	}
-	if most.EgressConnections != 0 {
-		rs = append(rs, lifeRule("egress_connections", l.EgressConnections, most.EgressConnections))
-	}
-	if most.EgressRequests != 0 {
-		rs = append(rs, lifeRule("egress_requests", l.EgressRequests, most.EgressRequests))
-	}
+	rs = append(rs, budgets("parent", l, most)...)
 	if most.TTL != 0 {
-		rs = append(rs, lifeRule("ttl", l.TTL, most.TTL))
+		rs = append(rs, lifeRule("parent", "ttl", l.TTL, most.TTL))
 	}
 	if most.Idle != 0 {
-		rs = append(rs, lifeRule("idle", l.Idle, most.Idle))
+		rs = append(rs, lifeRule("parent", "idle", l.Idle, most.Idle))
 		rs = append(rs, api.Rule{
 			Rule: "parent.on_idle", Field: "limits.on_idle", Asked: l.OnIdle, Allowed: most.OnIdle, OK: l.OnIdle == most.OnIdle || l.OnIdle == "stop",
 			Fix: "ask for on_idle stop",
@@ -242,9 +232,10 @@ func limitRule[T cmp.Ordered](name string, asked, most T) api.Rule {
 }
 
 // lifeRule is limitRule for what has no end when it is zero.
-func lifeRule[T cmp.Ordered](name string, asked, most T) api.Rule {
+func lifeRule[T cmp.Ordered](party, name string, asked, most T) api.Rule {
 	var none T
 	r := limitRule(name, asked, most)
+	r.Rule = party + "." + name
 	r.OK = r.OK && asked != none
 	return r
 }

@@ -1,7 +1,6 @@
 package admission
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -111,32 +110,30 @@ func (c *Ceiling) Narrow(req api.SpawnRequest, pol Policy) api.SpawnRequest {
 	if err != nil {
 		return req // Resolve says so
 	}
-	def, most, l := prof.Limits.Limits, c.Budgets, &req.Limits
-	lower(&l.EgressBytes, endless(def.EgressBytes), most.EgressBytes)
-	lower(&l.EgressConnections, endless(def.EgressConnections), most.EgressConnections)
-	lower(&l.EgressRequests, endless(def.EgressRequests), most.EgressRequests)
+	lowerBudgets(&req.Limits, &prof.Limits.Limits, &c.Budgets)
 	return req
 }
 
-// budgets are the rules for what may go out in a sandbox's life.
-func (c *Ceiling) budgets(l *api.Limits) (rs []api.Rule) {
-	most := &c.Budgets
-	if most.EgressBytes != 0 {
-		rs = append(rs, budgetRule("egress_bytes", l.EgressBytes, most.EgressBytes))
-	}
-	if most.EgressConnections != 0 {
-		rs = append(rs, budgetRule("egress_connections", l.EgressConnections, most.EgressConnections))
-	}
-	if most.EgressRequests != 0 {
-		rs = append(rs, budgetRule("egress_requests", l.EgressRequests, most.EgressRequests))
-	}
-	return rs
+// lowerBudgets has a request that names no budget ask for the most there may be,
+// where the default is more.
+func lowerBudgets(asked, def, most *api.Limits) {
+	lower(&asked.EgressBytes, endless(def.EgressBytes), most.EgressBytes)
+	lower(&asked.EgressConnections, endless(def.EgressConnections), most.EgressConnections)
+	lower(&asked.EgressRequests, endless(def.EgressRequests), most.EgressRequests)
 }
 
-func budgetRule[T cmp.Ordered](name string, asked, most T) api.Rule {
-	r := lifeRule(name, asked, most)
-	r.Rule = "ceiling." + name
-	return r
+// budgets are the rules for what may go out in a sandbox's life, as party says.
+func budgets(party string, asked, most *api.Limits) (rs []api.Rule) {
+	if most.EgressBytes != 0 {
+		rs = append(rs, lifeRule(party, "egress_bytes", asked.EgressBytes, most.EgressBytes))
+	}
+	if most.EgressConnections != 0 {
+		rs = append(rs, lifeRule(party, "egress_connections", asked.EgressConnections, most.EgressConnections))
+	}
+	if most.EgressRequests != 0 {
+		rs = append(rs, lifeRule(party, "egress_requests", asked.EgressRequests, most.EgressRequests))
+	}
+	return rs
 }
 
 // Party is the ceiling's say in what a sandbox reaches.

@@ -25,11 +25,18 @@ type Agent struct {
 	Used Grant `json:"used"`
 	// Egress are rules that were let for it (creel egress approve --agent): its
 	// sandboxes with a network have them, as far as their ceiling has them asked for.
-	Egress []string `json:"egress,omitempty"`
+	Egress []AgentRule `json:"egress,omitempty"`
 	// Spawns is how many sandboxes were begun for it.
 	Spawns int64 `json:"spawns"`
 	// Sandboxes is how many of them have not ended.
 	Sandboxes int `json:"sandboxes"`
+}
+
+// AgentRule is a rule of egress that was let for an agent.
+type AgentRule struct {
+	Rule string `json:"rule"`
+	// Operator says that an operator did, and not its caller.
+	Operator bool `json:"operator,omitempty"`
 }
 
 // Revocation is who took an agent's right to run away, and when.

@@ -31,10 +31,8 @@ const (
 
 // State is what is kept of one sandbox. It is part of its record.
 type State struct {
-	// Own is how many of its parties are its own; the rest are its parent's.
-	Own int `json:"own,omitempty"`
-	// Request and Ceiling are the places of those two among them, from 1 on; 0 is
-	// none.
+	// Request and Ceiling are the places of those two among its parties, from 1 on;
+	// 0 is none.
 	Request int `json:"request,omitempty"`
 	Ceiling int `json:"ceiling,omitempty"`
 	// Ask are the rules that its ceiling has asked for, and By who may let them:
@@ -274,17 +272,18 @@ func (s *State) Clone() State {
 }
 
 // Agent adds the rules that were let for an agent to the parties of a sandbox of
-// its, as far as its ceiling still has them asked for.
-func (s *State) Agent(parties []api.EgressParty, rules []string) []api.EgressParty {
+// its, as far as its ceiling still has them asked for, of whoever let them: what a
+// caller let itself ends when it comes to be an operator's to let.
+func (s *State) Agent(parties []api.EgressParty, rules []api.AgentRule) []api.EgressParty {
 	parties = slices.Clone(parties)
-	for _, rule := range rules {
-		add, by, _ := s.missing(parties, rule)
-		if by == "" {
+	for _, r := range rules {
+		add, by, _ := s.missing(parties, r.Rule)
+		if by == "" || by == Operator && !r.Operator {
 			continue
 		}
 		for _, i := range add {
 			if len(parties[i].Rules) < egress.MaxRules {
-				parties[i].Rules = append(slices.Clone(parties[i].Rules), rule)
+				parties[i].Rules = append(slices.Clone(parties[i].Rules), r.Rule)
 			}
 		}
 	}

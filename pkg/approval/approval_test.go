@@ -221,7 +221,7 @@ func TestExpire(t *testing.T) {
 // What was let for an agent holds as far as the ceiling still has it asked for.
 func TestAgent(t *testing.T) {
 	sb, s := box(false)
-	sb.Egress = s.Agent(sb.Egress, []string{"c.example.com", "tcp c.example.com:22", "c.example.org", "nonsense nonsense"})
+	sb.Egress = s.Agent(sb.Egress, let(true, "c.example.com", "tcp c.example.com:22", "c.example.org", "nonsense nonsense"))
 	if !reaches(t, sb, "c.example.com:443") || reaches(t, sb, "c.example.com:22") {
 		t.Errorf("%v", sb.Egress)
 	}
@@ -230,9 +230,37 @@ func TestAgent(t *testing.T) {
 	}
 	sb, s = box(false)
 	s.Ask = nil
-	if sb.Egress = s.Agent(sb.Egress, []string{"c.example.com"}); reaches(t, sb, "c.example.com:443") {
+	if sb.Egress = s.Agent(sb.Egress, let(true, "c.example.com")); reaches(t, sb, "c.example.com:443") {
 		t.Errorf("without being asked for: %v", sb.Egress)
 	}
+}
+
+// What a caller let itself is not let any more when it is an operator's to let.
+func TestAgentByWhom(t *testing.T) {
+	for _, tt := range []struct {
+		operator bool // let it
+		by       string
+		rule     string
+		want     bool
+	}{
+		{false, approval.Operator, "c.example.com", false},
+		{true, approval.Operator, "c.example.com", true},
+		{false, approval.Caller, "c.example.com", true},
+		{false, approval.Operator, "b.example.com", true}, // the ceiling allows it
+	} {
+		sb, s := box(false)
+		s.By = tt.by
+		if sb.Egress = s.Agent(sb.Egress, let(tt.operator, tt.rule)); reaches(t, sb, tt.rule+":443") != tt.want {
+			t.Errorf("%+v: %v", tt, sb.Egress)
+		}
+	}
+}
+
+func let(operator bool, rules ...string) (out []api.AgentRule) {
+	for _, r := range rules {
+		out = append(out, api.AgentRule{Rule: r, Operator: operator})
+	}
+	return out
 }
 
 func TestNumber(t *testing.T) {

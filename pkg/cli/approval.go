@@ -100,10 +100,10 @@ func (a *app) egressDiff(g *api.Agent, rule, mark string) error {
 	}
 	for _, r := range g.Egress {
 		at := " "
-		if r == rule {
+		if r.Rule == rule {
 			at = mark
 		}
-		if _, err := fmt.Fprintf(a.Out, "%s %s\n", at, printable(r)); err != nil {
+		if _, err := fmt.Fprintf(a.Out, "%s %s\n", at, printable(r.Rule)); err != nil {
 			return err
 		}
 	}

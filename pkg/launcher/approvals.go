@@ -231,7 +231,7 @@ func (l *Launcher) DecideApproval(ctx context.Context, c peer.Cred, id string, d
 		return a, err
 	}
 	if d.For == api.ForAgent {
-		if err := l.letAgent(&rec.Sandbox, a.Rule); err != nil {
+		if err := l.letAgent(&rec.Sandbox, a.Rule, l.Callers.Operator(c)); err != nil {
 			return nil, fmt.Errorf("%s is let for the sandbox alone: %w", a.Rule, err)
 		}
 	}
@@ -261,15 +261,16 @@ func (sb *sandbox) decide(c peer.Cred, id string, d api.ApprovalDecision) (*api.
 }
 
 // letAgent has an agent's later sandboxes reach more.
-func (l *Launcher) letAgent(s *api.Sandbox, rule string) error {
-	return l.changeEgress(s.Caller.UID, s.Agent, func(rules []string) ([]string, error) {
-		if slices.Contains(rules, rule) {
-			return rules, nil
-		}
+func (l *Launcher) letAgent(s *api.Sandbox, rule string, operator bool) error {
+	return l.changeEgress(s.Caller.UID, s.Agent, func(rules []api.AgentRule) ([]api.AgentRule, error) {
+		rules = slices.DeleteFunc(slices.Clone(rules), func(r api.AgentRule) bool {
+			operator = operator || r.Rule == rule && r.Operator
+			return r.Rule == rule
+		})
 		if len(rules) >= egress.MaxRules {
 			return nil, api.Errorf(api.CodeExhausted, "the agent %s has %d rules of its own", s.Agent, len(rules)).WithHint("take some back with creel egress forget")
 		}
-		return append(slices.Clone(rules), rule), nil
+		return append(rules, api.AgentRule{Rule: rule, Operator: operator}), nil
 	})
 }
 
@@ -280,16 +281,13 @@ func (l *Launcher) ForgetEgress(_ context.Context, c peer.Cred, ref string, rule
 	if err != nil {
 		return nil, err
 	}
-	err = l.changeEgress(a.Caller.UID, a.Name, func(have []string) ([]string, error) {
-		for _, r := range rules {
-			if !slices.Contains(have, r) {
-				return nil, api.Errorf(api.CodeNotFound, "the agent %s was not let %q", a.Name, r).WithHint("creel agent show lists what it was")
+	err = l.changeEgress(a.Caller.UID, a.Name, func(have []api.AgentRule) ([]api.AgentRule, error) {
+		for _, rule := range rules {
+			if !slices.ContainsFunc(have, func(r api.AgentRule) bool { return r.Rule == rule }) {
+				return nil, api.Errorf(api.CodeNotFound, "the agent %s was not let %q", a.Name, rule).WithHint("creel agent show lists what it was")
 			}
 		}
-		if len(rules) == 0 {
-			return nil, nil
-		}
-		return slices.DeleteFunc(slices.Clone(have), func(r string) bool { return slices.Contains(rules, r) }), nil
+		return slices.DeleteFunc(slices.Clone(have), func(r api.AgentRule) bool { return len(rules) == 0 || slices.Contains(rules, r.Rule) }), nil
 	})
 	if err != nil {
 		return nil, err
@@ -297,19 +295,10 @@ func (l *Launcher) ForgetEgress(_ context.Context, c peer.Cred, ref string, rule
 	return l.FindAgent(c, a.ID)
 }
 
-func (l *Launcher) changeEgress(uid uint32, name string, change func([]string) ([]string, error)) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	a, err := l.Agents.Find(uid, false, name)
-	if err != nil {
-		return err
-	}
-	if a.Egress, err = change(a.Egress); err != nil {
-		return err
-	}
-	if err := l.Store.PutAgent(a); err != nil {
-		return err
-	}
-	l.Agents.Put(a)
-	return nil
+func (l *Launcher) changeEgress(uid uint32, name string, change func([]api.AgentRule) ([]api.AgentRule, error)) error {
+	_, err := l.changeAgent(peer.Cred{UID: uid}, name, func(a api.Agent) (_ api.Agent, err error) {
+		a.Egress, err = change(a.Egress)
+		return a, err
+	})
+	return err
 }

@@ -302,11 +302,13 @@ func (l *Launcher) Decided(caller uint32, r link.Record) {
 	if r.Allowed {
 		kind = "egress.allowed"
 	}
-	fields := []string{"to", to, "what", line(r.Kind), "by", line(r.By), "why", line(r.Error)}
-	if sb.fixed.Sandbox.Observe && r.Kind == link.KindRequest {
-		fields = append(fields, "scheme", line(r.Scheme), "method", line(r.Method), "path", line(r.Path))
+	what, fields := kind+" "+to, []string{"to", to, "what", line(r.Kind), "by", line(r.By), "why", line(r.Error)}
+	if sb.fixed.Sandbox.Observe && r.Kind == link.KindRequest { // each is a destination, to be learned
+		scheme, method, path := line(r.Scheme), line(r.Method), line(r.Path)
+		what += " " + scheme + " " + method + " " + path
+		fields = append(fields, "scheme", scheme, "method", method, "path", path)
 	}
-	if !sb.firstTime(kind + " " + strings.Join(append([]string{to}, fields[8:]...), " ")) {
+	if !sb.firstTime(what) {
 		return
 	}
 	l.publish(kind, sb.identity(), fields...)

@@ -161,6 +161,7 @@ func (s *asker) send(q link.Question) (uint64, <-chan reply, error) {
 	s.last++
 	q.Seq = s.last
 	answer := make(chan reply, 1)
+	_ = s.conn.Net().SetWriteDeadline(time.Now().Add(time.Second)) // one that does not read holds nobody up
 	if err := s.conn.Send(q); err != nil {
 		return 0, nil, errNoCreeld
 	}
