@@ -198,32 +198,32 @@ func (a *Authority) Sign(id string, publicKey []byte) (*Signed, error) {
 	return &Signed{ID: id, Certificate: der, Bundle: a.bundleLocked(), Expires: tmpl.NotAfter}, nil
 }
 
-// tendLocked has the authorities be there that there have to be by now, in the
-// file before anything is signed by them.
-func (a *Authority) tendLocked() error {
-	changed, now := false, a.now()
+// tendLocked has the authorities be there that there have to be by now. What is not
+// in the file signs nothing, and what is there is not given up for that.
+func (a *Authority) tendLocked() (err error) {
+	now, current, next := a.now(), a.current, a.next
 	age := func(c *ca) time.Duration { return now.Sub(c.cert.NotBefore.Add(early)) }
-	if a.next != nil && (age(a.current) >= switchAfter || age(a.next) >= switchAfter) {
-		a.current, a.next, changed = a.next, nil, true
+	if next != nil && (age(current) >= switchAfter || age(next) >= switchAfter) {
+		current, next = next, nil
 	}
-	if a.current == nil || age(a.current) >= switchAfter {
-		c, err := a.make(now)
-		if err != nil {
+	if current == nil || age(current) >= switchAfter {
+		if current, err = a.make(now); err != nil {
 			return err
 		}
-		a.current, changed = c, true
 	}
-	if a.next == nil && age(a.current) >= publishAfter {
-		c, err := a.make(now)
-		if err != nil {
+	if next == nil && age(current) >= publishAfter {
+		if next, err = a.make(now); err != nil {
 			return err
 		}
-		a.next, changed = c, true
 	}
-	if !changed {
+	if current == a.current && next == a.next {
 		return nil
 	}
-	return a.write()
+	if err := a.write(current, next); err != nil {
+		return fmt.Errorf("authority for SVIDs: %w", err)
+	}
+	a.current, a.next = current, next
+	return nil
 }
 
 func (a *Authority) make(now time.Time) (*ca, error) {
@@ -290,25 +290,19 @@ func (a *Authority) read() error {
 }
 
 // write makes the file whole or not at all, and durable.
-func (a *Authority) write() (err error) {
+func (a *Authority) write(authorities ...*ca) error {
 	var all bytes.Buffer
-	for _, c := range []*ca{a.current, a.next} {
+	for _, c := range authorities {
 		if c == nil {
 			continue
 		}
 		der, err := x509.MarshalECPrivateKey(c.key)
 		if err != nil {
-			return fmt.Errorf("authority for SVIDs: %w", err)
+			return err
 		}
 		all.Write(pem.EncodeToMemory(&pem.Block{Type: certType, Bytes: c.cert.Raw}))
 		all.Write(pem.EncodeToMemory(&pem.Block{Type: keyType, Bytes: der}))
 	}
-	defer func() {
-		if err != nil {
-			a.current, a.next = nil, nil // what is not in the file signs nothing
-			err = fmt.Errorf("authority for SVIDs: %w", err)
-		}
-	}()
 	const tmp = file + ".new"
 	f, err := a.dir.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

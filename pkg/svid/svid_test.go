@@ -179,6 +179,35 @@ func TestRotates(t *testing.T) {
 	}
 }
 
+// TestNotWritten: an authority whose successor cannot be kept signs nothing until it
+// can, and is the same one then.
+func TestNotWritten(t *testing.T) {
+	c, dir := &clock{time.Now()}, t.TempDir()
+	a := open(t, dir, "", c)
+	before, err := a.Bundle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inTheWay := filepath.Join(dir, "authority.pem.new")
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, days := range []time.Duration{200, 300} {
+		c.t = time.Now().Add(days * 24 * time.Hour)
+		if _, err := a.Sign("spiffe://box.example.com/a", publicKey(t)); err == nil {
+			t.Errorf("after %d days it signed by what is in no file", days)
+		}
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	c.t = time.Now().Add(200 * 24 * time.Hour)
+	s, err := a.Sign("spiffe://box.example.com/a", publicKey(t))
+	if err != nil || string(s.Bundle[0]) != string(before[0]) || len(s.Bundle) != 2 {
+		t.Errorf("%d authorities, another first one; %v", len(s.Bundle), err)
+	}
+}
+
 func TestDomain(t *testing.T) {
 	c, dir := &clock{time.Now()}, t.TempDir()
 	if _, err := svid.Open(t.TempDir(), "No Domain", "", c.now); !errors.Is(err, svid.ErrDomain) {
