@@ -54,6 +54,7 @@ func TestOtherCallers(t *testing.T) {
 		{"POST", "/exec", `{"command":["/bin/true"]}`},
 		{"POST", "/exec?", `{"command":["/bin/true"]}`}, // one shot: ask upgrades only what ends in exec
 		{"POST", "/commit", `{"image":"mine:1"}`},
+		{"POST", "/prepare", `{"command":["/bin/true"]}`},
 		{"POST", "/attach", ""},
 		{"POST", "/forward?port=80", ""},
 		{"POST", "/egress", `{"allow":["tcp evil.example:22"]}`},

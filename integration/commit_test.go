@@ -199,7 +199,7 @@ func TestDuringCommit(t *testing.T) {
 			return err
 		},
 		"file": func() error {
-			return l.WriteFile(t.Context(), sb.ID, "/x", 0o644, strings.NewReader("x"), 1)
+			return l.WriteFile(t.Context(), sb.ID, "/x", client.WriteOptions{Mode: 0o644}, strings.NewReader("x"), 1)
 		},
 	} {
 		if err := do(); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "an image of sandbox") {

@@ -106,7 +106,7 @@ func hostAbstractSocket(t *testing.T) string {
 
 func put(t *testing.T, l *lab.Lab, id, path, text string) {
 	t.Helper()
-	if err := l.WriteFile(t.Context(), id, path, 0o755, strings.NewReader(text), int64(len(text))); err != nil {
+	if err := l.WriteFile(t.Context(), id, path, client.WriteOptions{Mode: 0o755}, strings.NewReader(text), int64(len(text))); err != nil {
 		t.Fatalf("write %s: %v", path, err)
 	}
 }

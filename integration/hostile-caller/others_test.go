@@ -28,6 +28,7 @@ var routes = []struct{ name, method, path, body string }{
 	{"prove", "GET", "/evidence?fresh=true", ""},
 	{"exec", "POST", "/exec", `{"command":["/bin/cat","/data/secret"]}`},
 	{"commit", "POST", "/commit", `{"image":"mine:1"}`},
+	{"prepare", "POST", "/prepare", `{"command":["/bin/cat","/data/secret"]}`},
 	{"attach", "POST", "/attach", ""},
 	{"allow", "POST", "/egress", `{"allow":["tcp evil.example:22"]}`},
 	{"forward", "POST", "/forward?port=80", ""},

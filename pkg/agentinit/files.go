@@ -29,8 +29,17 @@ func ReadFile(path string) []string { return []string{"read", path} }
 // WriteFile makes or replaces a file by the records of a FileWriter on its
 // standard input: DecodeEnd. mode may not have set-user-ID, set-group-ID or
 // sticky bits. The file appears whole or not at all; a symbolic link is replaced.
-func WriteFile(path string, mode fs.FileMode) []string {
-	return []string{"write", path, octal(mode)}
+// With parents the directories above it are made; with exclusive it is an error,
+// EEXIST, that there is something already, and of several at once one makes it.
+func WriteFile(path string, mode fs.FileMode, parents, exclusive bool) []string {
+	args := []string{"write", path, octal(mode)}
+	if parents {
+		args = append(args, "parents")
+	}
+	if exclusive {
+		args = append(args, "exclusive")
+	}
+	return args
 }
 
 // ListDir gives at most limit entries of a directory, in no order: DecodeDir.

@@ -35,6 +35,16 @@ type Exec struct {
 	OutputBytes *int64 `json:"output_bytes,omitempty"`
 }
 
+// PreparedExec is a command that waits to be run, once.
+type PreparedExec struct {
+	// ID is 128 bits that cannot be guessed, as letters and digits. Who has it and
+	// is the same user can run the command.
+	ID string `json:"id"`
+	// Expires is when it is forgotten, unless it has run. It does not outlive the
+	// daemon.
+	Expires time.Time `json:"expires"`
+}
+
 // Top is the processes of a sandbox.
 type Top struct {
 	ID   string    `json:"id"`

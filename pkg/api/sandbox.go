@@ -341,6 +341,11 @@ type ExecRequest struct {
 	// command writes beyond that is read and dropped.
 	MaxOutput Size `json:"max_output,omitzero"`
 
+	// KillTree has a signal HUP, INT or TERM of the client end the command with all
+	// that it started: each process gets it, and what is left when the first has
+	// ended, or 3 s later, is killed.
+	KillTree bool `json:"kill_tree,omitempty"`
+
 	// Labels are kept with the exec's record; creel does not interpret them. Those
 	// given through a sandbox's own socket begin with InsideLabel.
 	Labels map[string]string `json:"labels,omitempty"`

@@ -121,7 +121,7 @@ func (b *box) ReadFile(context.Context, peer.Cred, string, string) (api.FileInfo
 	return api.FileInfo{}, io.NopCloser(strings.NewReader("12345")), b.done("read")
 }
 
-func (b *box) WriteFile(_ context.Context, _ peer.Cred, _, _ string, _ uint32, r io.Reader) error {
+func (b *box) WriteFile(_ context.Context, _ peer.Cred, _, _ string, _ server.WriteOptions, r io.Reader) error {
 	_, err := io.Copy(io.Discard, r)
 	return errors.Join(err, b.done("write"))
 }
@@ -195,7 +195,7 @@ var calls = []struct {
 	}},
 	{"resume", true, func(ctx context.Context, s server.Service, c peer.Cred) error { return s.Resume(ctx, c, "b") }},
 	{"write", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
-		return s.WriteFile(ctx, c, "b", "/f", 0o600, strings.NewReader(hidden))
+		return s.WriteFile(ctx, c, "b", "/f", server.WriteOptions{Mode: 0o600}, strings.NewReader(hidden))
 	}},
 	{"import", true, func(ctx context.Context, s server.Service, c peer.Cred) error {
 		_, err := s.ImportImage(ctx, c, "x", strings.NewReader(hidden))

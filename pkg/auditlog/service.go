@@ -287,14 +287,14 @@ func (s *service) ReadFile(ctx context.Context, c peer.Cred, ref, path string) (
 }
 
 // WriteFile implements server.Service.
-func (s *service) WriteFile(ctx context.Context, c peer.Cred, ref, path string, mode uint32, r io.Reader) error {
+func (s *service) WriteFile(ctx context.Context, c peer.Cred, ref, path string, opts server.WriteOptions, r io.Reader) error {
 	a := s.r.begin(ctx, c, "file.write", ref, path)
-	a.Asked = map[string]string{"mode": fmt.Sprintf("%04o", mode)}
+	a.Asked = map[string]string{"mode": fmt.Sprintf("%04o", opts.Mode)}
 	if err := a.queue(ctx); err != nil {
 		return a.done(err)
 	}
 	in := &counter{ReadCloser: io.NopCloser(r)}
-	err := s.Actions.WriteFile(ctx, c, ref, path, mode, in)
+	err := s.Actions.WriteFile(ctx, c, ref, path, opts, in)
 	a.copied(in.n)
 	return a.done(err)
 }

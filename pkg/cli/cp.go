@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
 )
 
 func cpCommand(a *app) *cobra.Command {
@@ -80,7 +81,7 @@ func inSandbox(p string) string { return path.Clean("/" + p) }
 type remote interface {
 	StatFile(ctx context.Context, ref, path string) (*api.FileInfo, error)
 	ReadFile(ctx context.Context, ref, path string) (io.ReadCloser, error)
-	WriteFile(ctx context.Context, ref, path string, mode os.FileMode, r io.Reader, size int64) error
+	WriteFile(ctx context.Context, ref, path string, opts client.WriteOptions, r io.Reader, size int64) error
 	Mkdir(ctx context.Context, ref, path string, parents bool) error
 	ListDir(ctx context.Context, ref, dir string, limit int, fn func(api.FileInfo) error) (bool, error)
 }
@@ -134,7 +135,7 @@ func (c *copier) in(ctx context.Context, src, ref, dst string) error {
 		if err := c.entry(&c.did.Files); err != nil {
 			return err
 		}
-		return c.files.WriteFile(ctx, ref, remoteDst, 0o644, c.app.In, -1)
+		return c.files.WriteFile(ctx, ref, remoteDst, client.WriteOptions{Mode: 0o644}, c.app.In, -1)
 	}
 	st, err := os.Stat(src) // follows a link: the user named it
 	if err != nil {
@@ -233,7 +234,7 @@ func (c *copier) sendFile(ctx context.Context, f *os.File, ref, to string) error
 	// Exactly as many bytes as it has now: a file that grows while it is
 	// copied would break the request's length.
 	n := &countReader{r: io.LimitReader(f, st.Size())}
-	err = c.files.WriteFile(ctx, ref, to, st.Mode().Perm(), n, st.Size())
+	err = c.files.WriteFile(ctx, ref, to, client.WriteOptions{Mode: st.Mode().Perm()}, n, st.Size())
 	c.did.Bytes += n.n
 	if err != nil {
 		return fmt.Errorf("%s: %w", to, err)

@@ -11,10 +11,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/creel-sandbox/creel/pkg/api"
+	"github.com/creel-sandbox/creel/pkg/client"
 )
 
 type execFlags struct {
 	req      api.ExecRequest
+	prepared string
 	env      []string
 	envFiles []string
 	labels   []string
@@ -23,19 +25,32 @@ type execFlags struct {
 func execCommand(a *app) *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
-		Use:   "exec [flags] SANDBOX [--] COMMAND [ARG...]",
+		Use:   "exec [flags] (SANDBOX [--] COMMAND [ARG...] | --prepared ID)",
 		Short: "Run a command in a running sandbox",
 		Long: `Run a command in a running sandbox.
 
 creel exits with the command's own code; 128+n when signal n ended it; 124
 timed out; 125 creel itself failed; 126 not executable; 127 not found. When
-creel goes away, the command is killed with all it started.`,
+creel goes away, the command is killed with all it started.
+
+--prepared runs what another program has given the daemon before, so that this
+command line tells nothing of it (POST /v1/sandboxes/SANDBOX/prepare). An id is
+good for one run. --kill-tree has HUP, INT and TERM end the command with all it
+started; without, they go to its first process.`,
 		Example: `  creel exec helper -- ls -l
   creel exec -it helper bash
   creel exec ls helper`,
 		Annotations: map[string]string{ownExit: "yes"},
-		Args:        args(2, -1),
+		Args: func(cmd *cobra.Command, words []string) error {
+			if f.prepared != "" {
+				return args(0, 0)(cmd, words)
+			}
+			return args(2, -1)(cmd, words)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.prepared != "" {
+				return a.execPrepared(cmd.Context(), f.prepared, f.req.Stdin)
+			}
 			return a.exec(cmd.Context(), &f, args[0], args[1:])
 		},
 	}
@@ -46,6 +61,11 @@ creel goes away, the command is killed with all it started.`,
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringArrayVar(&f.labels, "label", nil, "keep NAME=VALUE with the record of the command")
+	fl.BoolVar(&f.req.KillTree, "kill-tree", false, "a signal that asks it to end ends all that it started")
+	fl.StringVar(&f.prepared, "prepared", "", "run the command that was prepared under this id")
+	for _, name := range []string{"tty", "workdir", "env", "env-file", "label", "kill-tree"} {
+		cmd.MarkFlagsMutuallyExclusive("prepared", name)
+	}
 	fl.StringVar(&f.req.Logs, "logs", "", "none keeps nothing of the output")
 	durationVar(fl, &f.req.Timeout, "timeout", "end the command after this long (exit code 124)")
 	fl.SetInterspersed(false) // what follows SANDBOX is the command's
@@ -149,7 +169,20 @@ func (a *app) exec(ctx context.Context, f *execFlags, ref string, command []stri
 	if err != nil {
 		return &exitError{exitOwn, err}
 	}
-	s := session{app: a, proc: proc, tty: req.TTY, stdin: req.Stdin, signals: forwarded(), kill: func(context.Context) error {
+	return a.execution(ctx, proc, req.TTY, req.Stdin, command)
+}
+
+func (a *app) execPrepared(ctx context.Context, id string, stdin bool) error {
+	proc, err := a.client().StartPrepared(ctx, id, stdin)
+	if err != nil {
+		return &exitError{exitOwn, err}
+	}
+	return a.execution(ctx, proc, false, stdin, nil)
+}
+
+// execution is this terminal's part of a command that runs, to its end.
+func (a *app) execution(ctx context.Context, proc *client.Process, tty, stdin bool, command []string) error {
+	s := session{app: a, proc: proc, tty: tty, stdin: stdin, signals: forwarded(), kill: func(context.Context) error {
 		return proc.Signal(syscall.SIGKILL)
 	}}
 	res, err := s.run(ctx)

@@ -310,11 +310,11 @@ func TestFiles(t *testing.T) {
 	id := spawn(t, c, api.SpawnRequest{})
 	ctx := t.Context()
 	for name, size := range map[string]int64{"known": 5, "unknown": -1} {
-		if err := c.WriteFile(ctx, id, "/"+name, 0o640, strings.NewReader("hello"), size); err != nil {
+		if err := c.WriteFile(ctx, id, "/"+name, client.WriteOptions{Mode: 0o640}, strings.NewReader("hello"), size); err != nil {
 			t.Fatalf("WriteFile %s: %v", name, err)
 		}
 	}
-	if err := c.WriteFile(ctx, id, "/empty", 0o600, strings.NewReader(""), 0); err != nil {
+	if err := c.WriteFile(ctx, id, "/empty", client.WriteOptions{Mode: 0o600}, strings.NewReader(""), 0); err != nil {
 		t.Fatal(err)
 	}
 	body, err := c.ReadFile(ctx, id, "/known")

@@ -94,6 +94,29 @@ func (c *Client) StartExec(ctx context.Context, ref string, req api.ExecRequest)
 	}, req.TTY, req.Stdin)
 }
 
+// PrepareExec gives the daemon a command that StartPrepared runs later, once,
+// perhaps in another process of the same user's. req.IO must be empty.
+func (c *Client) PrepareExec(ctx context.Context, ref string, req api.ExecRequest) (*api.PreparedExec, error) {
+	var out api.PreparedExec
+	if err := c.post(ctx, ref, "prepare", req, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// StartPrepared is StartExec of a prepared command without a terminal; stdin
+// says that it was prepared with its input.
+func (c *Client) StartPrepared(ctx context.Context, id string, stdin bool) (*Process, error) {
+	r := request{path: route("prepared", id), query: url.Values{"io": {IOFDs}}}
+	return c.startStream(ctx, wireRequest{method: http.MethodPost, target: r.target(), upgrade: true}, false, stdin)
+}
+
+// ReleasePrepared forgets a prepared command. One that has run or expired is of
+// class not_found.
+func (c *Client) ReleasePrepared(ctx context.Context, id string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: route("prepared", id)}, nil)
+}
+
 // AttachOptions say what of the main command is wanted.
 type AttachOptions struct {
 	// Replay sends the output that was kept so far before what comes.

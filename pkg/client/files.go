@@ -31,12 +31,25 @@ func (c *Client) ReadFile(ctx context.Context, ref, path string) (io.ReadCloser,
 	return c.do(ctx, c.files(http.MethodGet, ref, "", url.Values{"path": {path}}))
 }
 
+// WriteOptions say how a file is written.
+type WriteOptions struct {
+	Mode fs.FileMode // permission bits only
+	// Parents makes the directories above it.
+	Parents bool
+	// Exclusive makes it an error of class conflict that the file exists.
+	Exclusive bool
+}
+
 // WriteFile makes or replaces a file with the bytes of r; size is their
-// number, -1 when it is not known. mode has permission bits only.
-func (c *Client) WriteFile(ctx context.Context, ref, path string, mode fs.FileMode, r io.Reader, size int64) error {
-	req := c.files(http.MethodPut, ref, "", url.Values{
-		"path": {path}, "mode": {strconv.FormatUint(uint64(mode.Perm()), 8)},
-	})
+// number, -1 when it is not known.
+func (c *Client) WriteFile(ctx context.Context, ref, path string, opts WriteOptions, r io.Reader, size int64) error {
+	q := url.Values{"path": {path}, "mode": {strconv.FormatUint(uint64(opts.Mode.Perm()), 8)}}
+	for name, on := range map[string]bool{"parents": opts.Parents, "exclusive": opts.Exclusive} {
+		if on {
+			q.Set(name, "true")
+		}
+	}
+	req := c.files(http.MethodPut, ref, "", q)
 	// Without the wrapper net/http would close r, which is the caller's.
 	req.body, req.size = io.NopCloser(r), size
 	if size == 0 {

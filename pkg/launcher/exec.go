@@ -54,9 +54,14 @@ type session struct {
 	key       uint64     // the record's in the store, 0 before the first
 	wrote     progress   // what the store has of it
 
-	once   sync.Once
-	kill   sync.Once
-	timer  *time.Timer
+	once  sync.Once
+	kill  sync.Once
+	timer *time.Timer
+	// Of a command whose tree ends when its client asks it to.
+	killTree bool
+	ending   sync.Once
+	asked    atomic.Bool
+
 	mu     sync.Mutex
 	reason api.Reason // why we ended it; empty if we did not
 	// dropped means that its sandbox ended under it.
@@ -237,7 +242,7 @@ func (sb *sandbox) open(ctx context.Context, c command, req api.ExecRequest) (_ 
 	if err := sb.active(ctx); err != nil {
 		return nil, err
 	}
-	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", done: make(chan struct{}), closed: make(chan struct{})}
+	s := &session{sb: sb, id: newExecID(), internal: c.internal, began: time.Now(), fds: req.IO == "fds", killTree: req.KillTree, done: make(chan struct{}), closed: make(chan struct{})}
 	s.logged = !c.internal && req.Logs != noLogs && sb.execLog != nil && (!s.fds || !c.tty)
 	s.record = newRecord(s, req)
 	c.id = s.id
@@ -387,6 +392,9 @@ func (s *session) finish(r api.ExecResult) {
 	s.once.Do(func() {
 		if s.timer != nil {
 			s.timer.Stop()
+		}
+		if s.asked.Load() {
+			s.end("") // what it started ends with it
 		}
 		if s.cg != nil {
 			r.LimitsHit = s.limitsHit()

@@ -20,6 +20,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/layertar"
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/recent"
+	"github.com/creel-sandbox/creel/pkg/server"
 	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/store"
 )
@@ -120,8 +121,8 @@ func (l *Launcher) ReadFile(ctx context.Context, c peer.Cred, ref, path string) 
 }
 
 // WriteFile makes or replaces a file; it appears whole or not at all.
-func (l *Launcher) WriteFile(ctx context.Context, c peer.Cred, ref, path string, mode uint32, r io.Reader) error {
-	s, err := l.fileOp(ctx, c, ref, agentinit.WriteFile(path, os.FileMode(mode)), true, 0)
+func (l *Launcher) WriteFile(ctx context.Context, c peer.Cred, ref, path string, opts server.WriteOptions, r io.Reader) error {
+	s, err := l.fileOp(ctx, c, ref, agentinit.WriteFile(path, os.FileMode(opts.Mode), opts.Parents, opts.Exclusive), true, 0)
 	if err != nil {
 		return err
 	}

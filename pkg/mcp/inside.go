@@ -159,7 +159,7 @@ func (s *server) write(ctx context.Context, in writeInput) (writeOutput, error) 
 	if err != nil {
 		return writeOutput{}, err
 	}
-	if err := s.Client.WriteFile(ctx, sb.ID, in.Path, mode, bytes.NewReader(content), int64(len(content))); err != nil {
+	if err := s.Client.WriteFile(ctx, sb.ID, in.Path, client.WriteOptions{Mode: mode}, bytes.NewReader(content), int64(len(content))); err != nil {
 		return writeOutput{}, err
 	}
 	return writeOutput{Path: in.Path, Bytes: len(content)}, nil

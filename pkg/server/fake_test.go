@@ -211,12 +211,12 @@ func (f *fake) ReadFile(_ context.Context, c server.Caller, ref, path string) (a
 	return api.FileInfo{Mode: 0o640, Size: 7}, r, nil
 }
 
-func (f *fake) WriteFile(_ context.Context, c server.Caller, ref, path string, mode uint32, r io.Reader) error {
+func (f *fake) WriteFile(_ context.Context, c server.Caller, ref, path string, opts server.WriteOptions, r io.Reader) error {
 	b, err := io.ReadAll(r)
 	f.mu.Lock()
 	f.body = b
 	f.mu.Unlock()
-	return errors.Join(err, f.note(c, "WriteFile", ref, path, mode))
+	return errors.Join(err, f.note(c, "WriteFile", ref, path, opts))
 }
 
 func (f *fake) ListDir(_ context.Context, c server.Caller, ref, path string, limit int, emit func(api.FileInfo) error) (bool, error) {

@@ -39,13 +39,14 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request, c Caller) erro
 
 func (s *Server) writeFile(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
-	path, mode := q.path("path"), q.mode("mode", 0o644)
+	path := q.path("path")
+	opts := WriteOptions{Mode: q.mode("mode", 0o644), Parents: q.flag("parents"), Exclusive: q.flag("exclusive")}
 	if err := q.done(); err != nil {
 		return err
 	}
 	body := s.bodyOf(w, r)
 	defer body.done()
-	return answerNone(w, s.svc.WriteFile(r.Context(), c, r.PathValue("ref"), path, mode, body))
+	return answerNone(w, s.svc.WriteFile(r.Context(), c, r.PathValue("ref"), path, opts, body))
 }
 
 func (s *Server) removeFile(w http.ResponseWriter, r *http.Request, c Caller) error {

@@ -116,7 +116,7 @@ func TestOpenAPIRoutes(t *testing.T) {
 var wire = []reflect.Type{
 	reflect.TypeFor[api.SpawnRequest](), reflect.TypeFor[api.SpawnResult](), reflect.TypeFor[api.Mount](), reflect.TypeFor[api.Limits](),
 	reflect.TypeFor[api.Sandbox](), reflect.TypeFor[api.Caller](), reflect.TypeFor[api.Step](), reflect.TypeFor[api.Evidence](), reflect.TypeFor[api.Envelope](), reflect.TypeFor[api.Signature](), reflect.TypeFor[api.PublicKey](), reflect.TypeFor[api.TrustBundle](), reflect.TypeFor[api.Approval](), reflect.TypeFor[api.ApprovalDecision](), reflect.TypeFor[api.ForgetRequest](), reflect.TypeFor[api.AgentRule](), reflect.TypeFor[api.AuditHead](),
-	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.ExecOutput](), reflect.TypeFor[api.WaitResult](),
+	reflect.TypeFor[api.Control](), reflect.TypeFor[api.ExecRequest](), reflect.TypeFor[api.ExecResult](), reflect.TypeFor[api.ExecOutput](), reflect.TypeFor[api.PreparedExec](), reflect.TypeFor[api.WaitResult](),
 	reflect.TypeFor[api.StopRequest](), reflect.TypeFor[api.KillRequest](), reflect.TypeFor[api.Stats](), reflect.TypeFor[api.FileInfo](),
 	reflect.TypeFor[api.Image](), reflect.TypeFor[api.ImageLayer](), reflect.TypeFor[api.TagRequest](), reflect.TypeFor[api.CommitRequest](), reflect.TypeFor[api.Event](), reflect.TypeFor[api.Version](), reflect.TypeFor[api.Profile](),
 	reflect.TypeFor[api.VolumeRequest](), reflect.TypeFor[api.Volume](), reflect.TypeFor[api.VolumeUse](), reflect.TypeFor[api.Share](), reflect.TypeFor[api.EgressParty](),

@@ -45,6 +45,9 @@ var routes = []Route{
 	{Method: "GET", Pattern: "/v1/sandboxes/{ref}/diff", handle: (*Server).diff},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/commit", Stream: true, handle: (*Server).commit},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/exec", Inside: true, Stream: true, Once: true, handle: (*Server).exec},
+	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/prepare", handle: (*Server).prepare},
+	{Method: "POST", Pattern: "/v1/prepared/{id}", Stream: true, handle: (*Server).execPrepared},
+	{Method: "DELETE", Pattern: "/v1/prepared/{id}", handle: (*Server).releasePrepared},
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/attach", Stream: true, handle: (*Server).attach},
 
 	{Method: "POST", Pattern: "/v1/sandboxes/{ref}/egress", handle: (*Server).allowEgress},

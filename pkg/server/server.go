@@ -21,6 +21,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/fdconn"
 	"github.com/creel-sandbox/creel/pkg/peer"
+	"github.com/creel-sandbox/creel/pkg/prepared"
 	"github.com/creel-sandbox/creel/pkg/replay"
 )
 
@@ -114,6 +115,7 @@ type Server struct {
 	outputs *counter // bytes that one-shot execs may keep
 	hangups *hangups
 	replays *replay.Keys
+	waiting *prepared.Execs
 	rate    *rate.Limiter // of an inside server's connections and requests; else nil
 
 	// stop is closed when the daemon stops: sessions and event streams end.
@@ -130,7 +132,7 @@ func New(svc Service, opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		svc: svc, opts: opts, log: opts.Log, mux: http.NewServeMux(), hangups: h, replays: replay.New(replay.DefaultLimits()),
+		svc: svc, opts: opts, log: opts.Log, mux: http.NewServeMux(), hangups: h, replays: replay.New(replay.DefaultLimits()), waiting: prepared.New(prepared.DefaultLimits()),
 		conns: newCounter(opts.MaxConns, opts.MaxTotalConns), streams: newCounter(opts.MaxStreams, opts.MaxTotalConns),
 		outputs: newCounter(opts.MaxOutput, 4*opts.MaxOutput),
 		stop:    make(chan struct{}),

@@ -97,9 +97,8 @@ type Actions interface {
 	// The file operations happen in the sandbox with the agent's rights.
 	// path is absolute. The server closes what ReadFile returns.
 	ReadFile(ctx context.Context, c Caller, ref, path string) (api.FileInfo, io.ReadCloser, error)
-	// WriteFile makes or replaces a file with the bytes of r; mode has
-	// permission bits only (0 to 0777), never set-ID bits.
-	WriteFile(ctx context.Context, c Caller, ref, path string, mode uint32, r io.Reader) error
+	// WriteFile makes or replaces a file with the bytes of r.
+	WriteFile(ctx context.Context, c Caller, ref, path string, opts WriteOptions, r io.Reader) error
 	// ListDir gives at most limit entries to emit, in the directory's own
 	// order, and says whether there were more.
 	ListDir(ctx context.Context, c Caller, ref, path string, limit int, emit func(api.FileInfo) error) (truncated bool, err error)
@@ -219,6 +218,16 @@ type AuditOptions struct {
 type Tunnel interface {
 	net.Conn
 	CloseWrite() error
+}
+
+// WriteOptions say how a file is written.
+type WriteOptions struct {
+	// Mode has permission bits only (0 to 0777), never set-ID bits.
+	Mode uint32
+	// Parents makes the directories above it.
+	Parents bool
+	// Exclusive makes it an error, api.CodeConflict, that the file exists.
+	Exclusive bool
 }
 
 // AttachOptions say what of the main command is wanted.

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/fdconn"
+	"github.com/creel-sandbox/creel/pkg/prepared"
 	"github.com/creel-sandbox/creel/pkg/stream"
 )
 
@@ -33,15 +35,12 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, c Caller) error {
 		}
 		return s.execOnce(w, r, c, req)
 	}
-	if err := noOneShot(req); err != nil {
+	err := noOneShot(req)
+	if err != nil {
 		return err
 	}
-	switch req.IO {
-	case "":
-		req.IO = "framed"
-	case "fds", "framed":
-	default:
-		return invalid("the request is not valid", api.Problem{Field: "io", Value: req.IO, Want: `"fds" or "framed"`})
+	if req.IO, err = framing(req.IO); err != nil {
+		return err
 	}
 	if s.opts.Inside != nil {
 		req.IO = "framed" // no descriptor passes a sandbox's own socket; a client sees that none comes
@@ -49,6 +48,83 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, c Caller) error {
 	return s.session(w, r, func(ctx context.Context) (Session, error) {
 		return s.svc.Exec(ctx, c, r.PathValue("ref"), req)
 	})
+}
+
+// framing is how a command's streams are to travel.
+func framing(io string) (string, error) {
+	switch io {
+	case "":
+		return "framed", nil
+	case "fds", "framed":
+		return io, nil
+	}
+	return "", invalid("the request is not valid", api.Problem{Field: "io", Value: io, Want: `"fds" or "framed"`})
+}
+
+// prepare keeps a command for execPrepared. Whether it can be run at all is said
+// then, but for what is wrong with the request itself.
+func (s *Server) prepare(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	var req api.ExecRequest
+	if err := readJSON(w, r, &req, false); err != nil {
+		return err
+	}
+	if err := noOneShot(req); err != nil {
+		return err
+	}
+	if req.IO != "" {
+		return invalid("the request is not valid", api.Problem{Field: "io", Value: req.IO, Want: "left out: who runs it says so"})
+	}
+	sb, err := s.svc.Get(r.Context(), c, r.PathValue("ref"))
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(req) // its length need not have been said
+	if err != nil {
+		return err
+	}
+	p, err := s.waiting.Put(c.UID, prepared.Exec{Sandbox: sb.ID, Request: req}, len(b)+preparedSize)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, p)
+	return nil
+}
+
+// preparedSize is what a prepared command takes of memory beside its request.
+const preparedSize = 4 << 10
+
+func (s *Server) execPrepared(w http.ResponseWriter, r *http.Request, c Caller) error {
+	q := parseQuery(r)
+	io, err := framing(q.str("io"))
+	if err := errors.Join(q.done(), err); err != nil {
+		return err
+	}
+	if !wantsUpgrade(r) {
+		upgradeRequired(w, r)
+		return nil
+	}
+	if err := readJSON(w, r, &struct{}{}, true); err != nil {
+		return err
+	}
+	e, err := s.waiting.Take(c.UID, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	e.Request.IO = io
+	return s.session(w, r, func(ctx context.Context) (Session, error) {
+		return s.svc.Exec(ctx, c, e.Sandbox, e.Request)
+	})
+}
+
+func (s *Server) releasePrepared(w http.ResponseWriter, r *http.Request, c Caller) error {
+	if err := parseQuery(r).done(); err != nil {
+		return err
+	}
+	_, err := s.waiting.Take(c.UID, r.PathValue("id"))
+	return answerNone(w, err)
 }
 
 func (s *Server) attach(w http.ResponseWriter, r *http.Request, c Caller) error {

@@ -40,7 +40,7 @@ func doFileOp(out *records, args []string) (truncated bool, err error) {
 		if !ok {
 			return false, syscall.EINVAL
 		}
-		return false, writeFile(path, mode)
+		return false, writeFile(path, mode, has(rest[1:], "parents"), has(rest[1:], "exclusive"))
 	case "list":
 		limit, ok := decimal(rest[0])
 		if !ok {
@@ -64,6 +64,15 @@ func doFileOp(out *records, args []string) (truncated bool, err error) {
 		return false, syscall.Rename(path, rest[0])
 	}
 	return false, syscall.ENOSYS
+}
+
+func has(words []string, word string) bool {
+	for _, w := range words {
+		if w == word {
+			return true
+		}
+	}
+	return false
 }
 
 func errno(err error) syscall.Errno {
@@ -184,9 +193,16 @@ func readFile(out *records, path string) error {
 
 // writeFile takes records from standard input into a file beside path, and
 // then renames it, so that path has the old contents or the new ones. Without
-// RecEnd the sender is gone, and nothing is changed.
-func writeFile(path string, mode uint32) error {
-	tmp := dirOf(path) + tempName()
+// RecEnd the sender is gone, and nothing is changed. With exclusive it is linked
+// to path, which fails when there is something (link(2), EEXIST).
+func writeFile(path string, mode uint32, parents, exclusive bool) error {
+	dir := dirOf(path)
+	if parents && len(dir) > 1 {
+		if err := makeDir(dir[:len(dir)-1], 0o755, true); err != nil {
+			return err
+		}
+	}
+	tmp := dir + tempName()
 	fd, err := syscall.Open(tmp, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -198,7 +214,12 @@ func writeFile(path string, mode uint32) error {
 	if e := syscall.Close(fd); err == nil {
 		err = e
 	}
-	if err == nil {
+	switch {
+	case err == nil && exclusive:
+		err = syscall.Link(tmp, path)
+		_ = syscall.Unlink(tmp)
+		return err
+	case err == nil:
 		err = syscall.Rename(tmp, path)
 	}
 	if err != nil {

@@ -65,11 +65,20 @@ func (d *Daemon) ReadFile(_ context.Context, _ server.Caller, ref, p string) (ap
 }
 
 // WriteFile writes one.
-func (d *Daemon) WriteFile(_ context.Context, _ server.Caller, ref, p string, mode uint32, r io.Reader) error {
+func (d *Daemon) WriteFile(_ context.Context, _ server.Caller, ref, p string, opts server.WriteOptions, r io.Reader) error {
 	if _, err := d.get(ref); err != nil {
 		return err
 	}
-	f, err := d.Root.OpenFile(inside(p), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fs.FileMode(mode))
+	how := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if opts.Exclusive {
+		how |= os.O_EXCL
+	}
+	if opts.Parents {
+		if err := d.Root.MkdirAll(path.Dir(inside(p)), 0o755); err != nil {
+			return fileError(p, err)
+		}
+	}
+	f, err := d.Root.OpenFile(inside(p), how, fs.FileMode(opts.Mode))
 	if err != nil {
 		return fileError(p, err)
 	}
