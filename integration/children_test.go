@@ -20,7 +20,7 @@ import (
 // never more, of anything; what is refused says by which rule and what to do.
 func TestChildren(t *testing.T) {
 	l := forUsers(t)
-	dir, other := workspace(t), workspace(t)
+	dir, other, private := workspace(t), workspace(t), workspace(t)
 	mkdirs(t, dir, "out/src", "src/in")
 	if out, errOut, code := l.CreelAs(caller, "", "volume", "create", "--size", "16M", "--agent", "coder", "kept"); code != 0 {
 		t.Fatalf("volume: %s%s", out, errOut)
@@ -63,6 +63,8 @@ func TestChildren(t *testing.T) {
 		{"what is in a mount that is read-only", "-v " + dir + "/src/in:/m:ro", "", ""},
 		{"the volume", "-v kept:/k", "", ""},
 		{"the volume, read-only", "-v kept:/k:ro", "", ""},
+		{"a directory of its own", "-v " + private + ":/m:own", "", ""},
+		{"what is not its own", "-v " + private + ":/m", "parent.mounts", "leave it out"},
 		{"strict", "--profile strict --memory 64M", "", ""},
 		{"shorter", "--ttl 10m --idle 1m", "", ""},
 		{"the image by its name", "--image base", "", ""},
@@ -100,6 +102,22 @@ func TestChildren(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("what is one's own is nobody else's", func(t *testing.T) {
+		mkdirs(t, private, "in")
+		const small = " --memory 128M --pids 20 --cpus 0.2"
+		id := started(t, l, append(strings.Fields("--parent top"+small), "-v", private+"/in:/m:own")...)
+		for _, flags := range []string{
+			"--parent top -v " + private + "/in:/m:own" + small, "--agent coder -v " + private + ":/m:ro", "--agent coder -v " + private + "/in:/m:ro", "--agent else -v " + private + "/in:/m",
+			"--parent top -v " + dir + "/src:/m:own" + small, // the parent has it
+		} {
+			if _, errOut, code := run(strings.Fields(flags)...); code != 125 || !strings.Contains(errOut, "nobody else's") {
+				t.Errorf("%s: %d, %s", flags, code, errOut)
+			}
+		}
+		end(id)
+		end(started(t, l, "--agent", "else", "-v", private+"/in:/m"))
+	})
 
 	t.Run("the mounts are in the child as in the parent", func(t *testing.T) {
 		id := started(t, l, append(strings.Fields(all), "--parent", "top")...)

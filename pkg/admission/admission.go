@@ -277,6 +277,8 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 		switch {
 		case m.Volume != "" && (m.FD != nil || m.Source != ""):
 			ps.add(field+"volume", m.Volume, "a volume or a directory, not both")
+		case m.Volume != "" && m.Own:
+			ps.add(field+"own", "true", "left out for a volume")
 		case m.Volume != "" && !nameRE.MatchString(m.Volume):
 			ps.add(field+"volume", m.Volume, wantName)
 		case m.Volume == "" && m.FD == nil:

@@ -132,6 +132,11 @@ type Mount struct {
 
 	// ReadOnly refuses writes. Required to be true for a directory that host uid 0 owns.
 	ReadOnly bool `json:"readonly,omitempty"`
+
+	// Own says that the directory is this sandbox's alone: no other may have it, or
+	// one in it or above it, mounted in any way at the same time. A child may have
+	// one that its parent has not. Not for a volume.
+	Own bool `json:"own,omitempty"`
 }
 
 // Limits are what a sandbox may use. A zero field means the profile's value.

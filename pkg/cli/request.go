@@ -18,16 +18,25 @@ import (
 	"github.com/creel-sandbox/creel/pkg/client"
 )
 
-// parseMount reads SRC:DST[:ro|:rw]. DST starts with a slash, so a source may
+// parseMount reads SRC:DST[:OPTION,...], of which the options are ro, rw and own. DST starts with a slash, so a source may
 // hold colons. As for docker, a source without a slash is a volume's name,
 // unless it begins with a dot.
 func parseMount(s string) (api.Mount, error) {
 	m := api.Mount{}
 	spec := s
-	if rest, ok := strings.CutSuffix(spec, ":ro"); ok {
-		spec, m.ReadOnly = rest, true
-	} else if rest, ok := strings.CutSuffix(spec, ":rw"); ok {
-		spec = rest
+	if i := strings.LastIndex(spec, ":"); i > 0 && !strings.Contains(spec[i:], "/") {
+		for o := range strings.SplitSeq(spec[i+1:], ",") {
+			switch o {
+			case "ro":
+				m.ReadOnly = true
+			case "rw":
+			case "own":
+				m.Own = true
+			default:
+				return m, fmt.Errorf("%q: %q is not ro, rw or own", s, o)
+			}
+		}
+		spec = spec[:i]
 	}
 	i := strings.LastIndex(spec, ":/")
 	if i <= 0 {

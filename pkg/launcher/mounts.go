@@ -100,7 +100,7 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	if err := weaken.Mount(staged, m.Source); err != nil {
 		return store.Mount{}, err
 	}
-	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly}, nil
+	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly, Own: m.Own}, nil
 }
 
 // openPaths opens what the request's mounts name by path alone, as the caller
@@ -167,7 +167,8 @@ func (s *launch) namespaces() []*os.File {
 // another agent can write and this one could, too, and no grant of the
 // operator's lets them: through it the two would reach each other. Directories count as one when the one is in the other, as
 // their file system has it now; what a caller moves later is not looked at.
-// A read-only mount claims nothing and is refused nothing.
+// A read-only mount claims nothing and is refused nothing, but for one that is to
+// be a sandbox's own: nobody else has that at all.
 func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 	grants, err := s.grants(ctx, ms)
 	if err != nil {
@@ -195,6 +196,10 @@ func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 		if r := holder.identity(); s.l.mayUse(s.caller, holder) {
 			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
 		}
+		if ms[i].Own || !claims(ms[i]) || holder.owns(ms[i].Staged) {
+			return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is mounted in %s, and in one of the two it is to be nobody else's", s.Request.Mounts[i].Source, by).
+				WithHint("use another directory, or wait until that sandbox has ended")
+		}
 		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).
 			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended; the operator can let agents share a directory")
 	}
@@ -208,19 +213,21 @@ func (s *launch) tryClaim(ms []store.Mount, grants []grant) (holder *sandbox, i 
 	own := s.sb.fixed.Sandbox
 	for _, sb := range s.l.all() {
 		r := sb.identity().Sandbox
-		if sb == s.sb || sb.isGone() || r.Caller.UID == own.Caller.UID && r.Agent == own.Agent {
+		if sb == s.sb || sb.isGone() {
 			continue
 		}
+		same := r.Caller.UID == own.Caller.UID && r.Agent == own.Agent
 		sb.mu.Lock()
 		held := sb.rec.Mounts
 		sb.mu.Unlock()
 		for i, m := range ms {
 			for _, h := range held {
-				if !claims(m) || !claims(h) {
+				exclusive := (m.Own || h.Own) && m.Volume == "" && h.Volume == ""
+				if !exclusive && (same || !claims(m) || !claims(h)) {
 					continue
 				}
 				related, err := mount.Related(m.Staged, h.Staged)
-				if related && err == nil {
+				if related && err == nil && !exclusive {
 					related, err = ungranted(grants, i, agentOf(&r), h)
 				}
 				if err != nil {
@@ -241,6 +248,17 @@ func (s *launch) tryClaim(ms []store.Mount, grants []grant) (holder *sandbox, i 
 		}
 	})
 	return nil, 0, nil
+}
+
+// owns says whether a staged directory is related to one that is the sandbox's own.
+func (sb *sandbox) owns(staged string) bool {
+	sb.mu.Lock()
+	held := slices.Clone(sb.rec.Mounts)
+	sb.mu.Unlock()
+	return slices.ContainsFunc(held, func(h store.Mount) bool {
+		related, err := mount.Related(staged, h.Staged)
+		return h.Own && (related || err != nil)
+	})
 }
 
 // claims says whether a mount is a directory that the agent can write. A

@@ -121,6 +121,7 @@ type Mount struct {
 	Dev      uint64 `json:"dev,omitempty"` // of the source, with Inode
 	Inode    uint64 `json:"inode,omitempty"`
 	ReadOnly bool   `json:"readonly,omitempty"`
+	Own      bool   `json:"own,omitempty"` // as api.Mount has it
 
 	// Volume is the id of a volume, which has no Dev and Inode, and Device
 	// the loop device that it is mounted from.
