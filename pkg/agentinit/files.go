@@ -29,18 +29,27 @@ func ReadFile(path string) []string { return []string{"read", path} }
 // WriteFile makes or replaces a file by the records of a FileWriter on its
 // standard input: DecodeEnd. mode may not have set-user-ID, set-group-ID or
 // sticky bits. The file appears whole or not at all; a symbolic link is replaced.
-// With parents the directories above it are made; with exclusive it is an error,
-// EEXIST, that there is something already, and of several at once one makes it.
-func WriteFile(path string, mode fs.FileMode, parents, exclusive bool) []string {
+func WriteFile(path string, mode fs.FileMode, how ...WriteFlag) []string {
 	args := []string{"write", path, octal(mode)}
-	if parents {
-		args = append(args, "parents")
-	}
-	if exclusive {
-		args = append(args, "exclusive")
+	for _, f := range how {
+		args = append(args, string(f))
 	}
 	return args
 }
+
+// WriteFlag changes what WriteFile does.
+type WriteFlag string
+
+// The flags.
+const (
+	// WriteParents makes the directories above the file.
+	WriteParents WriteFlag = "parents"
+	// WriteExclusive makes it an error, EEXIST, that there is something already; of
+	// several at once one makes it.
+	WriteExclusive WriteFlag = "exclusive"
+	// WriteKeepMode has a file that is replaced keep its permission bits.
+	WriteKeepMode WriteFlag = "keepmode"
+)
 
 // ListDir gives at most limit entries of a directory, in no order: DecodeDir.
 func ListDir(path string, limit int) []string {

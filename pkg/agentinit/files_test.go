@@ -71,7 +71,7 @@ func TestFiles(t *testing.T) {
 	ok(end(agentinit.MakeDir("a/b/c", 0o750, true), ""))
 	ok(end(agentinit.MakeDir("a/b/c", 0o750, true), ""))
 	is(end(agentinit.MakeDir("a/b/c", 0o750, false), ""), syscall.EEXIST)
-	ok(end(agentinit.WriteFile("a/b/big", 0o640, false, false), encoded(t, big, true)))
+	ok(end(agentinit.WriteFile("a/b/big", 0o640), encoded(t, big, true)))
 	got, err := read(home + "/a/b/big")
 	ok(err)
 	if got != big {
@@ -79,8 +79,8 @@ func TestFiles(t *testing.T) {
 	}
 
 	t.Log("a sender that goes away changes nothing, and leaves nothing")
-	is(end(agentinit.WriteFile("a/b/big", 0o600, false, false), encoded(t, "short", false)), syscall.ECANCELED)
-	is(end(agentinit.WriteFile("a/b/big", 0o600, false, false), "\xff\xff\xff\xff\xff"), syscall.EBADMSG)
+	is(end(agentinit.WriteFile("a/b/big", 0o600), encoded(t, "short", false)), syscall.ECANCELED)
+	is(end(agentinit.WriteFile("a/b/big", 0o600), "\xff\xff\xff\xff\xff"), syscall.EBADMSG)
 	if names, err := list("a/b", 10); err != nil || len(names) != 2 {
 		t.Errorf("list: %q, %v", names, err)
 	}
@@ -90,7 +90,7 @@ func TestFiles(t *testing.T) {
 		t.Errorf("stat = %+v", e)
 	}
 	for _, mode := range []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o755, fs.ModeSticky | 0o755, 0o4755} {
-		is(end(agentinit.WriteFile("suid", mode, false, false), encoded(t, "x", true)), syscall.EINVAL)
+		is(end(agentinit.WriteFile("suid", mode), encoded(t, "x", true)), syscall.EINVAL)
 		is(end(agentinit.MakeDir("suid", mode, false), ""), syscall.EINVAL)
 	}
 
@@ -117,16 +117,24 @@ func TestFiles(t *testing.T) {
 	}
 	_, err = list("fifo", 1)
 	is(err, syscall.ENOTDIR)
-	ok(end(agentinit.WriteFile("link", 0o600, false, false), encoded(t, "new", true)))
+	ok(end(agentinit.WriteFile("link", 0o600), encoded(t, "new", true)))
 	if got, err := read("a/big"); got != big {
 		t.Errorf("the link was followed: %q, %v", got, err)
 	}
 
 	t.Log("with parents, and only where there is nothing")
-	ok(end(agentinit.WriteFile("new/way/file", 0o600, true, true), encoded(t, "one", true)))
-	is(end(agentinit.WriteFile("new/way/file", 0o600, true, true), encoded(t, "two", true)), syscall.EEXIST)
-	is(end(agentinit.WriteFile("link", 0o600, false, true), encoded(t, "two", true)), syscall.EEXIST)
-	is(end(agentinit.WriteFile("other/way/file", 0o600, false, false), encoded(t, "one", true)), syscall.ENOENT)
+	ok(end(agentinit.WriteFile("new/way/file", 0o600, agentinit.WriteParents, agentinit.WriteExclusive), encoded(t, "one", true)))
+	is(end(agentinit.WriteFile("new/way/file", 0o600, agentinit.WriteParents, agentinit.WriteExclusive), encoded(t, "two", true)), syscall.EEXIST)
+	is(end(agentinit.WriteFile("link", 0o600, agentinit.WriteExclusive), encoded(t, "two", true)), syscall.EEXIST)
+	is(end(agentinit.WriteFile("other/way/file", 0o600), encoded(t, "one", true)), syscall.ENOENT)
+	ok(end(agentinit.WriteFile("script", 0o755), encoded(t, "one", true)))
+	ok(end(agentinit.WriteFile("script", 0o644, agentinit.WriteKeepMode), encoded(t, "two", true)))
+	ok(end(agentinit.WriteFile("plain", 0o644, agentinit.WriteKeepMode), encoded(t, "one", true)))
+	for name, mode := range map[string]fs.FileMode{"script": 0o755, "plain": 0o644} {
+		if e, err := agentinit.DecodeStat(s.op(t, agentinit.StatFile(name), "")); err != nil || e.Mode != mode {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+	}
 	if got, err := read("new/way/file"); err != nil || got != "one" {
 		t.Errorf("it has %q, %v", got, err)
 	}
@@ -153,7 +161,7 @@ func TestFileKilled(t *testing.T) {
 	ctx := deadline(t)
 	in, inW := pipe(t)
 	outR, out := pipe(t)
-	p := agentinit.Process{ID: "w", Argv: agentinit.WriteFile("x", 0o600, false, false), Env: []string{"HOME=" + home}, Internal: true}
+	p := agentinit.Process{ID: "w", Argv: agentinit.WriteFile("x", 0o600), Env: []string{"HOME=" + home}, Internal: true}
 	if _, err := s.Start(ctx, p, []*os.File{in, out, out}); err != nil {
 		t.Fatal(err)
 	}

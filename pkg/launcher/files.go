@@ -122,7 +122,15 @@ func (l *Launcher) ReadFile(ctx context.Context, c peer.Cred, ref, path string) 
 
 // WriteFile makes or replaces a file; it appears whole or not at all.
 func (l *Launcher) WriteFile(ctx context.Context, c peer.Cred, ref, path string, opts server.WriteOptions, r io.Reader) error {
-	s, err := l.fileOp(ctx, c, ref, agentinit.WriteFile(path, os.FileMode(opts.Mode), opts.Parents, opts.Exclusive), true, 0)
+	var how []agentinit.WriteFlag
+	for flag, on := range map[agentinit.WriteFlag]bool{
+		agentinit.WriteParents: opts.Parents, agentinit.WriteExclusive: opts.Exclusive, agentinit.WriteKeepMode: opts.KeepMode,
+	} {
+		if on {
+			how = append(how, flag)
+		}
+	}
+	s, err := l.fileOp(ctx, c, ref, agentinit.WriteFile(path, os.FileMode(opts.Mode), how...), true, 0)
 	if err != nil {
 		return err
 	}

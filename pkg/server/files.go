@@ -16,6 +16,9 @@ const (
 	maxEntries     = 1_000_000
 )
 
+// noMode is not a mode.
+const noMode = 1 << 31
+
 func (s *Server) readFile(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
 	path := q.path("path")
@@ -40,7 +43,10 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request, c Caller) erro
 func (s *Server) writeFile(w http.ResponseWriter, r *http.Request, c Caller) error {
 	q := parseQuery(r)
 	path := q.path("path")
-	opts := WriteOptions{Mode: q.mode("mode", 0o644), Parents: q.flag("parents"), Exclusive: q.flag("exclusive")}
+	opts := WriteOptions{Mode: q.mode("mode", noMode), Parents: q.flag("parents"), Exclusive: q.flag("exclusive")}
+	if opts.Mode == noMode {
+		opts.Mode, opts.KeepMode = 0o644, true
+	}
 	if err := q.done(); err != nil {
 		return err
 	}

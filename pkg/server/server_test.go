@@ -151,7 +151,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/sandboxes/box/logs?since=10m", "", 200, call{"Logs", []any{"box", false, -1, false}}, "out"},
 		{"GET", "/v1/sandboxes/box/files?path=/a%20b", "", 200, call{"ReadFile", []any{"box", "/a b"}}, "content"},
 		{"PUT", "/v1/sandboxes/box/files?path=/f&mode=755", "bytes", 204, call{"WriteFile", []any{"box", "/f", server.WriteOptions{Mode: 0o755}}}, ""},
-		{"PUT", "/v1/sandboxes/box/files?path=/f&parents=true&exclusive=true", "bytes", 204, call{"WriteFile", []any{"box", "/f", server.WriteOptions{Mode: 0o644, Parents: true, Exclusive: true}}}, ""},
+		{"PUT", "/v1/sandboxes/box/files?path=/f&parents=true&exclusive=true", "bytes", 204, call{"WriteFile", []any{"box", "/f", server.WriteOptions{Mode: 0o644, KeepMode: true, Parents: true, Exclusive: true}}}, ""},
 		{"POST", "/v1/sandboxes/box/prepare", `{"command":["true"],"kill_tree":true}`, 201, call{"Get", []any{"box"}}, `"expires":"`},
 		{"DELETE", "/v1/sandboxes/box/files?path=/f&recursive=1", "", 204, call{"RemoveFile", []any{"box", "/f", true}}, ""},
 		{"GET", "/v1/sandboxes/box/files/list?path=/&limit=2", "", 200, call{"ListDir", []any{"box", "/", 2}}, "\n{\"truncated\":true}\n"},

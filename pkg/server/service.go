@@ -224,6 +224,9 @@ type Tunnel interface {
 type WriteOptions struct {
 	// Mode has permission bits only (0 to 0777), never set-ID bits.
 	Mode uint32
+	// KeepMode has a file that is replaced keep its permission bits: Mode is that of
+	// a new one.
+	KeepMode bool
 	// Parents makes the directories above it.
 	Parents bool
 	// Exclusive makes it an error, api.CodeConflict, that the file exists.

@@ -40,7 +40,7 @@ func doFileOp(out *records, args []string) (truncated bool, err error) {
 		if !ok {
 			return false, syscall.EINVAL
 		}
-		return false, writeFile(path, mode, has(rest[1:], "parents"), has(rest[1:], "exclusive"))
+		return false, writeFile(path, mode, rest[1:])
 	case "list":
 		limit, ok := decimal(rest[0])
 		if !ok {
@@ -195,9 +195,14 @@ func readFile(out *records, path string) error {
 // then renames it, so that path has the old contents or the new ones. Without
 // RecEnd the sender is gone, and nothing is changed. With exclusive it is linked
 // to path, which fails when there is something (link(2), EEXIST).
-func writeFile(path string, mode uint32, parents, exclusive bool) error {
+func writeFile(path string, mode uint32, how []string) error {
+	if has(how, "keepmode") {
+		if old, err := lstat(-1, path); err == nil && old.Mode&syscall.S_IFMT == syscall.S_IFREG {
+			mode = old.Mode & 0o777
+		}
+	}
 	dir := dirOf(path)
-	if parents && len(dir) > 1 {
+	if has(how, "parents") && len(dir) > 1 {
 		if err := makeDir(dir[:len(dir)-1], 0o755, true); err != nil {
 			return err
 		}
@@ -215,7 +220,7 @@ func writeFile(path string, mode uint32, parents, exclusive bool) error {
 		err = e
 	}
 	switch {
-	case err == nil && exclusive:
+	case err == nil && has(how, "exclusive"):
 		err = syscall.Link(tmp, path)
 		_ = syscall.Unlink(tmp)
 		return err
