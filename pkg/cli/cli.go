@@ -165,7 +165,7 @@ func newRoot(a *app) *cobra.Command {
 			logsCommand(a), inspectCommand(a), cpCommand(a), lsCommand(a), diffCommand(a), commitCommand(a),
 			statsCommand(a), topCommand(a), eventsCommand(a), evidenceCommand(a), auditCommand(a),
 		}},
-		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), secretCommand(a), egressCommand(a), identityCommand(a), agentCommand(a), profileCommand(a), systemCommand(a), doctorCommand(a), versionCommand(a)}},
+		{groupBox, []*cobra.Command{imageCommand(a), volumeCommand(a), secretCommand(a), egressCommand(a), identityCommand(a), agentCommand(a), profileCommand(a), openclawCommand(a), systemCommand(a), doctorCommand(a), versionCommand(a)}},
 	} {
 		for _, c := range g.cmds {
 			c.GroupID = g.id

@@ -26,7 +26,7 @@ func TestJSONEverywhere(t *testing.T) {
 	other := map[string]string{
 		"creel attach": "the command's own output", "creel exec": "the command's own output", "creel run": "the command's own output; -d is below",
 		"creel kill": "no result", "creel pause": "no result", "creel resume": "no result", "creel rm": "no result", "creel image rm": "no result", "creel volume rm": "no result", "creel secret rm": "no result",
-		"creel egress explain": "exit code 1; TestEgressExplain", "creel egress log": "nothing where there is nothing; TestEgressLog", "creel forward": "does not end by itself; integration TestForward", "creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
+		"creel egress explain": "exit code 1; TestEgressExplain", "creel openclaw setup": "needs a configuration; testdata/openclaw.txtar", "creel egress log": "nothing where there is nothing; TestEgressLog", "creel forward": "does not end by itself; integration TestForward", "creel events": "does not end by itself; below", "creel mcp": "a protocol", "creel image build": "makes an image", "creel image save": "the archive",
 		"creel image pull": "another program's; TestImagePull", "creel audit export": "the records", "creel audit verify": "needs a log",
 		"creel help": "text", "creel completion bash": "a script", "creel completion fish": "a script", "creel completion powershell": "a script", "creel completion zsh": "a script",
 	}
@@ -52,7 +52,7 @@ func TestJSONEverywhere(t *testing.T) {
 		"creel cp": {archive, "box:/workspace"}, "creel diff": {"box"}, "creel evidence": {"box"}, "creel exec ls": {"box"}, "creel inspect": {"box"},
 		"creel logs": {"box"}, "creel ls": {"box:/"}, "creel ps": nil, "creel stats": {"--no-stream"}, "creel top": {"box"}, "creel doctor": nil, "creel version": nil,
 		"creel image import": {"--ref", "mine", archive}, "creel image inspect": {"base"}, "creel image ls": nil, "creel image tag": {"base", "other:1"},
-		"creel profile check": {profile}, "creel profile ls": nil, "creel profile show": {"default"}, "creel system df": nil, "creel system prune": nil,
+		"creel openclaw check": {"--config", profile}, "creel profile check": {profile}, "creel profile ls": nil, "creel profile show": {"default"}, "creel system df": nil, "creel system prune": nil,
 		"creel volume create": {"--size", "1M", "v"}, "creel volume inspect": {"v"}, "creel volume ls": nil, "creel secret set": {"--host", "example.com", "k"}, "creel secret ls": nil, "creel identity bundle": nil, "creel egress preset ls": nil, "creel egress learn": {"box"}, "creel egress pending": nil, "creel egress approve": {"abc.1"}, "creel egress deny": {"abc.1"}, "creel egress forget": {"coder"}, "creel egress allow": {"box", "a.example"}, "creel egress preset show": {"github"}, "creel stop": {"box"}, "creel wait": {"box"},
 	}
 	late := []string{"creel stop", "creel wait"} // the sandbox runs until then

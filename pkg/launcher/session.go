@@ -103,49 +103,6 @@ func (s *session) Signal(sig syscall.Signal) error {
 	return signalPidfd(s.pidfd, sig)
 }
 
-// endings are the signals that ask a command to end, for api.ExecRequest.KillTree.
-var endings = []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTERM}
-
-// treeGrace is how long the processes of a command have after one of endings.
-const treeGrace = 3 * time.Second
-
-// signalTree gives each process of the command a signal; finish, or the time,
-// kills those that are left.
-func (s *session) signalTree(sig syscall.Signal) error {
-	s.ending.Do(func() {
-		timer := time.AfterFunc(treeGrace, func() { s.end(api.ReasonKilled) })
-		context.AfterFunc(s.sb.l.ctx, func() { timer.Stop() })
-		s.asked.Store(true)
-	})
-	pids, err := s.cg.Pids()
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		if err := s.signalOne(pid, sig); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// signalOne gives a process a signal if it still is one of the command's.
-func (s *session) signalOne(pid int, sig syscall.Signal) error {
-	pidfd, err := openPidfd(pid)
-	if err != nil {
-		return nil //nolint:nilerr // it has ended
-	}
-	defer pidfd.Close()
-	if in, err := s.cg.Has(pid); err != nil || !in {
-		return err
-	}
-	err = signalPidfd(pidfd, sig)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
-}
-
 // Wait returns the result, in descriptor mode when all that was written until
 // then is in the client's pipes. It does not wait for descendants that hold
 // the streams open.
