@@ -96,7 +96,7 @@ func (x *Execs) Take(uid uint32, id string) (Exec, error) {
 // expire forgets what is over. There are at most Count of each user's.
 func (x *Execs) expire() {
 	now := x.now()
-	maps.DeleteFunc(x.byID, func(id string, e entry) bool {
+	maps.DeleteFunc(x.byID, func(_ string, e entry) bool {
 		if now.Before(e.until) {
 			return false
 		}

@@ -26,11 +26,12 @@ export function settings(d: DockerConfig): Settings {
   }
   if (!d.readOnlyRoot) s.rootfs = "ephemeral";
   if (d.tmpfs.some((t) => !defaults.tmpfs.includes(t))) refuse("tmpfs", `${defaults.tmpfs.join(", ")} are there; set their size by limits.tmp of the plugin's configuration`);
+  if (!d.capDrop.some((c) => c.toUpperCase() === "ALL")) refuse("capDrop", "all are dropped, always; a profile gives some back");
   if (d.network !== "none") refuse("network", "name what may be reached in plugins.entries.creel.config.egress");
   if (d.pidsLimit !== undefined) s.limits["pids"] = d.pidsLimit;
   if (d.cpus !== undefined) s.limits["cpus"] = d.cpus;
   const memory = bytes(d.memory);
-  if (Number.isNaN(memory)) refuse("memory", "a number of bytes, or one with b, k, m or g");
+  if (Number.isNaN(memory)) refuse("memory", "a number of bytes, or one with b, k, m, g or t");
   else if (memory !== undefined) s.limits["memory"] = memory;
   if (d.memorySwap !== undefined && bytes(d.memorySwap) !== memory) refuse("memorySwap", "a sandbox never swaps: leave it out, or make it equal to memory");
   for (const [name, v] of Object.entries(d.ulimits ?? {})) {
@@ -60,11 +61,11 @@ export function settings(d: DockerConfig): Settings {
   return s;
 }
 
-/** Docker's sizes: bytes, or with b, k, m or g. NaN is none of these. */
+/** Docker's sizes: bytes, or with b, k, m, g or t. NaN is none of these. */
 export function bytes(v: string | number | undefined): number | undefined {
   if (v === undefined || typeof v === "number") return v;
-  const m = /^(\d+(?:\.\d+)?)([bkmg]?)b?$/i.exec(v.trim());
-  const unit = { "": 1, b: 1, k: 1 << 10, m: 1 << 20, g: 1 << 30 }[m?.[2]?.toLowerCase() as "k"];
+  const m = /^(\d+(?:\.\d+)?)([bkmgt]?)b?$/i.exec(v.trim());
+  const unit = { "": 1, b: 1, k: 1 << 10, m: 1 << 20, g: 1 << 30, t: 2 ** 40 }[m?.[2]?.toLowerCase() as "k"];
   return m && unit ? Math.round(Number(m[1]) * unit) : Number.NaN;
 }
 

@@ -33,8 +33,14 @@ export const agentName = (instance: string, agent: string) => `openclaw-${instan
 export const newRuntimeId = (prefix: string, instance: string, agent: string, scopeKey: string) =>
   `${prefix}${instance}-${slug(agent, 16)}-${hash(scopeKey, 10)}-${randomBytes(3).toString("hex")}`;
 
-/** The session that a scope is of, if it is of one alone. */
-export const sessionOf = (p: { sessionKey: string; scopeKey: string }) => (p.scopeKey.startsWith(`${p.sessionKey}:workspace:`) ? p.sessionKey : undefined);
+/**
+ * The session that a scope is of, if it is of one alone. A session with attachments, or
+ * one that has to be sandboxed, has a scope by its hash (src/agents/sandbox/shared.ts).
+ */
+export function sessionOf(p: { sessionKey: string; scopeKey: string }): string | undefined {
+  const own = [p.sessionKey, `agent:${agentOf(p.sessionKey)}:required-session:${hash(p.sessionKey, 32)}`];
+  return own.some((o) => p.scopeKey.startsWith(`${o}:workspace:`)) ? p.sessionKey : undefined;
+}
 
 /** Whether a session was spawned by another. */
 export const isSubagent = (sessionKey: string) => /^agent:[^:]+:subagent:/.test(sessionKey);

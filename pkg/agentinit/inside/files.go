@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -64,15 +65,6 @@ func doFileOp(out *records, args []string) (truncated bool, err error) {
 		return false, syscall.Rename(path, rest[0])
 	}
 	return false, syscall.ENOSYS
-}
-
-func has(words []string, word string) bool {
-	for _, w := range words {
-		if w == word {
-			return true
-		}
-	}
-	return false
 }
 
 func errno(err error) syscall.Errno {
@@ -196,13 +188,13 @@ func readFile(out *records, path string) error {
 // RecEnd the sender is gone, and nothing is changed. With exclusive it is linked
 // to path, which fails when there is something (link(2), EEXIST).
 func writeFile(path string, mode uint32, how []string) error {
-	if has(how, "keepmode") {
+	if slices.Contains(how, "keepmode") {
 		if old, err := lstat(-1, path); err == nil && old.Mode&syscall.S_IFMT == syscall.S_IFREG {
 			mode = old.Mode & 0o777
 		}
 	}
 	dir := dirOf(path)
-	if has(how, "parents") && len(dir) > 1 {
+	if slices.Contains(how, "parents") && len(dir) > 1 {
 		if err := makeDir(dir[:len(dir)-1], 0o755, true); err != nil {
 			return err
 		}
@@ -220,7 +212,7 @@ func writeFile(path string, mode uint32, how []string) error {
 		err = e
 	}
 	switch {
-	case err == nil && has(how, "exclusive"):
+	case err == nil && slices.Contains(how, "exclusive"):
 		err = syscall.Link(tmp, path)
 		_ = syscall.Unlink(tmp)
 		return err
