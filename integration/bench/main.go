@@ -26,6 +26,7 @@ type options struct {
 	output           string
 	runtime          string
 	only             string
+	node             string
 }
 
 func main() {
@@ -46,11 +47,12 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.image, "image", ".cache/images/base.oci.tar", "OCI archive to run")
 	f.StringVar(&o.output, "output", "", "file for the numbers as JSON; none when empty")
 	f.StringVar(&o.runtime, "runtime", "crun", "OCI runtime, crun or runc")
-	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, admission, exec, oneshot, tree, runtime, group, audit, egress, import; all when empty")
+	f.StringVar(&o.only, "only", "", "comma-separated stages: fleet, spawn, admission, exec, oneshot, tree, runtime, group, audit, egress, openclaw, import; all when empty")
+	f.StringVar(&o.node, "node", ".cache/openclaw/node/node_modules/node/bin/node", "the Node that OpenClaw runs on")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	for _, p := range []*string{&o.bin, &o.image} {
+	for _, p := range []*string{&o.bin, &o.image, &o.node} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return o, err
 		}
@@ -66,7 +68,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	h, err := newHost(ctx, o, setup{first: firstID, last: lastID})
+	h, err := newHost(ctx, o, setup{first: firstID, last: lastID, config: gatewayConfig})
 	if err != nil {
 		return err
 	}
@@ -92,6 +94,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"group", b.groupStage},
 		{"audit", b.auditStage},
 		{"egress", b.egressStage},
+		{"openclaw", b.openclawStage},
 		// Last: it takes the image away each time.
 		{"import", b.importStage},
 	} {

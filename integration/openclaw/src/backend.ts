@@ -217,7 +217,7 @@ export class Backend {
         if (codeOf(e) === "not_found") return undefined;
         throw e;
       });
-      if (!sb) return { running: false, configLabelMatch: false };
+      if (!sb) return { running: false, configLabelMatch: true }; // nothing is there that could differ
       const want = agentConfig(this.o.config, agentId ?? agentOf(entry.sessionKey)).profile;
       return { running: sb.state === "running" || sb.state === "paused", actualConfigLabel: label(sb), configLabelMatch: !want || want === sb.profile };
     },

@@ -171,7 +171,7 @@ test("the manager knows only what creeld does", async (t) => {
   const m = backend(f.daemon, { agents: { main: { profile: "strict" } } }).manager;
   const entry = (containerName: string) => ({ entry: { containerName, sessionKey: "agent:main:t1:workspace:00" }, config: {} });
   assert.deepEqual(await m.describeRuntime(entry("here")), { running: true, actualConfigLabel: "default (base)", configLabelMatch: false });
-  assert.deepEqual(await m.describeRuntime(entry("gone")), { running: false, configLabelMatch: false });
+  assert.deepEqual(await m.describeRuntime(entry("gone")), { running: false, configLabelMatch: true });
   await m.removeRuntime(entry("here"));
   assert.equal(f.asked.at(-1)?.url, "/v1/sandboxes/here?force=true");
   await assert.rejects(backend(new Daemon("/nowhere/s")).manager.describeRuntime(entry("here")), /cannot be asked/);
