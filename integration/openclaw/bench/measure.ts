@@ -47,7 +47,7 @@ async function timed(f: () => Promise<unknown>): Promise<number> {
 async function exec(h: Handle) {
   const spec = await h.buildExecSpec({ command: "true", env: {}, usePty: false });
   await run(spec.argv, spec.env, 0);
-  await h.finalizeExec({ token: spec.finalizeToken });
+  await h.finalizeExec({ status: "completed", exitCode: 0, token: spec.finalizeToken });
 }
 
 const h = await backend.factory(params("one"));

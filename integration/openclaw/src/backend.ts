@@ -15,6 +15,8 @@ export const backendId = "creel";
 
 /** What a shell helper's output may be: OpenClaw's own bound. */
 const maxOutput = 100 << 20;
+/** What creel exec exits with when it did not come to run the command. */
+const relayFailed = 125;
 /** The part of its parent's memory, processors and tasks that a child asks for: OpenClaw lets an agent have five at once. */
 const share = 5;
 
@@ -198,8 +200,10 @@ export class Backend {
         const { id } = await daemon.prepare(sandbox.id, { command: ["/bin/sh", "-lc", command], env: rest, workdir: dir ?? workdir, stdin: true, kill_tree: true });
         return { argv: relay(id), env: { PATH: "/usr/local/bin:/usr/bin:/bin" }, cwd: "/", stdinMode: "pipe-open", finalizeToken: id, assertCurrent: current };
       },
-      finalizeExec: async ({ token }) => {
-        if (typeof token === "string") await daemon.release(token).catch(() => undefined); // it expires
+      finalizeExec: async ({ status, exitCode, token }) => {
+        // A command that ran has used its id up. What cannot be released expires.
+        const used = status === "completed" && exitCode !== relayFailed;
+        if (typeof token === "string" && !used) await daemon.release(token).catch(() => undefined);
       },
       runShellCommand: async (c) => {
         current();

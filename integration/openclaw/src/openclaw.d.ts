@@ -130,7 +130,7 @@ declare module "openclaw/plugin-sdk/sandbox" {
     workdirRoots?: readonly string[];
     capabilities?: { readOnlyResourceMounts?: boolean };
     buildExecSpec(p: { command: string; workdir?: string; env: Record<string, string>; usePty: boolean }): Promise<ExecSpec>;
-    finalizeExec(p: { token?: unknown }): Promise<void>;
+    finalizeExec(p: { status: "completed" | "failed"; exitCode: number | null; token?: unknown }): Promise<void>;
     runShellCommand(p: CommandParams): Promise<CommandResult>;
     createFsBridge(p: unknown): FsBridge;
   };

@@ -138,9 +138,12 @@ test("a command and its environment are not in the argument vector", async (t) =
   assert.deepEqual(JSON.parse(f.asked.find((a) => a.url.endsWith("/prepare"))?.body ?? ""), {
     command: ["/bin/sh", "-lc", "echo secret-word"], env: { TOKEN: "secret-word" }, workdir: "/workspace/a", stdin: true, kill_tree: true,
   });
-  await h.finalizeExec({ token: spec.finalizeToken });
-  assert.deepEqual(f.asked.at(-1), { method: "DELETE", url: "/v1/prepared/ONCE", body: "" });
-  await h.finalizeExec({});
+  const released = () => f.asked.filter((a) => a.method === "DELETE").map((a) => a.url);
+  await h.finalizeExec({ status: "completed", exitCode: 3, token: spec.finalizeToken });
+  assert.deepEqual(released(), []);
+  for (const end of [{ status: "completed", exitCode: 125 }, { status: "failed", exitCode: null }] as const) await h.finalizeExec({ ...end, token: spec.finalizeToken });
+  assert.deepEqual(released(), ["/v1/prepared/ONCE", "/v1/prepared/ONCE"]);
+  await h.finalizeExec({ status: "failed", exitCode: null });
 });
 
 test("a shell command's relay may fail, write too much or be stopped, and nothing is thrown past it", async (t) => {
