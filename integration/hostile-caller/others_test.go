@@ -1,6 +1,7 @@
 package hostilecaller
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/http"
 	"os"
@@ -70,6 +71,23 @@ func othersSandbox() []attempt {
 		})
 	}
 	return append(list,
+		attempt{name: "others-prepared", tries: "run and release commands that others have prepared, by ids that are guessed", fails: "not_found", do: func(a *attacker) string {
+			first := ""
+			for i := range 100 {
+				id := rand.Text()
+				got := a.askWith("POST", "/v1/prepared/"+id, "Connection: Upgrade\r\nUpgrade: creel-stream\r\n", "").way()
+				if i%2 == 1 {
+					got = a.ask("DELETE", "/v1/prepared/"+id, "").way()
+				}
+				if first == "" {
+					first = got
+				}
+				if got != first {
+					return fmt.Sprintf("%s is answered %s, and another %s", id, got, first)
+				}
+			}
+			return first
+		}},
 		attempt{name: "others-listed", tries: "find others' sandboxes in the list", fails: "not shown", do: func(a *attacker) string {
 			return a.hides(a.ask("GET", "/v1/sandboxes?all=true", ""))
 		}},
