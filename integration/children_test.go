@@ -64,6 +64,7 @@ func TestChildren(t *testing.T) {
 		{"the volume", "-v kept:/k", "", ""},
 		{"the volume, read-only", "-v kept:/k:ro", "", ""},
 		{"a directory of its own", "-v " + private + ":/m:own", "", ""},
+		{"its own in the place of the parent's", "-v " + dir + ":/m -v " + private + ":/m/src:own", "", ""},
 		{"what is not its own", "-v " + private + ":/m", "parent.mounts", "leave it out"},
 		{"strict", "--profile strict --memory 64M", "", ""},
 		{"shorter", "--ttl 10m --idle 1m", "", ""},

@@ -218,7 +218,7 @@ func (sb *sandbox) access(asked []api.Mount, dirs []*os.File) ([]admission.Acces
 	sb.mu.Unlock()
 	ids := make([]store.Mount, len(asked)) // of what is asked for
 	for i, m := range asked {
-		ids[i] = store.Mount{Target: m.Target}
+		ids[i] = store.Mount{Target: m.Target, Own: m.Own}
 		if m.Volume != "" {
 			for _, u := range sb.fixed.Volumes {
 				if u.Name == m.Volume {
@@ -267,7 +267,7 @@ func (sb *sandbox) access(asked []api.Mount, dirs []*os.File) ([]admission.Acces
 
 // covers says whether a child that asks for what the parent has as its mount h
 // does not see what other mounts of the parent's hide there: it asks for all
-// of h, and for each of those in the same place.
+// of h, and for each of those in the same place, or has its own there.
 func covers(h store.Mount, has []store.Mount, asked store.Mount, all []store.Mount) bool {
 	for _, inner := range has {
 		place, in := strings.CutPrefix(inner.Target, h.Target+"/")
@@ -276,7 +276,7 @@ func covers(h store.Mount, has []store.Mount, asked store.Mount, all []store.Mou
 		}
 		same := func(a, b store.Mount) bool { return a.Volume == b.Volume && a.Dev == b.Dev && a.Inode == b.Inode }
 		there := func(m store.Mount) bool {
-			return m.Target == asked.Target+"/"+place && same(m, store.Mount{Volume: inner.Volume, Dev: inner.Dev, Inode: inner.Inode})
+			return m.Target == asked.Target+"/"+place && (m.Own || same(m, store.Mount{Volume: inner.Volume, Dev: inner.Dev, Inode: inner.Inode}))
 		}
 		if h.Volume == "" && (asked.Dev != h.Dev || asked.Inode != h.Inode) || !slices.ContainsFunc(all, there) {
 			return false

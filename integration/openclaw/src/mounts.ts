@@ -1,5 +1,5 @@
 // The mount plan: what OpenClaw's own backends mount for each workspaceAccess.
-import { lstatSync, realpathSync } from "node:fs";
+import { lstatSync, mkdirSync, realpathSync } from "node:fs";
 import path from "node:path";
 import type { CreateParams } from "openclaw/plugin-sdk/sandbox";
 import type { Mount } from "./daemon.ts";
@@ -42,11 +42,10 @@ export function plan(p: Plan): Mount[] {
     }
     if (shared && p.skillsWorkspaceDir) {
       const source = path.join(p.skillsWorkspaceDir, "skills");
-      const target = path.posix.join(p.workdir, ...skillsParts);
-      // creeld makes nothing in a workspace: where there is no place for them, they
-      // are beside it.
-      const place = isDirIn(path.join(root, ...skillsParts), root) ? target : "/openclaw/skills";
-      if (isDirIn(source, p.skillsWorkspaceDir)) last.push({ source, target: place, readonly: true, ...(p.child && { own: true }) });
+      // creeld makes nothing in a workspace, so the place is made here, as Docker makes it.
+      if (isDirIn(source, p.skillsWorkspaceDir) && makeDirs(root, skillsParts)) {
+        last.push({ source, target: path.posix.join(p.workdir, ...skillsParts), readonly: true, ...(p.child && { own: true }) });
+      }
     }
   }
   for (const r of p.readOnlyResourceMounts ?? []) last.push({ source: r.hostPath, target: r.containerPath, readonly: true, ...(p.child && { own: true }) });
@@ -54,6 +53,26 @@ export function plan(p: Plan): Mount[] {
   const byTarget = new Map<string, Mount>();
   for (const m of [...base, ...p.binds, ...last]) byTarget.set(path.posix.normalize(m.target).replace(/(.)\/$/, "$1"), m);
   return [...byTarget].map(([target, m]) => ({ ...m, target, source: real(m.source as string) }));
+}
+
+/**
+ * Makes directories beneath root, by no link; false when there is something else.
+ * The sandbox may change them meanwhile: creeld looks the place up anew, without links.
+ */
+function makeDirs(root: string, parts: string[]): boolean {
+  let dir = root;
+  try {
+    for (const part of parts) {
+      dir = path.join(dir, part);
+      mkdirSync(dir, { recursive: false, mode: 0o755 });
+    }
+  } catch (e) {
+    if ((e as NodeJS.ErrnoException).code !== "EEXIST") return false;
+    if (!lstatSync(dir).isDirectory()) return false;
+    const rest = parts.slice(path.relative(root, dir).split(path.sep).length);
+    return rest.length === 0 || makeDirs(dir, rest);
+  }
+  return true;
 }
 
 function real(dir: string): string {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { test, type TestContext } from "node:test";
@@ -29,7 +29,7 @@ test("the mounts of each access are OpenClaw's", (t) => {
   assert.deepEqual(plan({ ...common, ...rw }), [
     { source: d("agent"), target: "/workspace", protect: true },
     { source: d("agent/skills"), target: "/workspace/skills", readonly: true },
-    { source: d("made/skills"), target: "/openclaw/skills", readonly: true },
+    { source: d("made/skills"), target: "/workspace/.openclaw/sandbox-skills/skills", readonly: true },
   ]);
   assert.ok(!plan({ ...common, ...rw, protect: false }).some((m) => m.protect));
 });
@@ -55,4 +55,14 @@ test("skills that are a link are not mounted, and sources have no links", (t) =>
   symlinkSync(d("elsewhere"), path.join(d("real"), "skills"));
   symlinkSync(d("real"), d("link"));
   assert.deepEqual(plan({ ...common, workspaceDir: d("link"), agentWorkspaceDir: d("link"), access: "none" }), [{ source: d("real"), target: "/workspace" }]);
+});
+
+test("the place of materialised skills is made by no link, and left out where there is something else", (t) => {
+  const d = dirs(t, "a/.openclaw", "b/.openclaw", "c", "made/skills", "elsewhere");
+  symlinkSync(d("elsewhere"), path.join(d("b/.openclaw"), "sandbox-skills"));
+  const at = (ws: string) => plan({ ...common, workspaceDir: ws, agentWorkspaceDir: ws, skillsWorkspaceDir: d("made"), access: "rw" }).map((m) => m.target);
+  const place = "/workspace/.openclaw/sandbox-skills/skills";
+  for (const ws of [d("a"), d("a"), d("c")]) assert.deepEqual(at(ws), ["/workspace", place]);
+  assert.deepEqual(at(d("b")), ["/workspace"]);
+  assert.deepEqual(readdirSync(d("elsewhere")), []);
 });
