@@ -44,8 +44,7 @@ func TestPrepared(t *testing.T) {
 		return nil
 	}
 	code := func(err error) int {
-		var e *exec.ExitError
-		if errors.As(err, &e) {
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
 			return e.ExitCode()
 		}
 		return 0
