@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -232,30 +231,5 @@ func free(label string) bool {
 	return label == "" || label == "unconfined" || len(fields) >= 4 && string(fields[2]) == "unconfined_t"
 }
 
-// as runs fn on a thread that has the peer's ids where the file system looks,
-// and no capability at all. The thread's other ids stay the daemon's: with
-// them, the peer could send it signals (kill(2)) and so end the daemon.
-func (c Cred) as(fn func() error) error {
-	return thread.Do(func() error {
-		// Raw calls, which are this thread's alone. setfsuid(2) and setfsgid(2)
-		// answer the id before; a second call tells whether the first did it.
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.Groups)), uintptr(unsafe.Pointer(unsafe.SliceData(c.Groups))), 0); errno != 0 {
-			return fmt.Errorf("setgroups: %w", errno)
-		}
-		for _, set := range []struct{ nr, id uintptr }{{unix.SYS_SETFSGID, uintptr(c.GID)}, {unix.SYS_SETFSUID, uintptr(c.UID)}} {
-			_, _, _ = unix.RawSyscall(set.nr, set.id, 0, 0)
-			if now, _, _ := unix.RawSyscall(set.nr, ^uintptr(0), 0, 0); now != set.id {
-				return errors.New("the thread does not take the peer's identity")
-			}
-		}
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none, now [2]unix.CapUserData
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			return fmt.Errorf("drop capabilities: %w", err)
-		}
-		if err := unix.Capget(&header, &now[0]); err != nil || now != none {
-			return fmt.Errorf("capabilities are left (%v): %w", now, errors.Join(err))
-		}
-		return fn()
-	})
-}
+// as runs fn with the peer's ids where the file system looks, and no capability.
+func (c Cred) as(fn func() error) error { return thread.As(c.UID, c.GID, c.Groups, fn) }

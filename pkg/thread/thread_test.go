@@ -74,3 +74,36 @@ func TestDoLeavesNoThread(t *testing.T) {
 		runtime.Gosched()
 	}
 }
+
+// TestAs: the file system sees the other ids, and nothing is left of root's rights.
+func TestAs(t *testing.T) {
+	kerneltest.Require(t, kerneltest.Root)
+	dir := t.TempDir()
+	closed := filepath.Join(dir, "closed")
+	if err := errors.Join(os.Mkdir(closed, 0o700), os.Mkdir(filepath.Join(dir, "theirs"), 0o755), os.Chown(filepath.Join(dir, "theirs"), 424242, 434343)); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := os.Open(filepath.Join(dir, "theirs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	root, err := os.Open(closed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	err = thread.As(424242, 434343, nil, func() error {
+		if err := unix.Mkdirat(int(root.Fd()), "new", 0o755); !errors.Is(err, unix.EACCES) {
+			t.Errorf("in a directory of root's: %v", err)
+		}
+		return unix.Mkdirat(int(theirs.Fd()), "new", 0o755)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "theirs", "new"), &st); err != nil || st.Uid != 424242 || st.Gid != 434343 {
+		t.Errorf("it is %+v, %v", st, err)
+	}
+}
