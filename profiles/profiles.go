@@ -5,8 +5,9 @@ package profiles
 
 import "embed"
 
-// FS holds *.toml (isolation profiles), egress/*.toml (presets, see pkg/preset)
-// and seccomp/*.json (system call profiles, see pkg/seccomp).
+// FS holds *.toml (isolation profiles, and protect.toml, see pkg/protect),
+// egress/*.toml (presets, see pkg/preset) and seccomp/*.json (system call profiles,
+// see pkg/seccomp).
 //
 //go:embed *.toml seccomp/*.json egress/*.toml
 var FS embed.FS

@@ -33,6 +33,10 @@ const (
 	maxSource     = 4096 // PATH_MAX; it is for people to read
 )
 
+// maxProtected is how many of a sandbox's mounts may have protect: each is many
+// mounts more, and as many controls in the evidence.
+const maxProtected = 4
+
 // MaxMounts is how many directories and volumes one sandbox may have.
 const MaxMounts = 16
 
@@ -272,13 +276,21 @@ func checkMounts(ps *problems, mounts []api.Mount, p *profile.Profile) {
 		ps.add("mounts", fmt.Sprint(len(mounts)), "none: profile %s has neither host directories nor volumes; creel cp copies files in and out", p.Name)
 		return
 	}
+	protected := 0
 	for i, m := range mounts {
 		field := fmt.Sprintf("mounts[%d].", i)
+		if m.Protect {
+			protected++
+		}
 		switch {
 		case m.Volume != "" && (m.FD != nil || m.Source != ""):
 			ps.add(field+"volume", m.Volume, "a volume or a directory, not both")
 		case m.Volume != "" && m.Own:
 			ps.add(field+"own", "true", "left out for a volume")
+		case m.Protect && (m.Volume != "" || m.ReadOnly):
+			ps.add(field+"protect", "true", "left out: it is for a directory that can be written")
+		case m.Protect && protected > maxProtected:
+			ps.add(field+"protect", "true", "left out: at most %d mounts of a sandbox have it", maxProtected)
 		case m.Volume != "" && !nameRE.MatchString(m.Volume):
 			ps.add(field+"volume", m.Volume, wantName)
 		case m.Volume == "" && m.FD == nil:

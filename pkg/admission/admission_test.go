@@ -76,6 +76,11 @@ func TestResolveProblems(t *testing.T) {
 		{"no volume's name", api.SpawnRequest{Mounts: []api.Mount{{Volume: "../v", Target: "/w"}}}, []string{"mounts[0].volume"}},
 		{"no such home", api.SpawnRequest{Home: "shared"}, []string{"home"}},
 		{"strict keeps nothing", api.SpawnRequest{Profile: "strict", Home: "persistent"}, []string{"home"}},
+		{"protected, and not to be written", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", Target: "/v", Protect: true}, {FD: new(0), Target: "/w", ReadOnly: true, Protect: true}}}, []string{"mounts[0].protect", "mounts[1].protect"}},
+		{"too many protected", api.SpawnRequest{Mounts: []api.Mount{
+			{FD: new(0), Target: "/a", Protect: true}, {FD: new(1), Target: "/b", Protect: true}, {FD: new(2), Target: "/c", Protect: true}, {FD: new(3), Target: "/d", Protect: true},
+			{FD: new(4), Target: "/e"}, {FD: new(5), Target: "/f", Protect: true},
+		}}, []string{"mounts[5].protect"}},
 		{"mounts in a persistent home", api.SpawnRequest{Home: "persistent", Mounts: []api.Mount{{Volume: "v", Target: "/home/agent/v"}, {Volume: "w", Target: "/w"}}}, []string{"mounts[0].target"}},
 		{"another's home as a volume", api.SpawnRequest{Mounts: []api.Mount{{Volume: "other.home", Target: "/w", ReadOnly: true}}}, []string{"mounts[0].volume"}},
 		{"volume over home", api.SpawnRequest{Mounts: []api.Mount{{Volume: "v", Target: "/home/agent"}}}, []string{"mounts[0].target"}},

@@ -32,6 +32,7 @@ type Access int
 const (
 	NoAccess Access = iota
 	ReadAccess
+	ProtectedAccess // writes, but to the names that run on the host later
 	WriteAccess
 )
 
@@ -191,11 +192,15 @@ func (p *Parent) mount(i int, m api.Mount, has Access) api.Rule {
 	}
 	r := api.Rule{
 		Rule: "parent.mounts", Field: fmt.Sprintf("mounts[%d]", i), Asked: clip(what) + access(m.ReadOnly),
-		OK: has == WriteAccess || has == ReadAccess && m.ReadOnly, Allowed: "what the parent has mounted, and what is in it",
+		OK: has == WriteAccess || has == ProtectedAccess && m.Protect || has != NoAccess && m.ReadOnly, Allowed: "what the parent has mounted, and what is in it",
 	}
 	r.Fix = "leave it out"
-	if has == ReadAccess {
+	switch has {
+	case ReadAccess:
 		r.Allowed, r.Fix = "read-only", "mount it read-only (:ro)"
+	case ProtectedAccess:
+		r.Allowed, r.Fix = "with what runs on the host later protected", "mount it with protect (:protect), or read-only (:ro)"
+	case NoAccess, WriteAccess:
 	}
 	return r
 }

@@ -167,7 +167,8 @@ func childOf(t *rapid.T, p *admission.Parent, pa *admission.Admitted, pol admiss
 	var b admission.Birth
 	for i := range draw(t, "mounts", []int{1, 2}) {
 		asked.Mounts = append(asked.Mounts, api.Mount{Source: "/src", FD: new(i), Target: fmt.Sprintf("/m%d", i), ReadOnly: rapid.Bool().Draw(t, "readonly")})
-		b.Mounts = append(b.Mounts, rapid.SampledFrom([]admission.Access{admission.NoAccess, admission.ReadAccess, admission.WriteAccess, admission.WriteAccess}).Draw(t, "access"))
+		asked.Mounts[i].Protect = !asked.Mounts[i].ReadOnly && rapid.Bool().Draw(t, "protect")
+		b.Mounts = append(b.Mounts, rapid.SampledFrom([]admission.Access{admission.NoAccess, admission.ReadAccess, admission.ProtectedAccess, admission.WriteAccess, admission.WriteAccess}).Draw(t, "access"))
 	}
 	full := p.Inherit(asked, pol)
 	c, err := admission.Resolve(full, pol)
@@ -203,7 +204,7 @@ func childOf(t *rapid.T, p *admission.Parent, pa *admission.Admitted, pol admiss
 		}
 	}
 	for i, m := range cr.Mounts {
-		if b.Mounts[i] == admission.NoAccess || b.Mounts[i] == admission.ReadAccess && !m.ReadOnly {
+		if b.Mounts[i] == admission.NoAccess || b.Mounts[i] == admission.ReadAccess && !m.ReadOnly || b.Mounts[i] == admission.ProtectedAccess && !m.ReadOnly && !m.Protect {
 			t.Errorf("mount %d of access %v: %+v", i, b.Mounts[i], m)
 		}
 	}

@@ -137,6 +137,11 @@ type Mount struct {
 	// one in it or above it, mounted in any way at the same time. A child may have
 	// one that its parent has not. Not for a volume.
 	Own bool `json:"own,omitempty"`
+
+	// Protect makes the names that run on the host later read-only in it
+	// (profiles/protect.toml), whether they are there or not. Only for a directory
+	// that can be written.
+	Protect bool `json:"protect,omitempty"`
 }
 
 // Limits are what a sandbox may use. A zero field means the profile's value.

@@ -18,7 +18,8 @@ import (
 	"github.com/creel-sandbox/creel/pkg/client"
 )
 
-// parseMount reads SRC:DST[:OPTION,...], of which the options are ro, rw and own. DST starts with a slash, so a source may
+// parseMount reads SRC:DST[:OPTION,...], of which the options are ro, rw, own
+// and protect. DST starts with a slash, so a source may
 // hold colons. As for docker, a source without a slash is a volume's name,
 // unless it begins with a dot.
 func parseMount(s string) (api.Mount, error) {
@@ -32,8 +33,10 @@ func parseMount(s string) (api.Mount, error) {
 			case "rw":
 			case "own":
 				m.Own = true
+			case "protect":
+				m.Protect = true
 			default:
-				return m, fmt.Errorf("%q: %q is not ro, rw or own", s, o)
+				return m, fmt.Errorf("%q: %q is not ro, rw, own or protect", s, o)
 			}
 		}
 		spec = spec[:i]

@@ -84,7 +84,7 @@ func (f *runFlags) registerSandbox(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE, or pass NAME on")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fl.StringVarP(&r.Workdir, "workdir", "w", "", "start in this directory of the sandbox")
-	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]; DST may lie in another's; :own for a directory that no other sandbox is to have")
+	fl.StringArrayVarP(&f.mounts, "volume", "v", nil, "show a directory or a volume: DIR:DST[:ro] or NAME:DST[:ro]; DST may lie in another's; :own for a directory that no other sandbox is to have, :protect to have what runs on the host later (.git/hooks, .envrc, CI files) read-only in it")
 	fl.StringVar(&r.Agent, "agent", "", "agent it belongs to")
 	fl.StringVar(&r.Parent, "parent", "", "make it a child of this sandbox: with no more than that has, and ending with it")
 	fl.BoolVar(&r.Socket, "grant-socket", false, "let the agent make children of this sandbox, by /run/creel/creel.sock in it")

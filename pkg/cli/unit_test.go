@@ -156,6 +156,8 @@ func TestParseMount(t *testing.T) {
 		bad  bool
 	}{
 		{in: "/a:/b", want: api.Mount{Source: "/a", Target: "/b"}},
+		{in: "/a:/b:own,protect", want: api.Mount{Source: "/a", Target: "/b", Own: true, Protect: true}},
+		{in: "/a:/b:protect", want: api.Mount{Source: "/a", Target: "/b", Protect: true}},
 		{in: "/a:/b:ro", want: api.Mount{Source: "/a", Target: "/b", ReadOnly: true}},
 		{in: "/a:/b:rw", want: api.Mount{Source: "/a", Target: "/b"}},
 		{in: "/with:colon:/b", want: api.Mount{Source: "/with:colon", Target: "/b"}},

@@ -34,6 +34,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/profile"
+	"github.com/creel-sandbox/creel/pkg/protect"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/runtime"
 	"github.com/creel-sandbox/creel/pkg/seccomp"
@@ -71,6 +72,7 @@ type daemon struct {
 	cgroups    *cgroup.Host
 	bus        *events.Bus
 	policy     admission.Policy
+	protect    protect.List
 	filters    map[string]seccomp.Filter
 	seccomp    map[string]*seccomp.Profile
 	hostNS     map[string]uint64
@@ -196,6 +198,9 @@ func (d *daemon) profiles(ctx context.Context) error {
 	}
 	set, err := profile.Load(profiles.FS, own...)
 	if err != nil {
+		return err
+	}
+	if d.protect, err = protect.Load(append([]fs.FS{profiles.FS}, own...)...); err != nil {
 		return err
 	}
 	d.filters, d.seccomp = map[string]seccomp.Filter{}, map[string]*seccomp.Profile{}
@@ -387,6 +392,7 @@ func (d *daemon) sandboxes(ctx context.Context) (err error) {
 			return server.ServeInside(d.actions(), l, in, d.options())
 		},
 		Shares:       d.cfg.Share,
+		Protect:      d.protect,
 		DiskReserve:  int64(d.cfg.Disk.Reserve),
 		MountPaths:   d.cfg.Mounts.Paths,
 		BlindRuntime: d.blind, Spawning: d.records.Spawning, Sign: d.sign,

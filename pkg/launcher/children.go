@@ -255,14 +255,22 @@ func (sb *sandbox) access(asked []api.Mount, dirs []*os.File) ([]admission.Acces
 			if !is || !covers(h, has, ids[i], ids) {
 				continue
 			}
-			if readOnly {
-				out[i] = max(out[i], admission.ReadAccess)
-			} else {
-				out[i] = admission.WriteAccess
-			}
+			out[i] = max(out[i], accessBy(h, readOnly, ids[i]))
 		}
 	}
 	return out, nil
+}
+
+// accessBy is what one of a parent's mounts lets its child have of a directory that
+// it shows. What is protected is known by its place in the whole.
+func accessBy(h store.Mount, readOnly bool, asked store.Mount) admission.Access {
+	switch {
+	case readOnly, h.Protect && (asked.Dev != h.Dev || asked.Inode != h.Inode):
+		return admission.ReadAccess
+	case h.Protect:
+		return admission.ProtectedAccess
+	}
+	return admission.WriteAccess
 }
 
 // covers says whether a child that asks for what the parent has as its mount h

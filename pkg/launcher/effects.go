@@ -15,6 +15,8 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/failpoint"
 	"github.com/creel-sandbox/creel/pkg/mount"
+	"github.com/creel-sandbox/creel/pkg/protect"
+	"github.com/creel-sandbox/creel/pkg/spec"
 	"github.com/creel-sandbox/creel/pkg/steer"
 	"github.com/creel-sandbox/creel/pkg/store"
 	"github.com/creel-sandbox/creel/pkg/undo"
@@ -42,9 +44,7 @@ var effects = []effect{
 	{name: "unix_peers", undo: func(l *Launcher, _ context.Context, id string) error { return l.unguardPeers(id) }, above: []string{"task"}},
 	{name: "socket", undo: func(l *Launcher, _ context.Context, id string) error { return l.removeSocket(id) }},
 	{name: "volumes", undo: func(l *Launcher, _ context.Context, id string) error { return l.releaseVolumes(id) }, above: []string{"mounts", "task"}},
-	{name: "mounts", undo: func(l *Launcher, _ context.Context, id string) error {
-		return mount.Cleanup(filepath.Join(l.dir(id), "mnt"))
-	}, above: []string{"task"}},
+	{name: "mounts", undo: func(l *Launcher, _ context.Context, id string) error { return l.unstage(id) }, above: []string{"task"}},
 	{name: "rootfs", undo: func(l *Launcher, _ context.Context, id string) error { return l.layers.Remove(id) }, above: []string{"container", "task"}},
 	{name: "container", undo: func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteContainer(ctx, id) }, above: []string{"task"}},
 	{name: "task", undo: func(l *Launcher, ctx context.Context, id string) error { return l.Runtime.DeleteTask(ctx, id) }},
@@ -190,6 +190,183 @@ func copyInit(src, dst string) (err error) {
 		return fmt.Errorf("creel-init: %w", err)
 	}
 	return nil
+}
+
+// protect makes names read-only in the trees of mounts that ask for it, before
+// others are attached there. through are the mounts that it makes, by the number
+// of the tree.
+func (s *launch) protect(all []store.Mount) (through map[int][]uint64, err error) {
+	if !slices.ContainsFunc(all, func(m store.Mount) bool { return m.Protect }) {
+		return nil, nil
+	}
+	var targets []string
+	for _, m := range all {
+		targets = append(targets, m.Target)
+	}
+	var trees []int
+	tree := func(i int) protect.Tree {
+		return protect.Tree{Field: fmt.Sprintf("mounts[%d]", i), Staged: all[i].Staged, Target: all[i].Target, Others: targets}
+	}
+	for i, m := range all {
+		if m.Protect {
+			trees = append(trees, i)
+			if err := alone(all, i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	made, err := s.place(all, trees, tree)
+	if err := errors.Join(err, failpoint.Hit("launch.placed")); err != nil {
+		return nil, err
+	}
+	var ps []protect.Placeholder
+	for _, m := range made {
+		ps = append(ps, m.Placeholders...)
+	}
+	empty := filepath.Join(s.l.dir(s.id), "empty")
+	if err := os.WriteFile(empty, nil, 0o444); err != nil {
+		return nil, err
+	}
+	through = map[int][]uint64{}
+	var protected []protect.Mount
+	for _, i := range trees {
+		ms, ids, err := tree(i).Apply(s.l.Protect, ps, empty)
+		if err != nil {
+			return nil, err
+		}
+		protected, through[i] = append(protected, ms...), ids
+		if err := weaken.Protected(all[i].Staged); err != nil {
+			return nil, err
+		}
+	}
+	s.sb.amend(func(r *store.Record) { r.Protected = protected })
+	return through, nil
+}
+
+// alone is nil if no other mount of the same request shows the i-th, or what it is
+// in, without what makes names read-only there.
+func alone(all []store.Mount, i int) error {
+	for j, o := range all {
+		same := o.Dev == all[i].Dev && o.Inode == all[i].Inode
+		if !claims(o) || same && o.Protect {
+			continue
+		}
+		dir, err := os.Open(o.Staged)
+		if err != nil {
+			return err
+		}
+		in, err := mount.Holds(dir, all[i].Staged)
+		_ = dir.Close()
+		if err != nil {
+			return err
+		}
+		if in {
+			return invalid([]api.Problem{{
+				Field: fmt.Sprintf("mounts[%d].readonly", j), Value: "false",
+				Want: fmt.Sprintf("true, or left out: it shows what mounts[%d] protects, without protecting it", i),
+			}})
+		}
+	}
+	return nil
+}
+
+// place makes the placeholders that trees need. They are on record before they are
+// there: where they are no id tells.
+func (s *launch) place(all []store.Mount, trees []int, tree func(int) protect.Tree) (made []protect.Made, err error) {
+	s.l.placeMu.Lock()
+	defer s.l.placeMu.Unlock()
+	held := s.l.placeholders(s.sb)
+	for _, i := range trees {
+		ps, err := tree(i).Plan(s.l.Protect, held)
+		if err != nil {
+			return nil, err
+		}
+		dir, err := dirOf(i, s.Request.Mounts[i], s.dirs)
+		if err != nil {
+			return nil, err
+		}
+		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, protect.Made{Staged: all[i].Staged, Path: path, Dev: all[i].Dev, Inode: all[i].Inode, Placeholders: ps})
+	}
+	s.sb.mu.Lock()
+	next := s.sb.rec
+	next.Placeholders = slices.Clone(made)
+	err = s.sb.putLocked(next)
+	s.sb.mu.Unlock()
+	if err := errors.Join(err, failpoint.Hit("launch.planned")); err != nil {
+		return nil, err
+	}
+	for k, i := range trees {
+		made[k].Placeholders, err = tree(i).Make(s.agentUser(), made[k].Placeholders)
+		s.sb.amend(func(r *store.Record) { r.Placeholders = slices.Clone(made) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	return made, nil
+}
+
+func (s *launch) agentUser() protect.User { return agentUser(&s.sb.fixed) }
+
+func agentUser(r *store.Record) protect.User {
+	agent := r.Sandbox.HostUID + spec.AgentUID
+	return protect.User{UID: agent, GID: agent}
+}
+
+// placeholders are those that all sandboxes but one have on record.
+func (l *Launcher) placeholders(but *sandbox) protect.Held {
+	held := protect.Held{}
+	for _, sb := range l.all() {
+		if sb == but {
+			continue
+		}
+		sb.mu.Lock()
+		held.Add(sb.rec.Placeholders)
+		sb.mu.Unlock()
+	}
+	return held
+}
+
+// unstage unmounts what is staged for a sandbox, and then removes the placeholders
+// that no other one has: before, they are busy.
+func (l *Launcher) unstage(id string) error {
+	dir := filepath.Join(l.dir(id), "mnt")
+	l.mu.Lock()
+	sb := l.sandboxes[id]
+	l.mu.Unlock()
+	if sb == nil {
+		return mount.Cleanup(dir)
+	}
+	sb.mu.Lock()
+	made := slices.Clone(sb.rec.Placeholders)
+	sb.mu.Unlock()
+	dirs := make([]*os.File, len(made))
+	for i, m := range made {
+		if dirs[i] = m.Open(); dirs[i] != nil {
+			defer dirs[i].Close()
+		}
+	}
+	if err := errors.Join(mount.Cleanup(dir), failpoint.Hit("undo.placeholders")); err != nil || len(made) == 0 {
+		return err
+	}
+	l.placeMu.Lock()
+	defer l.placeMu.Unlock()
+	held := l.placeholders(sb)
+	var left []protect.Made
+	var errs []error
+	caller := protect.User{UID: sb.fixed.Sandbox.Caller.UID, GID: sb.fixed.Sandbox.Caller.GID, Groups: sb.fixed.Groups}
+	for i, m := range made {
+		ps, err := m.Remove(dirs[i], l.HostMounts, agentUser(&sb.fixed), caller, held)
+		if errs = append(errs, err); len(ps) > 0 {
+			m.Placeholders = ps
+			left = append(left, m)
+		}
+	}
+	sb.amend(func(r *store.Record) { r.Placeholders, r.Protected = left, nil }) // others do not wait for it
+	return errors.Join(errs...)
 }
 
 // guardPeers has the kernel refuse connections of Unix sockets between the

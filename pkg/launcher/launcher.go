@@ -54,6 +54,7 @@ import (
 	"github.com/creel-sandbox/creel/pkg/peer"
 	"github.com/creel-sandbox/creel/pkg/policy"
 	"github.com/creel-sandbox/creel/pkg/proctree"
+	"github.com/creel-sandbox/creel/pkg/protect"
 	"github.com/creel-sandbox/creel/pkg/reserve"
 	"github.com/creel-sandbox/creel/pkg/retention"
 	"github.com/creel-sandbox/creel/pkg/rootfs"
@@ -168,6 +169,8 @@ type Options struct {
 	// Serve answers on a sandbox's own socket, for a caller who is in it, to
 	// peers of some host uids, until stop, which waits for what is under way.
 	Serve func(l *net.UnixListener, in server.Inside) (stop func(), err error)
+	// Protect are the names that are read-only in mounts that ask for it.
+	Protect protect.List
 	// MountPaths lets requests name directories by path.
 	MountPaths bool
 
@@ -209,6 +212,7 @@ type Launcher struct {
 	keys     spentKeys
 
 	claimMu sync.Mutex // directories are claimed by one launch at a time; before mu
+	placeMu sync.Mutex // placeholders are made, shared and removed by one at a time; before mu
 	// secretMu is held for reading from a policy's being read, secrets and all,
 	// until a creel-egress has it, and for writing while one that runs is changed.
 	secretMu sync.RWMutex

@@ -63,20 +63,24 @@ func (s *launch) stageMounts(ctx context.Context) error {
 		}
 		all = append(all, rec)
 	}
-	if err := errors.Join(nest(all), failpoint.Hit("launch.nested")); err != nil {
+	if err := s.claim(ctx, all); err != nil {
 		return err
 	}
-	return s.claim(ctx, all)
+	through, err := s.protect(all)
+	if err != nil {
+		return err
+	}
+	return errors.Join(nest(all, through), failpoint.Hit("launch.nested"))
 }
 
 // nest puts mounts whose targets are in one another together.
-func nest(ms []store.Mount) error {
+func nest(ms []store.Mount, through map[int][]uint64) error {
 	if failpoint.On("layer.mount.nested") {
 		return nil
 	}
 	places := make([]mount.Place, len(ms))
 	for i, m := range ms {
-		places[i] = mount.Place{Staged: m.Staged, Target: m.Target}
+		places[i] = mount.Place{Staged: m.Staged, Target: m.Target, Through: through[i]}
 	}
 	return mount.Nest(places)
 }
@@ -100,7 +104,7 @@ func (s *launch) stageDir(ctx context.Context, i int, staged string, users *os.F
 	if err := weaken.Mount(staged, m.Source); err != nil {
 		return store.Mount{}, err
 	}
-	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly, Own: m.Own}, nil
+	return store.Mount{Staged: staged, Target: m.Target, Dev: tree.Dev, Inode: tree.Inode, ReadOnly: m.ReadOnly, Own: m.Own, Protect: m.Protect}, nil
 }
 
 // openPaths opens what the request's mounts name by path alone, as the caller
@@ -419,7 +423,7 @@ func (l *Launcher) specOf(r *store.Record) spec.Sandbox {
 		s.TrustSource = l.trustDir(&r.Sandbox)
 	}
 	for _, m := range r.Mounts {
-		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly})
+		s.Mounts = append(s.Mounts, spec.Mount{Source: m.Staged, Target: m.Target, ReadOnly: m.ReadOnly, Tree: m.Protect})
 	}
 	return s
 }
@@ -478,6 +482,16 @@ func expectedMounts(sb *sandbox, files map[string]verify.FileID) []verify.Mount 
 		// The whole of that volume, by its device.
 		i := slices.IndexFunc(ms, func(v verify.Mount) bool { return v.Target == m.Target })
 		ms[i].FSType, ms[i].Source, ms[i].Root, ms[i].Writable = "ext4", m.Device, "/", !m.ReadOnly
+	}
+	for _, p := range rec.Protected {
+		v := verify.Mount{Target: p.Target, Flags: []string{"nosuid", "nodev"}, Writable: !p.ReadOnly, File: verify.FileID{Dev: p.Dev, Ino: p.Inode}}
+		if p.ReadOnly {
+			v.Flags = append(v.Flags, "ro")
+		}
+		if !p.Empty {
+			v.Flags = append(v.Flags, "idmapped")
+		}
+		ms = append(ms, v)
 	}
 	for _, d := range devices {
 		ms = append(ms, verify.Mount{Target: d.path, Device: d.dev})

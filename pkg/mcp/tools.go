@@ -67,8 +67,11 @@ func (s *server) instructions() string {
 	b.WriteString("Commands run in sandboxes on this machine, as user agent, with limits on memory, processors, processes and time.")
 	for _, m := range s.Spawn.Mounts {
 		access := "read and write"
-		if m.ReadOnly {
+		switch {
+		case m.ReadOnly:
 			access = "read-only"
+		case m.Protect:
+			access += ", but git hooks, CI, editor and shell configuration in it are read-only"
 		}
 		fmt.Fprintf(&b, " %s (%s) is a directory of the user's, the same in every sandbox.", m.Target, access)
 	}

@@ -16,6 +16,10 @@ import (
 type Place struct {
 	Staged string // as Target of [Request] and [Volume]
 	Target string // absolute and clean; no two are equal
+
+	// Through are the ids of mounts that are attached in it already, and in which
+	// others' targets may lie (pkg/protect).
+	Through []uint64
 }
 
 // Nest attaches each staged mount whose target lies in another's there: in the
@@ -92,14 +96,16 @@ func attachIn(outer, inner Place) error {
 		return err
 	}
 	point, err := unix.Openat2(root, rel, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		// A mount in the way would hold inner more closely, and be outer.
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | outer.resolve(),
 	})
 	if err != nil {
 		return err
 	}
 	defer unix.Close(point)
+	if err := outer.holds(root, point); err != nil {
+		return err
+	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, inner.Staged, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("clone the staged mount: %v", err) //nolint:errorlint // the same
@@ -107,6 +113,31 @@ func attachIn(outer, inner Place) error {
 	defer unix.Close(tree)
 	if err := unix.MoveMount(tree, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach it: %w", err) // ENOENT: the mount point was removed since
+	}
+	return nil
+}
+
+// resolve keeps the look-up on the tree's own mount: another in the way would hold
+// the inner one more closely, and be outer.
+func (p Place) resolve() uint64 {
+	if len(p.Through) > 0 {
+		return 0 // holds asks where it ended
+	}
+	return unix.RESOLVE_NO_XDEV
+}
+
+// holds says whether a point is on the tree's own mount or one of Through.
+func (p Place) holds(root, point int) error {
+	own, err := mountID(root)
+	if err != nil {
+		return err
+	}
+	at, err := mountID(point)
+	if err != nil {
+		return err
+	}
+	if at != own && !slices.Contains(p.Through, at) {
+		return unix.EXDEV
 	}
 	return nil
 }

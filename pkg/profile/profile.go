@@ -251,6 +251,9 @@ func (p *Profile) Root() bool { return p.User == api.UserRoot }
 // Set is the profiles of a daemon by name.
 type Set map[string]*Profile
 
+// protectFile is beside the profiles and is none: see pkg/protect.
+const protectFile = "protect.toml"
+
 // Load reads every NAME.toml of the embedded profiles and then of each
 // override directory, whose files win. A file that cannot be read or is wrong
 // is an error: a profile that silently fell back would be weaker than asked.
@@ -262,6 +265,9 @@ func Load(embedded fs.FS, overrides ...fs.FS) (Set, error) {
 			return nil, err
 		}
 		for _, name := range names {
+			if name == protectFile {
+				continue
+			}
 			text, err := fs.ReadFile(fsys, name)
 			if err != nil {
 				return nil, fmt.Errorf("profile %s: %w", name, err)

@@ -101,6 +101,7 @@ type Mount struct {
 	Source   string // under the daemon's run directory; already id-mapped
 	Target   string
 	ReadOnly bool
+	Tree     bool // there are mounts in it already, which come with it
 }
 
 // Tmpfs is a sized tmpfs, nosuid and nodev.

@@ -185,7 +185,7 @@ func mounts(s Sandbox) []specs.Mount {
 		if slices.ContainsFunc(s.Mounts, func(o Mount) bool { return inner(o, m) }) {
 			continue // it is in that one's tree
 		}
-		if slices.ContainsFunc(s.Mounts, func(o Mount) bool { return inner(m, o) }) {
+		if m.Tree || slices.ContainsFunc(s.Mounts, func(o Mount) bool { return inner(m, o) }) {
 			bind.Options[0] = "rbind" // the other options are of the outermost alone
 		}
 		ms = append(ms, bind)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/approval"
+	"github.com/creel-sandbox/creel/pkg/protect"
 	"github.com/creel-sandbox/creel/pkg/secrets"
 
 	bolt "go.etcd.io/bbolt"
@@ -89,6 +90,12 @@ type Record struct {
 	// Mounts are the staged mounts, in the order they were made.
 	Mounts []Mount `json:"mounts,omitempty"`
 
+	// Protected are the mounts that protect names in those. Placeholders are what
+	// was made on the host for that, on record before it is made and until it is
+	// removed.
+	Protected    []protect.Mount `json:"protected,omitempty"`
+	Placeholders []protect.Made  `json:"placeholders,omitempty"`
+
 	// Volumes are those the sandbox uses, from its intent on and until Clean.
 	Volumes []VolumeUse `json:"volumes,omitempty"`
 
@@ -122,6 +129,7 @@ type Mount struct {
 	Inode    uint64 `json:"inode,omitempty"`
 	ReadOnly bool   `json:"readonly,omitempty"`
 	Own      bool   `json:"own,omitempty"` // as api.Mount has it
+	Protect  bool   `json:"protect,omitempty"`
 
 	// Volume is the id of a volume, which has no Dev and Inode, and Device
 	// the loop device that it is mounted from.

@@ -144,6 +144,19 @@ func Mount(staged, source string) error {
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, staged, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
+// Protected lets everything in a staged mount be written, or takes away what is
+// mounted in it.
+func Protected(staged string) error {
+	switch {
+	case !failpoint.Enabled:
+	case failpoint.On("layer.mount.protect"):
+		return unix.MountSetattr(unix.AT_FDCWD, staged, unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
+	case failpoint.On("layer.mount.unprotected"):
+		return unix.Unmount(staged+"/.envrc", unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	return nil
+}
+
 // otherInit is a second copy of creel-init beside the sandbox's own.
 const otherInit = ".other"
 
