@@ -141,11 +141,31 @@ $(PACKAGES): $(IMAGE) | bin/creel
 	@bin/creel image build --output $@.new --ref packages --package apt --package npm --package cargo base
 	@mv -f $@.new $@
 
+# OpenClaw and its Node, for the tests alone.
+OPENCLAW := .cache/openclaw/inst/node_modules/openclaw/openclaw.mjs
+
+.PHONY: deps-openclaw
+deps-openclaw: $(OPENCLAW) ## Install the pinned openclaw and Node, by npm, into .cache/openclaw
+
+$(OPENCLAW): $(STAMPS)/openclaw-$(OPENCLAW_VERSION) $(STAMPS)/node-$(NODE_VERSION)
+	@hack/openclaw.sh deps $(NODE_VERSION) $(OPENCLAW_VERSION)
+	@touch $@
+
+# The plugin as its users install it.
+PLUGIN := .cache/openclaw/creel-openclaw.tgz
+
+.PHONY: plugin
+plugin: $(PLUGIN) ## Build and pack the plugin for OpenClaw
+
+$(PLUGIN): $(OPENCLAW) $(shell find integration/openclaw -not -path '*/node_modules*' -not -path '*/dist*' -not -path '*/e2e*' -type f)
+	@echo "building the plugin for OpenClaw"
+	@hack/openclaw.sh plugin
+
 ##@ Test
 
 # What the machine of "make test" promises: a test that needs one of these and
 # does not find it fails instead of skipping.
-PROMISED := root,idmap,bin,base-image,packages-image,landlock,curl,go,python3,users,terminal
+PROMISED := root,idmap,bin,base-image,packages-image,landlock,curl,go,python3,users,terminal,openclaw
 
 UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 
@@ -153,7 +173,7 @@ UNIT = $$($(GO) list ./... | grep -v /creel/integration)
 test: ## All that CI runs, in order, with the time of each stage (as root)
 	@test "$$(id -u)" = 0 || { echo "make test: must run as root; make test-unit does not" >&2; exit 1; }
 	@CREEL_TEST_REQUIRE=$${CREEL_TEST_REQUIRE-$(PROMISED)} hack/stages.sh $(MAKE) \
-		deps! deps-test! tools! build! cross lint image! image-packages! test-bare test-unit test-race test-fuzz-seeds test-integration test-caller test-vm
+		deps! deps-test! tools! build! cross lint image! image-packages! plugin test-bare test-unit test-race test-fuzz-seeds test-integration test-caller test-openclaw test-vm
 
 .PHONY: test-unit
 test-unit: ## Unit and golden tests, no cgo; any user
@@ -178,7 +198,12 @@ fuzz: ## Fuzz each target for FUZZTIME (60s)
 
 .PHONY: test-integration
 test-integration: deps-test tools build build-failpoint image image-packages ## Tests against a real containerd; T=Name runs one (as root)
-	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') $$($(GO) list ./integration/... | grep -v /hostile-caller)
+	@CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 30m $(if $(T),-v -run '$(T)') $$($(GO) list ./integration/... | grep -vE '/hostile-caller|/openclaw/')
+
+.PHONY: test-openclaw
+test-openclaw: deps-test tools build build-failpoint image plugin ## The plugin in the real openclaw, with a real daemon; T=Name runs one (as root)
+	@hack/openclaw.sh test
+	@CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m $(if $(T),-v -run '$(T)') ./integration/openclaw/e2e
 
 .PHONY: test-caller
 test-caller: deps-test tools build build-failpoint ## An ordinary user with the socket tries to become more (as root)
@@ -195,7 +220,7 @@ test-vm: tools build build-failpoint image deps-vm ## The same on the target pla
 # Beside the integration tests, the packages with tests that have a long form.
 SOAK = ./pkg/launcher ./pkg/peer ./pkg/runtime ./pkg/volume
 .PHONY: soak
-soak: tools build build-failpoint image ## Long forms of the tests, hours (as root)
+soak: tools build build-failpoint image plugin ## Long forms of the tests, hours (as root)
 	@CREEL_SOAK=1 CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 6h $(SOAK) ./integration/...
 	@hack/fuzz.sh $(FUZZTIME)
 

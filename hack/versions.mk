@@ -14,6 +14,11 @@ CRUN_VERSION := 1.21
 CRUN_SUITE   := trixie
 CRUN_SHA256  := 4bfb700e764a4804a4de3ecf07753f4c391005356d60356df65d80ae0914c486
 
+# OpenClaw, which the plugin of integration/openclaw is tested in, and the Node
+# that it runs on: packages of the npm registry.
+OPENCLAW_VERSION := 2026.9.6
+NODE_VERSION     := 24.21.0
+
 # Linter, run from .cache/tools.
 GOLANGCI_VERSION := v2.15.0
 

@@ -63,6 +63,11 @@ type Options struct {
 	StateMiB int
 	// Blind puts that containerd in a mount namespace of its own.
 	Blind bool
+	// Group is the socket's group, by name; the socket is root's alone when empty.
+	Group string
+	// Patience is how long the lab may be in use, where that is longer than a
+	// test's usual time.
+	Patience time.Duration
 }
 
 // numbers keeps the id ranges of concurrent labs apart.
@@ -108,7 +113,7 @@ run_dir = %q
 state_dir = %q
 bin_dir = %q
 socket = %q
-socket_group = ""
+socket_group = %q
 profiles_dir = %q
 [cgroup]
 root = %q
@@ -117,7 +122,7 @@ first = %#x
 last = %#x
 [log]
 level = "debug"
-`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), programs, l.Socket, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
+`, filepath.Join(dir, "run"), filepath.Join(dir, "state"), programs, l.Socket, o.Group, filepath.Join(dir, "profiles"), l.cgroup, first, first+ranges<<16-1)
 	if o.Foreign {
 		// crun refuses cgroup hierarchies of both versions, which only
 		// creeld's own mount namespace hides.
@@ -130,7 +135,7 @@ level = "debug"
 		o.Config += "\n[host]\nmemory = \"0\"\npids = 0\nmemory_pressure = 0.0\nio_pressure = 0.0\n"
 	}
 	l.write(l.config, o.Top+"\n"+text+o.Config)
-	stuck := time.AfterFunc(patience(), l.stuck)
+	stuck := time.AfterFunc(max(o.Patience, patience()), l.stuck)
 	tb.Cleanup(func() { l.close(); stuck.Stop() })
 	if o.StateMiB > 0 {
 		l.makeState(o.StateMiB)
