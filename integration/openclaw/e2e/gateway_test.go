@@ -57,10 +57,8 @@ func newGateway(tb testing.TB, w *world, name string) *gateway {
 		}
 	}
 	// npm, by which plugins are installed, asks nobody.
-	npmrc := filepath.Join(g.Dir, "home", ".npmrc")
-	if err := os.WriteFile(npmrc, []byte("offline=true\naudit=false\nfund=false\nupdate-notifier=false\n"), 0o644); err != nil {
-		tb.Fatal(err)
-	}
+	g.file(filepath.Join(g.Dir, "home", ".npmrc"), "offline=true\naudit=false\nfund=false\nupdate-notifier=false\n")
+	g.file(g.Log, "")
 	g.port = freePort(tb)
 	config["gateway"] = obj{
 		"mode": "local", "port": g.port, "bind": "loopback", "auth": obj{"mode": "token", "token": token},
@@ -88,10 +86,16 @@ func (g *gateway) configPath() string { return filepath.Join(g.Dir, "openclaw.js
 func (g *gateway) write(config obj) {
 	g.tb.Helper()
 	text, err := json.MarshalIndent(config, "", "\t")
-	if err == nil {
-		err = errors.Join(os.WriteFile(g.configPath(), text, 0o600), os.Chown(g.configPath(), gatewayUID, gatewayUID))
-	}
 	if err != nil {
+		g.tb.Fatal(err)
+	}
+	g.file(g.configPath(), string(text))
+}
+
+// file is one of the user's.
+func (g *gateway) file(path, text string) {
+	g.tb.Helper()
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chown(path, gatewayUID, gatewayUID)); err != nil {
 		g.tb.Fatal(err)
 	}
 }
@@ -152,6 +156,16 @@ func (g *gateway) install(archive string, plugin obj) {
 	entry["config"], plugins["allow"] = plugin, []string{"creel"}
 	g.config = config
 	g.write(config)
+}
+
+// installed is where openclaw has put the plugin.
+func (g *gateway) installed() string {
+	g.tb.Helper()
+	found, _ := filepath.Glob(filepath.Join(g.Dir, "state", "npm", "projects", "*", "node_modules", "@creel-sandbox", "openclaw"))
+	if len(found) != 1 {
+		g.tb.Fatalf("the plugin is in %q", found)
+	}
+	return found[0]
 }
 
 // start starts the gateway and waits until it is ready.

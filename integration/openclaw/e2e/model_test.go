@@ -21,7 +21,8 @@ import (
 type obj = map[string]any
 
 // call is one use of a tool, a step what the model does in one answer. It may
-// depend on what came of the calls before it.
+// depend on what came of the calls before it, and is asked for again with each
+// question after it.
 type (
 	call struct {
 		tool string
@@ -151,19 +152,41 @@ func others(text string) bool {
 	return false
 }
 
-// next is what the model does now: nil is its last word.
+// next is what the model does now; nothing is its last word.
 func (m *model) next(q question) (string, []call) {
+	id, s, results := m.heard(q)
+	if s == nil {
+		return "", nil // a question of OpenClaw's own, as for a title
+	}
+	n := 0
+	for _, st := range s.steps {
+		calls := st(results[:n]) // it may wait for the test
+		if n += len(calls); n > len(results) {
+			return id, calls
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !s.ended {
+		s.ended = true
+		close(s.done)
+	}
+	return id, nil
+}
+
+// heard finds the script that a question is about, and keeps what it tells.
+func (m *model) heard(q question) (string, *script, []string) {
 	at, id := -1, ""
 	for i, msg := range q.Messages {
 		if found := marker.FindStringSubmatch(string(msg.Content)); msg.Role == "user" && found != nil && !others(string(msg.Content)) {
 			at, id = i, found[1]
 		}
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	s := m.scripts[id]
 	if s == nil {
-		return "", nil // a question of OpenClaw's own, as for a title
+		return "", nil, nil
 	}
 	s.begun = true
 	s.results, s.told, s.tools = nil, nil, nil
@@ -178,18 +201,7 @@ func (m *model) next(q question) (string, []call) {
 	for _, t := range q.Tools {
 		s.tools = append(s.tools, t.Function.Name)
 	}
-	n := 0
-	for _, st := range s.steps {
-		calls := st(s.results[:n])
-		if n += len(calls); n > len(s.results) {
-			return id, calls
-		}
-	}
-	if !s.ended {
-		s.ended = true
-		close(s.done)
-	}
-	return id, nil
+	return id, s, s.results
 }
 
 // complete answers as a stream of events.

@@ -93,7 +93,7 @@ func (w *world) config(dir string) obj {
 			"baseUrl": w.model.URL, "apiKey": "mock-key", "api": "openai-completions",
 			"models": []obj{{"id": "mock-1", "name": "Mock", "reasoning": false, "input": []string{"text"}, "contextWindow": 128000, "maxTokens": 4096}},
 		}}},
-		"tools": obj{"toolSearch": false},
+		"tools": obj{"toolSearch": false, "sessions_spawn": obj{"attachments": obj{"enabled": true}}},
 		"agents": obj{
 			"ownership": "explicit",
 			"defaults": obj{
@@ -121,6 +121,6 @@ func (w *world) config(dir string) obj {
 func (w *world) plugin() obj {
 	return obj{
 		"socket": w.Socket, "creel": filepath.Join(w.Lab.Dir, "creel"), "image": "base",
-		"agents": obj{"noimage": obj{"image": "nosuch"}, "noprofile": obj{"profile": "nosuch"}},
+		"agents": obj{"noimage": obj{"image": "nosuch"}, "noprofile": obj{"profile": "nosuch"}, "rw": obj{"protect": false}},
 	}
 }
