@@ -26,7 +26,7 @@ import (
 // creel was killed before, and nobody by another's.
 func TestIdentity(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage, kerneltest.Go)
-	web := newSite(t)
+	web := lab.NewSite(t)
 	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: "[identity]\ntrust_domain = \"box.example.com\"\n"})
 	dir := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "svidclient"), "./svidclient")
@@ -121,7 +121,7 @@ func TestIdentity(t *testing.T) {
 
 // mutual serves who has a certificate of the bundle's, and tells each who it is, at
 // the port that is given.
-func mutual(t *testing.T, web *site, bundle *x509bundle.Bundle) int {
+func mutual(t *testing.T, web *lab.Site, bundle *x509bundle.Bundle) int {
 	t.Helper()
 	cfg := tlsconfig.MTLSWebServerConfig(&web.Certificate, bundle, tlsconfig.AuthorizeAny())
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", cfg)

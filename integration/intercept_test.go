@@ -1,25 +1,14 @@
 package integration_test
 
 import (
-	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,72 +16,6 @@ import (
 	"github.com/creel-sandbox/creel/pkg/api"
 	"github.com/creel-sandbox/creel/pkg/kerneltest"
 )
-
-// site is an HTTPS server on the box's loopback, which host.creel.internal is.
-type site struct {
-	*http.ServeMux
-	Port  int
-	Roots string // a file, for egress.roots
-	// Certificate is what it shows, signed by itself.
-	Certificate tls.Certificate
-
-	mu   sync.Mutex
-	seen []*http.Request
-}
-
-func newSite(t *testing.T) *site {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the test's own"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"host.creel.internal"}, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &site{ServeMux: http.NewServeMux(), Roots: filepath.Join(t.TempDir(), "roots.pem"), Certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
-	var text bytes.Buffer
-	if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(s.Roots, text.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Port = l.Addr().(*net.TCPAddr).Port
-	srv := &http.Server{
-		ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{s.Certificate}},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s.mu.Lock()
-			s.seen = append(s.seen, r.Clone(t.Context()))
-			s.mu.Unlock()
-			s.ServeHTTP(w, r)
-		}),
-	}
-	t.Cleanup(func() { srv.Close() })
-	go func() { _ = srv.ServeTLS(l, "", "") }()
-	return s
-}
-
-// requests are those that came since the last call.
-func (s *site) requests() []*http.Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	seen := s.seen
-	s.seen = nil
-	return seen
-}
-
-func (s *site) url(path string) string {
-	return fmt.Sprintf("https://host.creel.internal:%d%s", s.Port, path)
-}
 
 // repository is a directory with a bare git repository that any web server can
 // serve.
@@ -119,7 +42,7 @@ func repository(t *testing.T) string {
 // tools that agents use, and the agent is told what was refused.
 func TestIntercept(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage, kerneltest.Program("git"))
-	s := newSite(t)
+	s := lab.NewSite(t)
 	s.HandleFunc("/public/hello", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello by HTTP/%d\n", r.ProtoMajor) })
 	s.HandleFunc("/public/echo", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	s.Handle("/public/git/", http.StripPrefix("/public/git/", http.FileServer(http.Dir(repository(t)))))
@@ -138,16 +61,16 @@ func TestIntercept(t *testing.T) {
 	works := func(when string) {
 		t.Helper()
 		for _, tt := range []struct{ script, want string }{
-			{"curl -sS " + s.url("/public/hello"), "hello by HTTP/2"},
-			{"curl -sS --http1.1 " + s.url("/public/hello"), "hello by HTTP/"},
-			{"python3 -c 'import urllib.request as u; print(u.urlopen(\"" + s.url("/public/hello") + "\").read().decode())'", "hello by HTTP/"},
-			{"curl -sS -x http://127.0.0.1:3128 " + s.url("/public/hello"), "hello by HTTP/"},
+			{"curl -sS " + s.URL("/public/hello"), "hello by HTTP/2"},
+			{"curl -sS --http1.1 " + s.URL("/public/hello"), "hello by HTTP/"},
+			{"python3 -c 'import urllib.request as u; print(u.urlopen(\"" + s.URL("/public/hello") + "\").read().decode())'", "hello by HTTP/"},
+			{"curl -sS -x http://127.0.0.1:3128 " + s.URL("/public/hello"), "hello by HTTP/"},
 			{"curl -sS -x http://127.0.0.1:3128 https://example.com/", "curl: (56) "},
-			{"curl -sS " + s.url("/private"), "creel: GET " + s.url("/private") + " is not allowed by the request"},
-			{"curl -sS -d x " + s.url("/public/echo"), "creel: POST "},
-			{"rm -rf /tmp/r; git clone -q " + s.url("/public/git/r.git") + " /tmp/r && git -C /tmp/r log --format=%s", "of the test"},
-			{"python3 -c 'from pip._vendor import requests as r; print(r.get(\"" + s.url("/public/hello") + "\").text)'", "hello by HTTP/"},
-			{"env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS " + s.url("/public/hello"), "curl: (60) "}, // by none but its own store
+			{"curl -sS " + s.URL("/private"), "creel: GET " + s.URL("/private") + " is not allowed by the request"},
+			{"curl -sS -d x " + s.URL("/public/echo"), "creel: POST "},
+			{"rm -rf /tmp/r; git clone -q " + s.URL("/public/git/r.git") + " /tmp/r && git -C /tmp/r log --format=%s", "of the test"},
+			{"python3 -c 'from pip._vendor import requests as r; print(r.get(\"" + s.URL("/public/hello") + "\").text)'", "hello by HTTP/"},
+			{"env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS " + s.URL("/public/hello"), "curl: (60) "}, // by none but its own store
 		} {
 			if got := inside(tt.script); !strings.HasPrefix(got, tt.want) {
 				t.Errorf("%s: %s: got %q, want %q", when, tt.script, got, tt.want)
@@ -155,7 +78,7 @@ func TestIntercept(t *testing.T) {
 		}
 	}
 	works("at first")
-	for _, r := range s.requests() {
+	for _, r := range s.Requests() {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, "/public/") {
 			t.Errorf("arrived: %s %s", r.Method, r.URL)
 		}
@@ -219,7 +142,7 @@ func awaitSpent(t *testing.T, l *lab.Lab, id, budget string, times int) {
 // killed, and ends it when it is used up, with a reason that says so.
 func TestBudget(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage)
-	s := newSite(t)
+	s := lab.NewSite(t)
 	s.HandleFunc("/a", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
 	s.HandleFunc("/much", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 300_000)) })
 	l := lab.New(t, lab.Options{Image: kerneltest.BaseImagePath(), Config: fmt.Sprintf("[egress]\nroots = %q\n", s.Roots)})
@@ -242,7 +165,7 @@ func TestBudget(t *testing.T) {
 			}
 			id := strings.TrimSpace(out)
 			ask := func() (string, int) {
-				out, errOut, code := l.Creel("exec", id, "--", "curl", "-ksS", "-o", "/dev/null", "-w", "%{http_code}", s.url(tt.path))
+				out, errOut, code := l.Creel("exec", id, "--", "curl", "-ksS", "-o", "/dev/null", "-w", "%{http_code}", s.URL(tt.path))
 				return out + errOut, code
 			}
 			for i := range tt.works {

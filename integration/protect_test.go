@@ -503,7 +503,7 @@ func TestProtectOutside(t *testing.T) {
 	dir := checkout(t)
 	id := started(t, l, "-v", dir+":/w:protect")
 	onHost(t, "cd "+dir+" && echo settings >.vscode/settings.json && echo direct >.envrc && echo made >.zed/tasks.json")
-	if out, res := l.Sh(id, "cd /w && cat .vscode/settings.json .envrc .zed/tasks.json && ! echo >.zed/x"); !strings.HasPrefix(out, "settings\ndirect\nmade\n") || res.ExitCode != 0 {
+	if out, res := l.Sh(id, "exec 2>&1; cd /w && cat .vscode/settings.json .envrc .zed/tasks.json && ! echo >.zed/x"); !strings.HasPrefix(out, "settings\ndirect\nmade\n") || res.ExitCode != 0 {
 		t.Errorf("%q, %+v", out, res)
 	}
 	if failed := provenNow(t, l, id); len(failed) > 0 {

@@ -23,7 +23,7 @@ import (
 func TestSecretByNode(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.PackagesImage)
 	const token = "npm_4711-of-the-test"
-	s := newSite(t)
+	s := lab.NewSite(t)
 	tarball := nodePackage(t)
 	integrity := sha512.Sum512(tarball)
 	authorized := func(h http.HandlerFunc) http.HandlerFunc {
@@ -38,7 +38,7 @@ func TestSecretByNode(t *testing.T) {
 	s.HandleFunc("/npm/demo", authorized(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, `{"name":"demo","dist-tags":{"latest":"1.0.0"},"versions":{"1.0.0":{"name":"demo","version":"1.0.0","dist":{"tarball":%q,"integrity":"sha512-%s"}}}}`,
-			s.url("/npm/demo/-/demo-1.0.0.tgz"), base64.StdEncoding.EncodeToString(integrity[:]))
+			s.URL("/npm/demo/-/demo-1.0.0.tgz"), base64.StdEncoding.EncodeToString(integrity[:]))
 	}))
 	s.HandleFunc("/npm/demo/-/demo-1.0.0.tgz", authorized(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(tarball) }))
 	s.HandleFunc("/v1/models", authorized(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"data":[{"id":"of the test"}]}`) }))
@@ -59,13 +59,13 @@ func TestSecretByNode(t *testing.T) {
 	}
 	id := strings.TrimSpace(out)
 	for _, tt := range []struct{ script, want string }{
-		{"mkdir -p /tmp/a && cd /tmp/a && npm install --silent --no-audit --no-fund --no-update-notifier --registry " + s.url("/npm/") + " demo && node -e 'console.log(require(\"demo\"))'", "of the test\n"},
+		{"mkdir -p /tmp/a && cd /tmp/a && npm install --silent --no-audit --no-fund --no-update-notifier --registry " + s.URL("/npm/") + " demo && node -e 'console.log(require(\"demo\"))'", "of the test\n"},
 		{ // with its own setting of a token, which is the placeholder
-			"mkdir -p /tmp/b && cd /tmp/b && echo '//" + host + "/npm/:_authToken=${REGISTRY_TOKEN}' >.npmrc && npm install --silent --no-audit --no-fund --no-update-notifier --registry " + s.url("/npm/") + " demo && node -e 'console.log(require(\"demo\"))'",
+			"mkdir -p /tmp/b && cd /tmp/b && echo '//" + host + "/npm/:_authToken=${REGISTRY_TOKEN}' >.npmrc && npm install --silent --no-audit --no-fund --no-update-notifier --registry " + s.URL("/npm/") + " demo && node -e 'console.log(require(\"demo\"))'",
 			"of the test\n",
 		},
-		{`node -e 'fetch("` + s.url("/v1/models") + `", {headers: {Authorization: "Bearer " + process.env.MODELS_TOKEN}}).then(r => r.json()).then(j => console.log(j.data[0].id))'`, "of the test\n"},
-		{`node -e 'fetch("` + s.url("/v2/models") + `", {headers: {Authorization: "Bearer " + process.env.MODELS_TOKEN}}).then(r => console.log(r.status))'`, "403\n"},
+		{`node -e 'fetch("` + s.URL("/v1/models") + `", {headers: {Authorization: "Bearer " + process.env.MODELS_TOKEN}}).then(r => r.json()).then(j => console.log(j.data[0].id))'`, "of the test\n"},
+		{`node -e 'fetch("` + s.URL("/v2/models") + `", {headers: {Authorization: "Bearer " + process.env.MODELS_TOKEN}}).then(r => console.log(r.status))'`, "403\n"},
 		{"grep -rl of-the-test /tmp /home 2>/dev/null; env | grep -c of-the-test", "0\n"},
 	} {
 		out, errOut, _ := l.Creel("exec", id, "--", "sh", "-c", tt.script)
@@ -73,7 +73,7 @@ func TestSecretByNode(t *testing.T) {
 			t.Errorf("%s: got %q, %q, want %q", tt.script, out, errOut, tt.want)
 		}
 	}
-	for _, r := range s.requests() {
+	for _, r := range s.Requests() {
 		if strings.Contains(fmt.Sprint(r.URL, r.Header), "creel_") {
 			t.Errorf("a placeholder arrived: %s %v", r.URL, r.Header)
 		}

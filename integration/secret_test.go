@@ -23,7 +23,7 @@ import (
 func TestSecret(t *testing.T) {
 	kerneltest.Require(t, kerneltest.Landlock, kerneltest.BaseImage, kerneltest.Program("git"))
 	const token, other = "tok-4711-of-the-test", "tok-0815-of-the-test"
-	s := newSite(t)
+	s := lab.NewSite(t)
 	s.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "said %q\n", r.Header.Get("Authorization"))
 	})
@@ -90,22 +90,22 @@ func TestSecret(t *testing.T) {
 	works := func(when, token string) {
 		t.Helper()
 		for _, tt := range []struct{ script, want string }{
-			{`curl -sS ` + s.url("/v1/a"), `said "Bearer ` + masked + `"`},
-			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/v1/a"), `said "Bearer ` + masked + `"`},
-			{`python3 -c 'import os; from pip._vendor import requests as r; print(r.get("` + s.url("/v1/a") + `", headers={"Authorization": "Bearer " + os.environ["API_KEY"]}).text)'`, `said "Bearer ` + masked + `"`},
-			{`rm -rf /tmp/r; git clone -q ` + s.url("/git/r.git") + ` /tmp/r && git -C /tmp/r log --format=%s`, "of the test"},
-			{`rm -rf /tmp/w; pip --disable-pip-version-check download -q --no-deps -d /tmp/w -i ` + s.url("/simple/") + ` demo 2>&1; ls /tmp/w`, "demo-1.0-py3-none-any.whl\n"},
-			{`python3 -c '` + sdkScript + `' ` + s.url("/sdk"), "['one', 'two', 'three']\n"},
-			{`curl -sS ` + s.url("/other"), `said ""`},
-			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.url("/other"), "creel: the request has the placeholder of a secret that does not go there: api"},
-			{`curl -sS ` + s.url("/other?key=") + `$API_KEY`, "creel: the request has the placeholder of a secret that does not go there: api"},
+			{`curl -sS ` + s.URL("/v1/a"), `said "Bearer ` + masked + `"`},
+			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.URL("/v1/a"), `said "Bearer ` + masked + `"`},
+			{`python3 -c 'import os; from pip._vendor import requests as r; print(r.get("` + s.URL("/v1/a") + `", headers={"Authorization": "Bearer " + os.environ["API_KEY"]}).text)'`, `said "Bearer ` + masked + `"`},
+			{`rm -rf /tmp/r; git clone -q ` + s.URL("/git/r.git") + ` /tmp/r && git -C /tmp/r log --format=%s`, "of the test"},
+			{`rm -rf /tmp/w; pip --disable-pip-version-check download -q --no-deps -d /tmp/w -i ` + s.URL("/simple/") + ` demo 2>&1; ls /tmp/w`, "demo-1.0-py3-none-any.whl\n"},
+			{`python3 -c '` + sdkScript + `' ` + s.URL("/sdk"), "['one', 'two', 'three']\n"},
+			{`curl -sS ` + s.URL("/other"), `said ""`},
+			{`curl -sS -H "Authorization: Bearer $API_KEY" ` + s.URL("/other"), "creel: the request has the placeholder of a secret that does not go there: api"},
+			{`curl -sS ` + s.URL("/other?key=") + `$API_KEY`, "creel: the request has the placeholder of a secret that does not go there: api"},
 		} {
 			if got := inside(tt.script); !strings.HasPrefix(got, tt.want) {
 				t.Errorf("%s: %s: got %q, want %q", when, tt.script, got, tt.want)
 			}
 		}
 		sent := 0
-		for _, r := range s.requests() {
+		for _, r := range s.Requests() {
 			said := r.Header.Get("Authorization")
 			if strings.Contains(r.RequestURI+fmt.Sprint(r.Header), "creel_") {
 				t.Errorf("%s: a placeholder arrived: %s %v", when, r.URL, r.Header)
@@ -182,7 +182,7 @@ func TestSecret(t *testing.T) {
 	if _, errOut, code := l.Creel("secret", "rm", "api"); code != 0 {
 		t.Error(errOut)
 	}
-	if got := inside(`curl -sS ` + s.url("/v1/a")); got != "said \"\"\n" {
+	if got := inside(`curl -sS ` + s.URL("/v1/a")); got != "said \"\"\n" {
 		t.Errorf("after it was removed: %q", got)
 	}
 }

@@ -26,6 +26,7 @@ func TestOpenClaw(t *testing.T) {
 		{"spawn", testSpawn},
 		{"refused", testRefused},
 		{"workspace", testWorkspace},
+		{"secret", testSecret},
 		{"daemon", testDaemon},
 		{"gateway", testGateway},
 		{"cli", testCLI},

@@ -57,6 +57,7 @@ func testRefused(t *testing.T, w *world, g *gateway) {
 	}{
 		{"quota", `^error: creel: .*sandboxes.*`, func() { w.sandboxesMax(t, 60, 1) }, func() { w.sandboxesMax(t, 1, 60) }},
 		{"daemon", fmt.Sprintf(`^error: creel: creeld at %s cannot be asked \(connect (ENOENT|ECONNREFUSED) [^)]*\); start it with: systemctl start creeld.*`, w.Socket), w.Stop, w.Start},
+		{"control", `^error: creel: .*caps\.bounding.*`, func() { w.Fail("layer.caps on") }, func() { w.Fail() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.before()

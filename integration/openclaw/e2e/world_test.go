@@ -47,6 +47,7 @@ type world struct {
 	*lab.Lab
 	Dir   string // of the gateways
 	model *model
+	site  *lab.Site // what a policy lets one of the agents reach
 	inst  string
 }
 
@@ -76,13 +77,18 @@ func newWorld(t *testing.T, patience time.Duration) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.model = newModel(t)
+	w.model, w.site = newModel(t), lab.NewSite(t)
 	w.Lab = lab.New(t, lab.Options{
 		Image: kerneltest.BaseImagePath(), Group: socketGroup, Patience: patience,
-		Config: "[mounts]\npaths = true\n[[caller]]\nmatch = \"socket_group\"\nprofiles = [\"default\", \"strict\"]\nmounts = [\"own\"]\nsandboxes = 60\n",
+		Config: fmt.Sprintf("[egress]\nroots = %q\n", w.site.Roots) +
+			"[mounts]\npaths = true\n[[caller]]\nmatch = \"socket_group\"\nprofiles = [\"default\", \"strict\"]\nmounts = [\"own\"]\nsandboxes = 60\n" +
+			fmt.Sprintf("egress = [%q]\n", "https "+w.host()),
 	})
 	return w
 }
+
+// host is the site's, as rules have it.
+func (w *world) host() string { return fmt.Sprintf("host.creel.internal:%d", w.site.Port) }
 
 // config is an OpenClaw's, with agents for what the tests try.
 func (w *world) config(dir string) obj {
@@ -112,6 +118,7 @@ func (w *world) config(dir string) obj {
 				"noimage":   obj{"workspace": workspace("noimage")},
 				"noprofile": obj{"workspace": workspace("noprofile")},
 				"revoked":   obj{"workspace": workspace("revoked")},
+				"secret":    obj{"workspace": workspace("secret")},
 			},
 		},
 	}
@@ -121,6 +128,9 @@ func (w *world) config(dir string) obj {
 func (w *world) plugin() obj {
 	return obj{
 		"socket": w.Socket, "creel": filepath.Join(w.Lab.Dir, "creel"), "image": "base",
-		"agents": obj{"noimage": obj{"image": "nosuch"}, "noprofile": obj{"profile": "nosuch"}, "rw": obj{"protect": false}},
+		"agents": obj{
+			"noimage": obj{"image": "nosuch"}, "noprofile": obj{"profile": "nosuch"},
+			"secret": obj{"egress": []string{"https " + w.host()}, "secrets": []string{"api"}},
+		},
 	}
 }

@@ -26,6 +26,7 @@ export type Options = {
   instance: string;
   /** The session that spawned a session, if OpenClaw knows one. */
   spawnedBy(sessionKey: string, agent: string): string | undefined;
+  warn(message: string): void;
 };
 
 export class Backend {
@@ -62,16 +63,31 @@ export class Backend {
     if (!name) throw new Error("OpenClaw reserved no name for the sandbox: it is older than 2026.9.6");
     const docker = settings(p.cfg.docker);
     const request = await this.request(p, docker);
-    const { sandbox, evidence } = await this.ensure(name, request);
-    // What was proven when it was made is proven again: a handle is good for a turn.
-    const now = evidence.length > 0 ? evidence : await daemon.prove(sandbox.id);
-    await this.keys.check(now[0], { sandbox: sandbox.id, agent: request.agent, uid: process.getuid?.() ?? -1, ...(request.profile && { profile: request.profile }) });
+    let sandbox = await this.ensure(name, request);
+    try {
+      await this.prove(sandbox, request);
+    } catch (e) {
+      // Something has changed since it was made: a protected file was replaced on the
+      // host, say. One in which nothing runs is made again; if that is not proven
+      // either, there is none.
+      if (sandbox.execs > 0 || codeOf(e) !== "") throw e;
+      this.o.warn(`sandbox ${name} is made again: ${e instanceof Error ? e.message : String(e)}`);
+      await daemon.remove(sandbox.id);
+      sandbox = await this.ensure(name, request);
+      await this.prove(sandbox, request);
+    }
     p.assertRuntimeCurrent?.();
     return this.handleOf(sandbox, p, docker.env);
   }
 
-  /** The sandbox of a name as it is asked for: it is made, found, or made again. evidence is of one that is new. */
-  private async ensure(name: string, request: Spawn): Promise<{ sandbox: Sandbox; evidence: Awaited<ReturnType<Daemon["prove"]>> }> {
+  /** Has the controls read back now: a handle is good for a turn, whenever the sandbox was made. */
+  private async prove(sandbox: Sandbox, request: Spawn): Promise<void> {
+    const [now] = await this.o.daemon.prove(sandbox.id);
+    await this.keys.check(now, { sandbox: sandbox.id, agent: request.agent, uid: process.getuid?.() ?? -1, ...(request.profile && { profile: request.profile }) });
+  }
+
+  /** The sandbox of a name as it is asked for: it is made, found, or made again. */
+  private async ensure(name: string, request: Spawn): Promise<Sandbox> {
     const { daemon } = this.o;
     for (let again = false; ; again = true) {
       let differs: DaemonError | undefined;
@@ -80,7 +96,7 @@ export class Backend {
         differs = e;
         return undefined;
       });
-      if (res && ["running", "paused"].includes(res.sandbox.state)) return { sandbox: res.sandbox, evidence: [] };
+      if (res && ["running", "paused"].includes(res.sandbox.state)) return res.sandbox;
       if (res && again) throw new Error(`sandbox ${name} is ${res.sandbox.state}`);
       const old = res?.sandbox ?? (await daemon.sandbox(name));
       if (differs && old.execs > 0) {
@@ -193,7 +209,15 @@ export class Backend {
       workdirValidation: "backend",
       // Any directory of the sandbox: what is there is the sandbox's to say.
       workdirRoots: ["/"],
-      validateWorkdir: async (dir) => ((await daemon.list(sandbox.id, dir, 1).catch(() => undefined)) ? dir : null),
+      validateWorkdir: async (dir) => {
+        try {
+          await daemon.list(sandbox.id, dir, 1);
+          return dir;
+        } catch (e) {
+          if (["not_found", "invalid_argument", "permission_denied"].includes(codeOf(e))) return null;
+          throw e; // it is not the directory
+        }
+      },
       buildExecSpec: async ({ command, workdir: dir, env: given }) => {
         // OpenClaw's PATH is the gateway's; the sandbox has its own.
         const { PATH: _path, HOME: _home, ...rest } = given;

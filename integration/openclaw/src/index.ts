@@ -27,7 +27,7 @@ export default definePluginEntry({
     const instance = config.instance ?? instanceOf(stateDir);
     const daemon = new Daemon(config.socket);
     const entry = (sessionKey: string) => getSessionEntry({ sessionKey, agentId: agentOf(sessionKey) });
-    const backend = new Backend({ config, daemon, instance, spawnedBy: (sessionKey) => entry(sessionKey)?.spawnedBy });
+    const backend = new Backend({ config, daemon, instance, spawnedBy: (sessionKey) => entry(sessionKey)?.spawnedBy, warn: (m) => api.logger.warn(`creel: ${oneLine(m)}`) });
     const unregister = registerSandboxBackend(backendId, {
       factory: backend.factory,
       manager: backend.manager,

@@ -41,7 +41,7 @@ function box(t: TestContext, other: (a: Asked) => { status?: number; json?: unkn
     return undefined;
   });
 }
-const backend = (daemon: Daemon, config = {}, spawnedBy?: string) => new Backend({ config: { ...configOf(config), creel: "/usr/bin/creel" }, daemon, instance: "i", spawnedBy: () => spawnedBy });
+const backend = (daemon: Daemon, config = {}, spawnedBy?: string) => new Backend({ config: { ...configOf(config), creel: "/usr/bin/creel" }, daemon, instance: "i", spawnedBy: () => spawnedBy, warn: () => undefined });
 const body = (asked: Asked[]) => JSON.parse(asked.find((a) => a.method === "PUT")?.body ?? "null");
 
 test("a handle comes with evidence that is proven again", async (t) => {
@@ -151,7 +151,7 @@ test("a shell command's relay may fail, write too much or be stopped, and nothin
   t.after(() => rmSync(dir, { recursive: true, force: true }));
   const relay = path.join(dir, "creel");
   const f = await box(t);
-  const h = await new Backend({ config: { ...configOf({}), creel: relay }, daemon: f.daemon, instance: "i", spawnedBy: () => undefined }).factory(params());
+  const h = await new Backend({ config: { ...configOf({}), creel: relay }, daemon: f.daemon, instance: "i", spawnedBy: () => undefined, warn: () => undefined }).factory(params());
   const as = (script: string) => {
     writeFileSync(relay, `#!/bin/sh\n${script}\n`);
     chmodSync(relay, 0o755);
@@ -178,4 +178,27 @@ test("the manager knows only what creeld does", async (t) => {
   await m.removeRuntime(entry("here"));
   assert.equal(f.asked.at(-1)?.url, "/v1/sandboxes/here?force=true");
   await assert.rejects(backend(new Daemon("/nowhere/s")).manager.describeRuntime(entry("here")), /cannot be asked/);
+});
+
+test("a directory that is not there is told from a creeld that is not", async (t) => {
+  let up = true;
+  const f = await box(t, (a) => (!a.url.includes("/files/list") ? undefined : !up ? { status: 503, json: { code: "unavailable", message: "creeld is stopping" } } : a.url.includes("there") ? { text: '{"truncated":true}' } : { status: 404, json: { code: "not_found", message: "no" } }));
+  const h = await backend(f.daemon).factory(params());
+  assert.equal(await h.validateWorkdir("/there"), "/there");
+  assert.equal(await h.validateWorkdir("/gone"), null);
+  up = false;
+  await assert.rejects(h.validateWorkdir("/there"), /creeld is stopping/);
+});
+
+test("one that is not proven any more is made again, unless something runs in it", async (t) => {
+  const broken = statement();
+  broken.controls?.push({ name: "mount./workspace/.git/config", expected: "inode 1", observed: "inode 2", ok: false });
+  for (const [execs, want] of [[0, ["PUT", "DELETE", "PUT"]], [1, ["PUT"]]] as const) {
+    let proofs = 0;
+    const f = await box(t, (a) => (a.url.includes("/evidence") && proofs++ === 0 ? { json: [signed(broken)] } : a.method === "PUT" ? { json: { sandbox: sandbox({ execs }), evidence: signed(statement()) } } : undefined));
+    const h = backend(f.daemon).factory(params());
+    if (execs === 0) await h;
+    else await assert.rejects(h, /not proven: mount.\/workspace\/.git\/config/);
+    assert.deepEqual(f.asked.filter((a) => a.method !== "GET").map((a) => a.method), want);
+  }
 });
