@@ -250,6 +250,20 @@ func TestProtectNested(t *testing.T) {
 	if err := l.Remove(t.Context(), id, true); err != nil {
 		t.Error(err)
 	}
+	twice := started(t, l, "-v", dir+":/w:protect", "-v", dir+":/w2:protect")
+	for _, at := range []string{"/w", "/w2"} {
+		for _, name := range []string{".git/hooks", ".zed", ".vscode", ".github/workflows", ".gitea"} {
+			if out, res := l.Sh(twice, "cd "+at+" && { mv "+name+" "+name+".x || rmdir "+name+" || mkdir "+name+"/x; } 2>&1"); res.ExitCode == 0 {
+				t.Errorf("%s in %s: %q", name, at, out)
+			}
+		}
+	}
+	if failed := provenNow(t, l, twice); len(failed) > 0 {
+		t.Errorf("twice: %q", failed)
+	}
+	if err := l.Remove(t.Context(), twice, true); err != nil {
+		t.Error(err)
+	}
 	sameTree(t, l, dir, before)
 	sameTree(t, l, other, beforeOther)
 	l.NothingLeft()
@@ -553,5 +567,30 @@ func TestProtectIsProven(t *testing.T) {
 			}
 		})
 	}
+	l.NothingLeft()
+}
+
+// TestProtectForeign: with a containerd that was there before, creeld is in the
+// host's mount namespace, where the mounts hold the directory's owner as well.
+func TestProtectForeign(t *testing.T) {
+	l := lab.New(t, lab.Options{Foreign: true})
+	reopen(t, l)
+	dir := checkout(t)
+	before := inTree(t, dir)
+	id := started(t, l, "-v", dir+":/w:protect")
+	if out, res := l.Sh(id, "cd /w && { echo >.git/hooks/x || mv .git git || echo >.npmrc; } 2>&1"); res.ExitCode == 0 {
+		t.Errorf("%q", out)
+	}
+	if err := os.Rename(dir+"/.git/index", dir+"/.git/config"); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("on the host: %v", err)
+	}
+	l.Kill()
+	l.Start()
+	reopen(t, l)
+	if failed := provenNow(t, l, id); len(failed) > 0 {
+		t.Errorf("proven again: %q", failed)
+	}
+	removeAll(t, l)
+	sameTree(t, l, dir, before)
 	l.NothingLeft()
 }

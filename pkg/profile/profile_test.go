@@ -114,6 +114,9 @@ func TestOverridesWin(t *testing.T) {
 	if p, _ := set.Get("strict"); p.Limits.Memory != 256<<20 {
 		t.Errorf("memory is %s", p.Limits.Memory)
 	}
+	if set, err := profile.Load(profiles.FS, fstest.MapFS{"protect.toml": {Data: []byte("names = []")}}); err != nil || set["protect"] != nil {
+		t.Errorf("the list of protected names is a profile: %v, %v", set["protect"], err)
+	}
 	if _, err := profile.Load(profiles.FS, fstest.MapFS{"other.toml": {Data: []byte(mine)}}); err == nil {
 		t.Error("a file that is not called by its profile's name was taken")
 	}
