@@ -55,7 +55,8 @@ func NewSite(t *testing.T) *Site {
 	if err := os.WriteFile(s.Roots, text.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

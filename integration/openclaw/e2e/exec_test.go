@@ -12,6 +12,7 @@ const unavailable = `workdir "%s" is unavailable or not a directory: command was
 // testExec: a command runs in the sandbox and nowhere else, and what comes of
 // it is what a model knows from OpenClaw's own sandboxes.
 func testExec(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	g.uses(t, "main", "exec",
 		use{"exec", shell("echo out; echo err >&2; exit 7"), "^(out\nerr|err\nout)\n\n\\(Command exited with code 7\\)"},
 		use{"exec", shell("true"), "(no output)"},
@@ -85,6 +86,7 @@ const runsOn = `^Command still running \(session [a-z0-9-]+, pid \d+\)\. Use pro
 // testProcess: what runs on is written to, watched and ended, with all that it
 // started.
 func testProcess(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	results := g.results(t, "main", "process",
 		do("exec", shell(`while read l; do echo "<$l>"; done; echo end`, "background", true)),
 		of(0, "write", "data", "one\ntwo\n"),
@@ -116,7 +118,7 @@ func testProcess(t *testing.T, w *world, g *gateway) {
 		w.ends(t, "sleep", n)
 	}
 	// A turn that is over leaves what it started on purpose.
-	results = g.results(t, "main", "process", do("exec", shell("sleep 4707", "background", true)))
+	g.results(t, "main", "process", do("exec", shell("sleep 4707", "background", true)))
 	w.begins(t, "sleep", "4707")
 	results = g.results(t, "main", "process", do("process", obj{"action": "list"}))
 	if !strings.Contains(results[0], "sleep 4707") {

@@ -2,16 +2,19 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // testGateway: two gateways under one uid, of which one is killed in the middle
 // of a command and comes back, alone and together with creeld.
 func testGateway(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	two := newGateway(t, w, "two")
 	two.borrow(g, w.plugin())
 	two.start()
@@ -125,8 +128,25 @@ func testCLI(t *testing.T, w *world, g *gateway) {
 	}
 	// And creel's own, of OpenClaw's configuration.
 	cmd := w.Command(g.cred, "openclaw", "check", "--config", g.configPath(), "--json")
-	cmd.Env = append(cmd.Env, "HOME="+g.Dir+"/home", "OPENCLAW_STATE_DIR="+g.Dir+"/state")
+	cmd.Env = append(cmd.Env, "OPENCLAW_STATE_DIR="+filepath.Join(g.Dir, "state"))
+	var exit *exec.ExitError
 	checked, err := cmd.Output()
-	t.Logf("check: %s, %v", checked, err)
-	_ = time.Second
+	if !errors.As(err, &exit) {
+		t.Errorf("check: %v", err)
+	}
+	var found []struct{ Level, About, What string }
+	if err := json.Unmarshal(checked, &found); err != nil {
+		t.Fatalf("check: %v in %s", err, checked)
+	}
+	level := map[string]string{}
+	for _, f := range found {
+		level[f.About] = f.Level
+	}
+	for about, want := range map[string]string{
+		"config": "ok", "plugin": "ok", "agents.defaults": "ok", "agent main": "ok", "agent rw": "ok", "agent open": "danger", "agent nobackend": "missing", "files": "ok", "creeld": "ok",
+	} {
+		if level[about] != want {
+			t.Errorf("check: %s is %q, want %q, in %s", about, level[about], want, checked)
+		}
+	}
 }

@@ -119,9 +119,9 @@ func (g *gateway) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 // cli runs a command of openclaw's to its end.
-func (g *gateway) cli(t testing.TB, args ...string) (stdout, stderr string, code int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+func (g *gateway) cli(tb testing.TB, args ...string) (stdout, stderr string, code int) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := g.command(ctx, args...)
 	var out, errb bytes.Buffer
@@ -242,16 +242,6 @@ func (g *gateway) end(sig unix.Signal) {
 	g.cmd = nil
 }
 
-// running says whether the gateway's first process is there.
-func (g *gateway) running() bool {
-	select {
-	case <-g.exited:
-		return false
-	default:
-		return true
-	}
-}
-
 func (g *gateway) logTail(n int) string {
 	text, _ := os.ReadFile(g.Log)
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
@@ -318,7 +308,7 @@ func (g *gateway) turn(t *testing.T, agent, session string, steps ...step) reply
 	if status != http.StatusOK {
 		return reply{g.model.seen(g.model.script(text)), status, answer}
 	}
-	return reply{g.model.wait(t, text, time.Minute), status, answer}
+	return reply{g.model.wait(t, text), status, answer}
 }
 
 // results is a turn that has to succeed: what came of each of its calls.
@@ -326,9 +316,9 @@ func (g *gateway) results(t *testing.T, agent, session string, steps ...step) []
 	t.Helper()
 	r := g.turn(t, agent, session, steps...)
 	if r.status != http.StatusOK || !r.ended {
-		t.Fatalf("turn of %s: %d %s; results %q\n%s", agent, r.status, r.answer, r.script.results, g.logTail(15))
+		t.Fatalf("turn of %s: %d %s; results %q\n%s", agent, r.status, r.answer, r.results, g.logTail(15))
 	}
-	return r.script.results
+	return r.results
 }
 
 func sessionKey(agent, session string) string { return fmt.Sprintf("agent:%s:%s", agent, session) }

@@ -93,10 +93,10 @@ func (m *model) script(text string) *script {
 }
 
 // wait is until a script has come to its end, and what came of it.
-func (m *model) wait(t *testing.T, text string, within time.Duration) *script {
+func (m *model) wait(t *testing.T, text string) *script {
 	t.Helper()
 	s := m.script(text)
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	select {
 	case <-s.done:

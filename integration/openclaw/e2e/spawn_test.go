@@ -85,7 +85,7 @@ func (g *gateway) spawn(t *testing.T, agent, session string, args obj, child ...
 // told is what OpenClaw tells a parent of its child in the end.
 func (g *gateway) told(t *testing.T, f family) string {
 	t.Helper()
-	s := g.model.wait(t, f.parent, time.Minute)
+	s := g.model.wait(t, f.parent)
 	// (The task that it quotes is not always the child's first.)
 	_, after, _ := strings.Cut(strings.Join(s.told, "\n"), "</prompt-data>\nstatus: ")
 	status, _, _ := strings.Cut(after, "\nChild result (")
@@ -110,7 +110,7 @@ func testSpawn(t *testing.T, w *world, g *gateway) {
 			if told := g.told(t, f); told != "ok" {
 				t.Errorf("told %q", told)
 			}
-			if s := g.model.wait(t, f.child, time.Minute); s.results[2] != sb.Name {
+			if s := g.model.wait(t, f.child); s.results[2] != sb.Name {
 				t.Errorf("the child says it is in %q, not %s", s.results, sb.Name)
 			}
 			w.ends(t, "sleep", "4711")
@@ -128,7 +128,7 @@ func testSpawn(t *testing.T, w *world, g *gateway) {
 		if told := g.told(t, f); told != "ok" {
 			t.Errorf("told %q", told)
 		}
-		s := g.model.wait(t, f.child, time.Minute)
+		s := g.model.wait(t, f.child)
 		same(t, "attachments", s.results[0], `^attached\n   o   f       t   h   e       p   a   r   e   n   t  \\0\n.*Read-only file system.*Read-only file system\nro,.*`)
 	})
 	t.Run("cleanup", func(t *testing.T) {
@@ -137,7 +137,7 @@ func testSpawn(t *testing.T, w *world, g *gateway) {
 			if told := g.told(t, f); told != "ok" {
 				t.Errorf("%s: told %q", how, told)
 			}
-			if s := g.model.wait(t, f.child, time.Minute); s.results[1] != "x" {
+			if s := g.model.wait(t, f.child); s.results[1] != "x" {
 				t.Errorf("%s: %q", how, s.results)
 			}
 			w.Eventually("cleanup "+how, 20*time.Second, func() error {
@@ -217,7 +217,7 @@ func (w *world) nested(t *testing.T, g *gateway) {
 	if told := g.told(t, f); told != "ok" {
 		t.Errorf("told %q", told)
 	}
-	if s := g.model.wait(t, f.child, time.Minute); s.results[3] != "of the middle" {
+	if s := g.model.wait(t, f.child); s.results[3] != "of the middle" {
 		t.Errorf("the one in the middle: %q", s.results)
 	}
 	w.ends(t, "sleep", "4712")
@@ -250,7 +250,7 @@ func (w *world) five(t *testing.T, g *gateway) {
 	}
 	var names []string
 	for i, task := range tasks {
-		s := g.model.wait(t, task, time.Minute)
+		s := g.model.wait(t, task)
 		n, name, _ := strings.Cut(s.results[0], "\n")
 		if n != fmt.Sprint(i) {
 			t.Errorf("child %d: %q", i, s.results)

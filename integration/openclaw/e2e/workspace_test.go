@@ -10,7 +10,7 @@ import (
 
 // testWorkspace: what each workspaceAccess gives an agent, and whose the files
 // are afterwards.
-func testWorkspace(t *testing.T, w *world, g *gateway) {
+func testWorkspace(t *testing.T, _ *world, g *gateway) {
 	mess := shell("touch f; chmod 6755 f; cp /bin/true t; chmod 4755 t; mkdir s; chmod 2777 s; ln -s /etc/shadow l; mkfifo p; stat -c '%a %n' f t s")
 	const bits = "chmod: changing permissions of 'f': Operation not permitted\nchmod: changing permissions of 't': Operation not permitted\nchmod: changing permissions of 's': Operation not permitted\n644 f\n755 t\n755 s"
 	t.Run("none", func(t *testing.T) {
@@ -26,9 +26,9 @@ func testWorkspace(t *testing.T, w *world, g *gateway) {
 		if !r.ended {
 			t.Fatalf("%d %s\n%s", r.status, r.answer, g.logTail(10))
 		}
-		same(t, "exec", r.script.results[0], "^of the user\n.*'x': Read-only file system\n.*'/agent/x': Read-only file system\n.*/agent/notes: Read-only file system\n1000")
-		same(t, "read", r.script.results[1], "of the user\n")
-		same(t, "write", r.script.results[2], "Tool write not found")
+		same(t, "exec", r.results[0], "^of the user\n.*'x': Read-only file system\n.*'/agent/x': Read-only file system\n.*/agent/notes: Read-only file system\n1000")
+		same(t, "read", r.results[1], "of the user\n")
+		same(t, "write", r.results[2], "Tool write not found")
 		for _, tool := range []string{"write", "edit", "apply_patch"} {
 			if slices.Contains(r.tools, tool) {
 				t.Errorf("%s is offered", tool)

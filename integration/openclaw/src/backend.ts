@@ -52,7 +52,7 @@ export class Backend {
       return await this.handle(p);
     } catch (e) {
       // OpenClaw shows it to the user and the model, and runs nothing.
-      throw new Error(`creel: ${oneLine(e instanceof Error ? e.message : String(e), 2000)}`, { cause: e });
+      throw new Error(`creel: ${oneLine(e instanceof Error ? e.message : String(e), 2000)}`);
     }
   };
 
