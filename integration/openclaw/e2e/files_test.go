@@ -18,6 +18,7 @@ func edit(path, before, after string) obj {
 // testFiles: the file tools work on the sandbox's files, whatever is made of
 // them from inside.
 func testFiles(t *testing.T, _ *world, g *gateway) {
+	t.Helper()
 	outside := filepath.Join(g.Dir, "openclaw.json")
 	g.uses(t, "main", "files",
 		use{"write", obj{"path": "a/b/c.txt", "content": "one\ntwo\n"}, "Successfully wrote 8 bytes to /workspace/a/b/c.txt"},

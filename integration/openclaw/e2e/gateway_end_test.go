@@ -78,6 +78,7 @@ func (g *gateway) borrow(from *gateway, plugin obj) {
 
 // testCLI: openclaw's own commands for sandboxes show true things.
 func testCLI(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	for _, session := range []string{"cli", "other"} {
 		g.uses(t, "main", session, use{"exec", shell("echo kept >kept"), "(no output)"})
 	}
@@ -129,9 +130,8 @@ func testCLI(t *testing.T, w *world, g *gateway) {
 	// And creel's own, of OpenClaw's configuration.
 	cmd := w.Command(g.cred, "openclaw", "check", "--config", g.configPath(), "--json")
 	cmd.Env = append(cmd.Env, "OPENCLAW_STATE_DIR="+filepath.Join(g.Dir, "state"))
-	var exit *exec.ExitError
 	checked, err := cmd.Output()
-	if !errors.As(err, &exit) {
+	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 		t.Errorf("check: %v", err)
 	}
 	var found []struct{ Level, About, What string }

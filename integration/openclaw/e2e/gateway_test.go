@@ -129,7 +129,7 @@ func (g *gateway) cli(tb testing.TB, args ...string) (stdout, stderr string, cod
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("openclaw %q: %v\n%s%s", args, err, &out, &errb)
+		tb.Fatalf("openclaw %q: %v\n%s%s", args, err, &out, &errb)
 	}
 	return out.String(), errb.String(), cmd.ProcessState.ExitCode()
 }

@@ -103,7 +103,7 @@ func (m *model) wait(t *testing.T, text string) *script {
 	case <-ctx.Done():
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		t.Fatalf("the model's script does not end within %s: results %q, told %q", within, s.results, s.told)
+		t.Fatalf("the model's script does not end within a minute: results %q, told %q", s.results, s.told)
 	}
 	return m.seen(s)
 }

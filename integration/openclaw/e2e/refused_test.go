@@ -18,6 +18,7 @@ func require(agent string) obj { return obj{"agentId": agent, "sandbox": "requir
 // testRefused: where there is no sandbox to be had nothing runs, and who asked
 // is told why.
 func testRefused(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	ran := filepath.Join(g.Dir, "ran")
 	for _, tt := range []struct{ name, parent, target, want string }{
 		{"a target that is not sandboxed", "open", "open", `sessions_spawn sandbox="require" needs a sandboxed target runtime. Pick a sandboxed agentId or use sandbox="inherit".`},
@@ -157,6 +158,7 @@ func (w *world) nothingRan(t *testing.T, g *gateway, child, file string) {
 // testDaemon: what happens to sessions when their daemon is killed, wherever it
 // is, and that they go on with the next one.
 func testDaemon(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	ran := filepath.Join(g.Dir, "ran")
 	t.Run("while a child's sandbox is made", func(t *testing.T) {
 		w.Fail("launch.image hold")

@@ -18,6 +18,7 @@ const credential = "tok-4711-of-the-test"
 // testSecret: a tool inside uses a credential that neither it, the model, OpenClaw
 // nor any log ever has.
 func testSecret(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	w.site.HandleFunc("/v1/", func(rw http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(rw, "said %q\n", r.Header.Get("Authorization"))
 	})

@@ -98,6 +98,7 @@ func (g *gateway) told(t *testing.T, f family) string {
 // testSpawn: sessions_spawn with sandbox "require" has the child's commands in
 // a sandbox of its own, of which creeld has evidence.
 func testSpawn(t *testing.T, w *world, g *gateway) {
+	t.Helper()
 	for _, parent := range []string{"open", "main"} {
 		t.Run("from "+parent, func(t *testing.T) {
 			at := newGate()
@@ -198,6 +199,7 @@ func (w *world) proven(t *testing.T, sb api.Sandbox, pid int) {
 // nested has a session spawn another of its agent's, and that one a third: each
 // in a sandbox of its own, which is part of the one above it.
 func (w *world) nested(t *testing.T, g *gateway) {
+	t.Helper()
 	at := newGate()
 	leaf := g.model.add(do("exec", shell("sleep 4712", "background", true)), at.before(of(0, "kill")))
 	f := g.spawn(t, "main", "nested", obj{"sandbox": "require"},
@@ -237,6 +239,7 @@ func (w *world) nested(t *testing.T, g *gateway) {
 
 // five has a session spawn five children in one answer.
 func (w *world) five(t *testing.T, g *gateway) {
+	t.Helper()
 	var tasks []string
 	var spawns []call
 	for i := range 5 {

@@ -11,6 +11,7 @@ import (
 // testWorkspace: what each workspaceAccess gives an agent, and whose the files
 // are afterwards.
 func testWorkspace(t *testing.T, _ *world, g *gateway) {
+	t.Helper()
 	mess := shell("touch f; chmod 6755 f; cp /bin/true t; chmod 4755 t; mkdir s; chmod 2777 s; ln -s /etc/shadow l; mkfifo p; stat -c '%a %n' f t s")
 	const bits = "chmod: changing permissions of 'f': Operation not permitted\nchmod: changing permissions of 't': Operation not permitted\nchmod: changing permissions of 's': Operation not permitted\n644 f\n755 t\n755 s"
 	t.Run("none", func(t *testing.T) {
