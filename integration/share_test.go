@@ -98,7 +98,7 @@ func TestSharedDirectoryRace(t *testing.T) {
 			switch {
 			case code == 0:
 				got++
-			case code != 125 || !strings.Contains(errOut, "is writable in sandbox a"):
+			case code != 125 || !strings.Contains(errOut, "is writable in sandbox a") || !strings.Contains(errOut, "[[share]] path = "):
 				t.Errorf("agent a%d: %d, %q", i, code, errOut)
 			}
 		})

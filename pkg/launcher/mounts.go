@@ -196,16 +196,18 @@ func (s *launch) claim(ctx context.Context, ms []store.Mount) error {
 			case <-timeout.C:
 			}
 		}
-		by := "a sandbox of another user's"
+		by, grant := "a sandbox of another user's", "the operator can let agents share a directory ([[share]])"
 		if r := holder.identity(); s.l.mayUse(s.caller, holder) {
 			by = fmt.Sprintf("sandbox %s (%s) of agent %s", r.Sandbox.Name, holder.id, r.Sandbox.Agent)
+			grant = fmt.Sprintf("or have the operator grant it: [[share]] path = %q, agents = [%q, %q]",
+				s.Request.Mounts[i].Source, agentOf(&r.Sandbox), agentOf(&s.sb.fixed.Sandbox))
 		}
 		if ms[i].Own || !claims(ms[i]) || holder.owns(ms[i].Staged) {
 			return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is mounted in %s, and in one of the two it is to be nobody else's", s.Request.Mounts[i].Source, by).
 				WithHint("use another directory, or wait until that sandbox has ended")
 		}
 		return api.Errorf(api.CodeConflict, "%s, or a directory in it or above it, is writable in %s", s.Request.Mounts[i].Source, by).
-			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended; the operator can let agents share a directory")
+			WithHint("mount it read-only, use another directory, or wait until that sandbox has ended; " + grant)
 	}
 }
 

@@ -13,7 +13,7 @@ import { Daemon } from "../src/daemon.ts";
 
 const [socket = "", creel = "", dir = "", n = "", rounds = "", image = ""] = process.argv.slice(2);
 const daemon = new Daemon(socket);
-const backend = new Backend({ config: { ...configOf({ limits: { memory: "256M" }, ...(image !== "" && { image }) }), creel }, daemon, instance: "bench", spawnedBy: () => undefined, warn: () => undefined });
+const backend = new Backend({ config: { ...configOf({ limits: { memory: "256M" }, ...(image !== "" && { image }) }), creel }, daemon, instance: "bench", spawnedBy: () => undefined, note: () => undefined, warn: () => undefined });
 
 const params = (scope: string): CreateParams => {
   const workspaceDir = path.join(dir, scope);

@@ -26,6 +26,8 @@ export type Options = {
   instance: string;
   /** The session that spawned a session, if OpenClaw knows one. */
   spawnedBy(sessionKey: string, agent: string): string | undefined;
+  /** Notes whose a private workspace is, before a sandbox has it. */
+  note(workspaceDir: string, sessionKey: string): void;
   warn(message: string): void;
 };
 
@@ -63,6 +65,7 @@ export class Backend {
     if (!name) throw new Error("OpenClaw reserved no name for the sandbox: it is older than 2026.9.6");
     const docker = settings(p.cfg.docker);
     const request = await this.request(p, docker);
+    if (sessionOf(p) && p.cfg.workspaceAccess !== "rw") this.o.note(p.workspaceDir, p.sessionKey);
     let sandbox = await this.ensure(name, request);
     try {
       await this.prove(sandbox, request);

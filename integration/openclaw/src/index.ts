@@ -1,4 +1,3 @@
-import { realpathSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { definePluginEntry, type CommandContext, type PluginApi } from "openclaw/plugin-sdk/plugin-entry";
@@ -10,7 +9,7 @@ import { Backend, backendId } from "./backend.ts";
 import { configOf } from "./config.ts";
 import { Daemon, oneLine } from "./daemon.ts";
 import { agentOf, instanceOf } from "./identity.ts";
-import { endSession, sweep, type Sweep } from "./lifecycle.ts";
+import { endSession, note, sweep, type Sweep } from "./lifecycle.ts";
 
 /** How long after its start a gateway looks for what an earlier one left: its own sessions are loaded by then. */
 const sweepAfter = 60_000;
@@ -27,7 +26,8 @@ export default definePluginEntry({
     const instance = config.instance ?? instanceOf(stateDir);
     const daemon = new Daemon(config.socket);
     const entry = (sessionKey: string) => getSessionEntry({ sessionKey, agentId: agentOf(sessionKey) });
-    const backend = new Backend({ config, daemon, instance, spawnedBy: (sessionKey) => entry(sessionKey)?.spawnedBy, warn: (m) => api.logger.warn(`creel: ${oneLine(m)}`) });
+    const roots = new Set([path.join(stateDir, "sandboxes")]);
+    const backend = new Backend({ config, daemon, instance, note: (dir, session) => note(roots, dir, session), spawnedBy: (sessionKey) => entry(sessionKey)?.spawnedBy, warn: (m) => api.logger.warn(`creel: ${oneLine(m)}`) });
     const unregister = registerSandboxBackend(backendId, {
       factory: backend.factory,
       manager: backend.manager,
@@ -35,7 +35,7 @@ export default definePluginEntry({
       reserveRuntimeId: backend.reserveRuntimeId,
       capabilities: { readOnlyResourceMounts: true },
     });
-    const sweeping: Sweep = { daemon, instance, workspaceRoot: rootOf(stateDir), logger: api.logger, known: (key) => entry(key) !== undefined };
+    const sweeping: Sweep = { daemon, instance, roots, logger: api.logger, known: (key) => entry(key) !== undefined };
     /** What fails here is told in the log: nothing of it may end the gateway. */
     const quietly = (what: string, p: Promise<void>) => p.catch((e: unknown) => api.logger.warn(`creel: ${what}: ${oneLine(String(e))}`));
 
@@ -71,13 +71,3 @@ export default definePluginEntry({
     api.registerSecurityAuditCollector(() => audit(daemon));
   },
 });
-
-/** Where OpenClaw has the workspaces of scopes, unless configured otherwise; then they stay. */
-function rootOf(stateDir: string): string {
-  const root = path.join(stateDir, "sandboxes");
-  try {
-    return realpathSync(root);
-  } catch {
-    return root;
-  }
-}

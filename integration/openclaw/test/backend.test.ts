@@ -41,7 +41,7 @@ function box(t: TestContext, other: (a: Asked) => { status?: number; json?: unkn
     return undefined;
   });
 }
-const backend = (daemon: Daemon, config = {}, spawnedBy?: string) => new Backend({ config: { ...configOf(config), creel: "/usr/bin/creel" }, daemon, instance: "i", spawnedBy: () => spawnedBy, warn: () => undefined });
+const backend = (daemon: Daemon, config = {}, spawnedBy?: string) => new Backend({ config: { ...configOf(config), creel: "/usr/bin/creel" }, daemon, instance: "i", spawnedBy: () => spawnedBy, note: () => undefined, warn: () => undefined });
 const body = (asked: Asked[]) => JSON.parse(asked.find((a) => a.method === "PUT")?.body ?? "null");
 
 test("a handle comes with evidence that is proven again", async (t) => {
@@ -151,7 +151,7 @@ test("a shell command's relay may fail, write too much or be stopped, and nothin
   t.after(() => rmSync(dir, { recursive: true, force: true }));
   const relay = path.join(dir, "creel");
   const f = await box(t);
-  const h = await new Backend({ config: { ...configOf({}), creel: relay }, daemon: f.daemon, instance: "i", spawnedBy: () => undefined, warn: () => undefined }).factory(params());
+  const h = await new Backend({ config: { ...configOf({}), creel: relay }, daemon: f.daemon, instance: "i", spawnedBy: () => undefined, note: () => undefined, warn: () => undefined }).factory(params());
   const as = (script: string) => {
     writeFileSync(relay, `#!/bin/sh\n${script}\n`);
     chmodSync(relay, 0o755);
