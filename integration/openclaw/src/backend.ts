@@ -190,8 +190,8 @@ export class Backend {
   private async compatible(): Promise<void> {
     if (this.checked) return;
     const { daemon } = this.o;
-    const missing = ["/v1/prepared/{id}:"].filter(((doc) => (route: string) => !doc.includes(route))(await daemon.openapi()));
-    if (missing.length > 0) throw new Error(`creeld ${(await daemon.version()).creel} is too old for this plugin: install the creel that it came with`);
+    const doc = await daemon.openapi();
+    if (!["/v1/prepared/{id}:", "protect:", "kill_tree:"].every((word) => doc.includes(word))) throw new Error(`creeld ${(await daemon.version()).creel} is too old for this plugin: install the creel that it came with`);
     this.checked = true;
   }
 

@@ -29,7 +29,7 @@ function box(t: TestContext, other: (a: Asked) => { status?: number; json?: unkn
     const said = other(a);
     if (said) return said;
     const p = a.url.split("?")[0];
-    if (p === "/v1/openapi.yaml") return { text: "paths:\n  /v1/prepared/{id}:\n" };
+    if (p === "/v1/openapi.yaml") return { text: "paths:\n  /v1/prepared/{id}:\n  protect:\n  kill_tree:\n" };
     if (p === "/v1/version") return { json: { creel: "v1", api: "v1" } };
     if (p === "/v1/key") return { json: { id: "k", pem: pair.publicKey.export({ format: "pem", type: "spki" }) } };
     if (a.method === "PUT") return { json: { sandbox: sandbox(), evidence: signed(statement()) } };
