@@ -281,7 +281,7 @@ func (p *Placeholder) is(dir int, name string, st unix.Stat_t, user User) bool {
 // gone is nil for errors that say that the placeholder is not there, is in use by
 // its owner, or is none of the user's to remove any more.
 func gone(err error) error {
-	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV, unix.ENOTEMPTY, unix.EEXIST, unix.EACCES, unix.EPERM, unix.EROFS} {
+	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV, unix.ENOTEMPTY, unix.EEXIST, unix.EACCES, unix.EPERM, unix.EROFS, unix.EOVERFLOW} { // the last: it is of an id that the mount does not map
 		if errors.Is(err, e) {
 			return nil
 		}

@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -105,7 +107,7 @@ func testProcess(t *testing.T, w *world, g *gateway) {
 		"^Wrote 8 bytes to session [a-z0-9-]+\\.",
 		"<one>\n<two>\n\nProcess still running.",
 		"^Wrote 6 bytes to session [a-z0-9-]+ \\(stdin closed\\)\\.",
-		"^<three>\nend\n\nProcess (exited with code 0|still running)\\.",
+		"^<three>(\nend)?\n\nProcess (exited with code 0|still running)\\.",
 		"<one>\n<two>\n<three>\nend",
 		runsOn,
 		"3",
@@ -117,9 +119,19 @@ func testProcess(t *testing.T, w *world, g *gateway) {
 	for _, n := range []string{"4704", "4705", "4706"} {
 		w.ends(t, "sleep", n)
 	}
-	// A turn that is over leaves what it started on purpose.
-	g.results(t, "main", "process", do("exec", shell("sleep 4707", "background", true)))
+	// A turn that is over leaves what it started on purpose. On the host neither
+	// the command nor its environment is to be seen beside it.
+	g.results(t, "main", "process", do("exec", shell("sleep 4707", "background", true, "env", obj{"HUSH": "of the turn"})))
 	w.begins(t, "sleep", "4707")
+	relays := w.relays()
+	if len(relays) != 1 {
+		t.Fatalf("relays: %q", relays)
+	}
+	pid, cmd, _ := strings.Cut(relays[0], " ")
+	environ, err := os.ReadFile(filepath.Join("/proc", pid, "environ"))
+	if err != nil || strings.Contains(cmd+string(environ), "of the turn") || strings.Contains(cmd, "sleep") || strings.Contains(string(environ), token) {
+		t.Errorf("%s, with %q, %v", cmd, environ, err)
+	}
 	results = g.results(t, "main", "process", do("process", obj{"action": "list"}))
 	if !strings.Contains(results[0], "sleep 4707") {
 		t.Errorf("the next turn lists %q", results[0])

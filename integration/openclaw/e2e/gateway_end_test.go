@@ -16,9 +16,17 @@ import (
 func testGateway(t *testing.T, w *world, g *gateway) {
 	t.Helper()
 	two := newGateway(t, w, "two")
-	two.borrow(g, w.plugin())
+	two.borrow(g, w.plugin(), false)
 	two.start()
 	t.Cleanup(two.stop)
+	t.Run("without the plugin", func(t *testing.T) {
+		f := two.spawn(t, "open", "off", require("boxed"), do("exec", shell("true")))
+		same(t, "told", two.told(t, f), "error: Sandbox backend \"creel\" is not registered.\nLoad the plugin that provides it, or set agents.defaults.sandbox.backend=docker.")
+		w.nothingRan(t, two, f.child, "")
+	})
+	two.stop()
+	two.borrow(g, w.plugin(), true)
+	two.start()
 	key := sessionKey("main", "two")
 	where := func(g *gateway) string { return g.results(t, "main", "two", do("exec", shell("hostname")))[0] }
 	one, other := where(g), where(two)
@@ -44,7 +52,7 @@ func testGateway(t *testing.T, w *world, g *gateway) {
 	goesOn := func(n string) {
 		t.Helper()
 		two.start()
-		two.uses(t, "main", "two-"+n, use{"exec", shell("cat begun; ls late"), fmt.Sprintf("^%s\n.*'late': No such file.*", n)})
+		two.uses(t, "main", "two-"+n, use{"exec", shell("cat begun; ls late 2>&1"), fmt.Sprintf("^%s\n.*'late': No such file.*", n)})
 		if now := where(two); now != other {
 			t.Errorf("the session is in %s, was in %s", now, other)
 		}
@@ -66,12 +74,12 @@ func testGateway(t *testing.T, w *world, g *gateway) {
 	owned(t, two.Dir)
 }
 
-// borrow has a gateway load the plugin that another has installed.
-func (g *gateway) borrow(from *gateway, plugin obj) {
+// borrow gives a gateway the plugin that another has installed.
+func (g *gateway) borrow(from *gateway, plugin obj, enabled bool) {
 	g.tb.Helper()
 	g.config["plugins"] = obj{
 		"load": obj{"paths": []string{from.installed()}}, "allow": []string{"creel"},
-		"entries": obj{"creel": obj{"enabled": true, "config": plugin}},
+		"entries": obj{"creel": obj{"enabled": enabled, "config": plugin}},
 	}
 	g.write(g.config)
 }

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -50,6 +51,18 @@ func testRefused(t *testing.T, w *world, g *gateway) {
 			"noprofile": `^error: creel: the request has 1 problem\(s\); profile = nosuch: one of build, default, strict`,
 			"revoked":   `^error: creel: agent "openclaw-[0-9a-f]{8}-revoked" is revoked; have an operator restore it`,
 		})
+	})
+	t.Run("revoked while it runs", func(t *testing.T) {
+		f := g.spawn(t, "open", "refused-running", require("revoked"), do("exec", shell("sleep 4715")), do("exec", shell("id -u")), do("write", obj{"path": "x", "content": "x"}))
+		w.begins(t, "sleep", "4715")
+		revoke("revoke")
+		defer revoke("restore")
+		w.ends(t, "sleep", "4715")
+		s := g.model.wait(t, f.child)
+		const ended = `^.*(creel: sandbox [a-z2-7]{20} has ended; creel audit log --sandbox [a-z2-7]{20} says why|is revoked; have an operator restore it).*`
+		for i, want := range []string{"creel: the command: the sandbox ended\n\n(Command exited with code 137)", ended, ended} {
+			same(t, fmt.Sprint("step ", i), s.results[i], want)
+		}
 	})
 	g.uses(t, "main", "quota", use{"exec", shell("id -u"), "1000"})
 	for _, tt := range []struct {
@@ -150,8 +163,8 @@ func (w *world) nothingRan(t *testing.T, g *gateway, child, file string) {
 	if s := g.model.seen(g.model.script(child)); s.begun {
 		t.Errorf("the child did %q", s.results)
 	}
-	if found, _ := filepath.Glob(file); len(found) > 0 {
-		t.Errorf("there is %q", found)
+	if _, err := os.Lstat(file); err == nil {
+		t.Errorf("there is %s", file)
 	}
 }
 

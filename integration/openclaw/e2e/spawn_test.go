@@ -125,7 +125,7 @@ func testSpawn(t *testing.T, w *world, g *gateway) {
 			"agentId": "boxed", "sandbox": "require",
 			"attachments": []obj{{"name": "a.txt", "content": "attached\n"}, {"name": "b.bin", "content": content, "encoding": "base64"}},
 		},
-			do("exec", shell("cd /openclaw/attachments; find . -name a.txt -exec cat {} +; find . -name b.bin -exec od -An -c {} +; touch $(find . -name a.txt) x; grep attachments /proc/self/mountinfo | cut -d' ' -f6")))
+			do("exec", shell("exec 2>&1; cd /openclaw/attachments; find . -name a.txt -exec cat {} +; find . -name b.bin -exec od -An -c {} +; touch $(find . -name a.txt) x; grep attachments /proc/self/mountinfo | cut -d' ' -f6")))
 		if told := g.told(t, f); told != "ok" {
 			t.Errorf("told %q", told)
 		}

@@ -12,7 +12,7 @@ import (
 // are afterwards.
 func testWorkspace(t *testing.T, _ *world, g *gateway) {
 	t.Helper()
-	mess := shell("touch f; chmod 6755 f; cp /bin/true t; chmod 4755 t; mkdir s; chmod 2777 s; ln -s /etc/shadow l; mkfifo p; stat -c '%a %n' f t s")
+	mess := shell("exec 2>&1; touch f; chmod 6755 f; cp /bin/true t; chmod 4755 t; mkdir s; chmod 2777 s; ln -s /etc/shadow l; mkfifo p; stat -c '%a %n' f t s")
 	const bits = "chmod: changing permissions of 'f': Operation not permitted\nchmod: changing permissions of 't': Operation not permitted\nchmod: changing permissions of 's': Operation not permitted\n644 f\n755 t\n755 s"
 	t.Run("none", func(t *testing.T) {
 		g.uses(t, "main", "ws", use{"exec", mess, bits}, use{"exec", shell("ls /agent 2>&1 || true; ls"), "^ls: cannot access '/agent': No such file or directory\nf\nl\np\ns\nskills\nt"})
@@ -48,6 +48,14 @@ func testWorkspace(t *testing.T, _ *world, g *gateway) {
 			use{"write", obj{"path": "made/y", "content": "y"}, "Successfully wrote 1 bytes to /workspace/made/y"},
 			use{"edit", edit("notes", "of the user", "of both"), "Successfully replaced 1 block(s) in /workspace/notes."},
 			use{"apply_patch", patch("*** Add File: made/z", "+z"), "Success. Updated the following files:\nA made/z"},
+			// In a directory of the user's own a link is followed by nobody outside.
+			use{"exec", shell("ln -s " + g.configPath() + " config; ln -s " + g.Dir + " up; ls -L config up 2>&1 | sort"), "ls: cannot access 'config': No such file or directory\nls: cannot access 'up': No such file or directory"},
+			use{"read", obj{"path": "config"}, failed("read", "File not found: config.")},
+			use{"read", obj{"path": "up/openclaw.json"}, failed("read", "File not found: up/openclaw.json.")},
+			use{"edit", edit("config", "gateway", "x"), failed("edit", "Could not edit file: /workspace/config. Error code: ENOENT.")},
+			use{"ls", obj{"path": "up"}, failed("ls", "ENOENT: no such file or directory, /workspace/up")},
+			use{"apply_patch", patch("*** Update File: config", "@@", "-{", "+x"), `^.*"tool": "apply_patch".*Symlink escapes sandbox root.*`},
+			use{"exec", shell("rm config up"), "(no output)"},
 		)
 		// Another session of the agent's has the same workspace, at the same time.
 		g.uses(t, "rw", "ws2", use{"exec", shell("cat notes made/x made/y made/z"), "of both\nof the agent\nx\nyz"})

@@ -217,8 +217,9 @@ export class Backend {
           await daemon.list(sandbox.id, dir, 1);
           return dir;
         } catch (e) {
-          if (["not_found", "invalid_argument", "permission_denied"].includes(codeOf(e))) return null;
-          throw e; // it is not the directory
+          // Of a path creeld says the path first; all else is not about the directory.
+          if (e instanceof DaemonError && e.code !== "unavailable" && e.message.startsWith(`${dir}: `)) return null;
+          throw e;
         }
       },
       buildExecSpec: async ({ command, workdir: dir, env: given }) => {

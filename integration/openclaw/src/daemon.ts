@@ -94,7 +94,7 @@ export class Daemon {
     await this.json("DELETE", `/v1/sandboxes/${part(ref)}?force=true`).catch(unless("not_found"));
   }
   prepare(ref: string, exec: Exec): Promise<{ id: string; expires: string }> {
-    return this.json("POST", `/v1/sandboxes/${part(ref)}/prepare`, exec);
+    return this.json<{ id: string; expires: string }>("POST", `/v1/sandboxes/${part(ref)}/prepare`, exec).catch(this.gone(ref));
   }
   /** Forgets a prepared command; one that has run or expired is none. */
   async release(id: string): Promise<void> {
@@ -123,17 +123,17 @@ export class Daemon {
   // Files, each one request.
 
   async readFile(ref: string, path: string, max: number, signal?: AbortSignal): Promise<Buffer> {
-    return (await this.ask({ method: "GET", path: files(ref, "", { path }), signal, max })).body;
+    return (await this.ask({ method: "GET", path: files(ref, "", { path }), signal, max }).catch(this.gone(ref))).body;
   }
   async writeFile(ref: string, path: string, body: Buffer, how: { parents: boolean; exclusive: boolean }, signal?: AbortSignal): Promise<void> {
     const q = { path, ...(how.parents && { parents: "true" }), ...(how.exclusive && { exclusive: "true" }) };
-    await this.ask({ method: "PUT", path: files(ref, "", q), body, signal });
+    await this.ask({ method: "PUT", path: files(ref, "", q), body, signal }).catch(this.gone(ref));
   }
   async stat(ref: string, path: string, signal?: AbortSignal): Promise<FileInfo> {
-    return parse(await this.ask({ method: "GET", path: files(ref, "/stat", { path }), signal }));
+    return parse(await this.ask({ method: "GET", path: files(ref, "/stat", { path }), signal }).catch(this.gone(ref)));
   }
   async list(ref: string, path: string, limit: number, signal?: AbortSignal): Promise<{ entries: FileInfo[]; truncated: boolean }> {
-    const { body } = await this.ask({ method: "GET", path: files(ref, "/list", { path, limit: String(limit) }), signal });
+    const { body } = await this.ask({ method: "GET", path: files(ref, "/list", { path, limit: String(limit) }), signal }).catch(this.gone(ref));
     const entries: FileInfo[] = [];
     for (const line of body.toString("utf8").split("\n")) {
       if (line === "") continue;
@@ -145,13 +145,23 @@ export class Daemon {
     throw new DaemonError(`${path}: the list of the directory broke off`, "unavailable");
   }
   async mkdir(ref: string, path: string, signal?: AbortSignal): Promise<void> {
-    await this.ask({ method: "POST", path: files(ref, "/mkdir", { path, parents: "true" }), signal });
+    await this.ask({ method: "POST", path: files(ref, "/mkdir", { path, parents: "true" }), signal }).catch(this.gone(ref));
   }
   async removeFile(ref: string, path: string, recursive: boolean, signal?: AbortSignal): Promise<void> {
-    await this.ask({ method: "DELETE", path: files(ref, "", { path, ...(recursive && { recursive: "true" }) }), signal });
+    await this.ask({ method: "DELETE", path: files(ref, "", { path, ...(recursive && { recursive: "true" }) }), signal }).catch(this.gone(ref));
   }
   async rename(ref: string, from: string, to: string, signal?: AbortSignal): Promise<void> {
-    await this.ask({ method: "POST", path: files(ref, "/rename", { from, to }), signal });
+    await this.ask({ method: "POST", path: files(ref, "/rename", { from, to }), signal }).catch(this.gone(ref));
+  }
+
+  /** Says of a sandbox that is gone that it is, in words that a file that is not there does not have. */
+  private gone(ref: string): (e: unknown) => never {
+    return (e) => {
+      if (e instanceof DaemonError && e.code === "not_found" && e.message.startsWith("no sandbox ")) {
+        throw new DaemonError(`creel: sandbox ${ref} has ended; creel audit log --sandbox ${ref} says why, and the next turn makes it again if it may`, "ended");
+      }
+      throw e;
+    };
   }
 
   private async json<T>(method: string, path: string, json?: unknown): Promise<T> {

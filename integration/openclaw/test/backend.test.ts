@@ -182,7 +182,7 @@ test("the manager knows only what creeld does", async (t) => {
 
 test("a directory that is not there is told from a creeld that is not", async (t) => {
   let up = true;
-  const f = await box(t, (a) => (!a.url.includes("/files/list") ? undefined : !up ? { status: 503, json: { code: "unavailable", message: "creeld is stopping" } } : a.url.includes("there") ? { text: '{"truncated":true}' } : { status: 404, json: { code: "not_found", message: "no" } }));
+  const f = await box(t, (a) => (!a.url.includes("/files/list") ? undefined : !up ? { status: 503, json: { code: "unavailable", message: "creeld is stopping" } } : a.url.includes("there") ? { text: '{"truncated":true}' } : { status: 404, json: { code: "not_found", message: "/gone: no such file or directory" } }));
   const h = await backend(f.daemon).factory(params());
   assert.equal(await h.validateWorkdir("/there"), "/there");
   assert.equal(await h.validateWorkdir("/gone"), null);

@@ -92,3 +92,11 @@ test("an answer that breaks off, is too long or never comes is an error", async 
   stop.abort(new Error("the turn was stopped"));
   await assert.rejects(read, /the turn was stopped/);
 });
+
+test("a sandbox that has ended is no file that is not there", async (t) => {
+  const f = await fake(t, () => ({ status: 404, json: { code: "not_found", message: 'no sandbox "s1"', hint: "creel ps -a lists yours" } }));
+  const fs = fsBridge(f.daemon, "s1", "/workspace", mounts);
+  for (const p of [fs.readFile({ filePath: "a" }), fs.writeFile({ filePath: "a", data: "x" }), fs.stat({ filePath: "a" }), fs.readDirectory({ filePath: "." }), fs.mkdirp({ filePath: "a" }), fs.remove({ filePath: "a", force: true }), fs.rename({ from: "a", to: "b" })]) {
+    await assert.rejects(p, (e: NodeJS.ErrnoException) => /sandbox s1 has ended/.test(e.message) && e.code === undefined);
+  }
+});
