@@ -261,7 +261,7 @@ install: ## Install below prefix (/usr/local), DESTDIR first: binaries, units, c
 
 .PHONY: clean
 clean: ## Remove all that was built, downloaded and cached
-	@rm -rf bin build .cache
+	@rm -rf bin build .cache integration/openclaw/node_modules integration/openclaw/dist
 
 .PHONY: help
 help: ## This list

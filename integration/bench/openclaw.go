@@ -36,7 +36,7 @@ func (b *bench) openclawStage(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := errors.Join(os.Chown(dir, openclawUser, openclawUser), os.Chmod(b.socket, 0o666)); err != nil {
+	if err := errors.Join(os.Chown(dir, openclawUser, openclawUser), os.Chown(b.socket, openclawUser, openclawUser)); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, b.node, "integration/openclaw/bench/measure.ts", b.socket, filepath.Join(b.bin, "creel"), dir, strconv.Itoa(b.n), strconv.Itoa(b.rounds), imageName)

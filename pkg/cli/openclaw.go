@@ -4,13 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -267,7 +264,7 @@ func (a *app) mountsByPath(ctx context.Context, c *openclaw.Config) []openclaw.F
 	if dir == "" {
 		return []openclaw.Finding{ofDaemon(openclaw.Note, "", "whether it mounts directories by path is not known: neither a workspace nor %s is there", c.State)}
 	}
-	d, err := explainPath(ctx, a.client().Socket(), dir)
+	d, err := a.client().ExplainPaths(ctx, api.SpawnRequest{Mounts: []api.Mount{{Source: dir, Target: "/workspace"}}})
 	if err != nil {
 		return []openclaw.Finding{refusal("mounting "+dir+" by its path: ", err)}
 	}
@@ -300,44 +297,6 @@ func probeDir(c *openclaw.Config) (dir string, workspace bool) {
 		}
 	}
 	return "", false
-}
-
-// explainPath asks creeld what it would answer to a sandbox with a directory
-// that is named and not opened, as a client without descriptors does.
-func explainPath(ctx context.Context, socket, dir string) (*api.Decision, error) {
-	body, err := json.Marshal(api.SpawnRequest{Mounts: []api.Mount{{Source: dir, Target: "/workspace"}}})
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://creel/v1/explain", bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}
-	defer t.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: t}).Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxRequest))
-	if err != nil {
-		return nil, err
-	}
-	var d api.Decision
-	if resp.StatusCode == http.StatusOK {
-		err = json.Unmarshal(answer, &d)
-		return &d, err
-	}
-	var refused api.Error
-	if json.Unmarshal(answer, &refused) != nil || refused.Code == "" {
-		return nil, fmt.Errorf("the daemon answered %s", resp.Status)
-	}
-	return nil, &refused
 }
 
 // writeFindings writes what is to say, and the keys as a table of their own.

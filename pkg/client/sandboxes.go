@@ -97,6 +97,16 @@ func (c *Client) Explain(ctx context.Context, req api.SpawnRequest) (*api.Decisi
 	return &out, nil
 }
 
+// ExplainPaths is Explain for a request whose directories are named and not opened,
+// as clients that cannot send descriptors have them.
+func (c *Client) ExplainPaths(ctx context.Context, req api.SpawnRequest) (*api.Decision, error) {
+	var out api.Decision
+	if err := c.call(ctx, request{method: http.MethodPost, path: route("explain"), in: req}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // attach puts a spawn request and its directories, one for each mount that is
 // not a volume, into r.
 func (r *wireRequest) attach(req api.SpawnRequest, dirs []*os.File) (err error) {

@@ -521,9 +521,8 @@ const treeGrace = 3 * time.Second
 // kills those that are left.
 func (s *session) signalTree(sig syscall.Signal) error {
 	s.ending.Do(func() {
-		timer := time.AfterFunc(treeGrace, func() { s.end(api.ReasonKilled) })
-		context.AfterFunc(s.sb.l.ctx, func() { timer.Stop() })
 		s.asked.Store(true)
+		time.AfterFunc(treeGrace, func() { s.end(api.ReasonKilled) }) // nothing, once it has ended
 	})
 	pids, err := s.cg.Pids()
 	if err != nil {

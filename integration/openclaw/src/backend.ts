@@ -119,7 +119,8 @@ export class Backend {
     const rootfs = docker.rootfs;
     const egress = await this.expand(c.egress ?? []);
     const secrets = c.secrets ?? [];
-    const limits: Limits = { ...(parent && part(parent)), ...c.limits, ...docker.limits };
+    // What is configured is for a sandbox without a parent: its children share it.
+    const limits: Limits = { ...c.limits, ...docker.limits, ...(parent && part(parent)) };
     const owner = agentName(instance, agent);
     const mounts = plan({
       ...p, access: p.cfg.workspaceAccess, workdir: p.cfg.docker.workdir, binds: docker.mounts, protect: c.protect !== false, child: parent !== undefined,
@@ -260,7 +261,7 @@ export class Backend {
 /** What `openclaw sandbox list` shows. */
 const label = (s: Sandbox) => `${s.profile} (${s.image})`;
 
-/** What a child asks for where nothing is configured, so that its siblings can be beside it. */
+/** What a child asks for, so that its siblings can be beside it. */
 const part = (s: Sandbox): Limits => ({
   memory: Math.max(Math.floor(s.limits.memory / share), Math.min(s.limits.memory, 128 << 20)),
   cpus: Math.max(Math.floor((s.limits.cpus * 100) / share) / 100, 0.1),

@@ -61,8 +61,8 @@ export class DaemonError extends Error {
 /** The class of an error, "" when it has none. */
 export const codeOf = (e: unknown): string => (e instanceof DaemonError ? e.code : "");
 
-type Ask = { method: string; path: string; json?: unknown; body?: Buffer; signal?: AbortSignal | undefined; timeout?: number; max?: number };
-type Answer = { status: number; body: Buffer };
+type Ask = { method: string; path: string; json?: unknown; body?: Buffer; signal?: AbortSignal | undefined; max?: number };
+type Answer = { body: Buffer };
 
 /** What an answer may have at most, but for files. */
 const maxAnswer = 64 << 20;
@@ -174,7 +174,7 @@ export class Daemon {
       const body = a.json === undefined ? a.body : Buffer.from(JSON.stringify(a.json));
       const max = a.max ?? maxAnswer;
       const req = http.request({
-        socketPath: this.socket, method: a.method, path: a.path, agent: false, timeout: a.timeout ?? patience,
+        socketPath: this.socket, method: a.method, path: a.path, agent: false, timeout: patience,
         ...(a.signal && { signal: a.signal }),
         headers: {
           host: "creel",
@@ -201,7 +201,7 @@ export class Daemon {
           const status = res.statusCode ?? 0;
           const got = Buffer.concat(chunks);
           if (!res.complete) fail(new Error("the answer broke off"));
-          else if (status >= 200 && status < 300) resolve({ status, body: got });
+          else if (status >= 200 && status < 300) resolve({ body: got });
           else reject(said(status, got));
         });
       });

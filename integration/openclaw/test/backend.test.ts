@@ -102,10 +102,10 @@ test("one that has ended or is another is made again, unless something runs in i
 test("a subagent's sandbox is a child of its parent's, and asks for a part", async (t) => {
   const f = await box(t, (a) => (a.method === "GET" && a.url.startsWith("/v1/sandboxes?") ? { json: [sandbox({ id: "p1", state: "stopped" }), sandbox({ id: "p2" })] } : undefined));
   const p = params({ sessionKey: key, scopeKey: `${key}:workspace:0` });
-  await backend(f.daemon, {}, "agent:main:t1").factory(p);
+  await backend(f.daemon, { limits: { memory: "4G", ttl: "2h" } }, "agent:main:t1").factory(p);
   const asked = body(f.asked);
   assert.equal(asked.parent, "p2");
-  assert.deepEqual(asked.limits, { memory: Math.floor((1 << 30) / 5), cpus: 0.4, pids: 100 });
+  assert.deepEqual(asked.limits, { memory: Math.floor((1 << 30) / 5), cpus: 0.4, pids: 100, ttl: "2h" });
   assert.equal(asked.mounts[0].own, true);
   assert.match(decodeURIComponent(f.asked.find((a) => a.url.startsWith("/v1/sandboxes?"))?.url ?? ""), /openclaw.instance=i.*openclaw.session=agent:main:t1$/);
   for (const by of [undefined, "agent:other:t1"]) {
